@@ -1,0 +1,439 @@
+//! What /proc says of a tree of tasks, as comparable text.
+//!
+//! Each fact is a line under a key like `task 12 fd 3 target`. What the kernel numbers anew in
+//! each object's life (inodes of pipes, sockets, anonymous shared memory, deleted files) becomes
+//! its order of first appearance, so equal sharing gives equal text. What changes while a task
+//! runs (times, counters, resident sizes, the running state, remaining timer values) is left out.
+
+use anyhow::{Context, Result, ensure};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write,
+    fs,
+    path::Path,
+};
+
+/// The facts of a tree, by key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    facts: BTreeMap<String, String>,
+}
+
+/// Order of first appearance of objects whose numbers do not survive.
+#[derive(Default)]
+struct Renumbering {
+    seen: HashMap<String, usize>,
+}
+
+impl Renumbering {
+    fn name(&mut self, object: &str) -> String {
+        let next = self.seen.len() + 1;
+        format!("#{}", self.seen.entry(object.to_owned()).or_insert(next))
+    }
+}
+
+/// Lines of /proc/PID/status that a restore keeps.
+const STATUS: &[&str] = &[
+    "Name",
+    "Umask",
+    "Tgid",
+    "Pid",
+    "PPid",
+    "TracerPid",
+    "Uid",
+    "Gid",
+    "Groups",
+    "NStgid",
+    "NSpid",
+    "NSpgid",
+    "NSsid",
+    "Kthread",
+    "VmLck",
+    "VmPin",
+    "Threads",
+    "SigPnd",
+    "ShdPnd",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "THP_enabled",
+    "untag_mask",
+    "x86_Thread_features",
+];
+
+/// Fields of /proc/PID/stat that a restore keeps, by their number in proc_pid_stat(5).
+const STAT: &[(usize, &str)] = &[
+    (4, "ppid"),
+    (5, "pgrp"),
+    (6, "session"),
+    (7, "tty_nr"),
+    (8, "tpgid"),
+    (18, "priority"),
+    (19, "nice"),
+    (20, "num_threads"),
+    (25, "rsslim"),
+    (26, "startcode"),
+    (27, "endcode"),
+    (28, "startstack"),
+    (38, "exit_signal"),
+    (40, "rt_priority"),
+    (41, "policy"),
+    (45, "start_data"),
+    (46, "end_data"),
+    (47, "start_brk"),
+    (48, "arg_start"),
+    (49, "arg_end"),
+    (50, "env_start"),
+    (51, "env_end"),
+    (52, "exit_code"),
+];
+
+/// Whole files, as text.
+const FILES: &[&str] = &[
+    "cmdline",
+    "environ",
+    "personality",
+    "oom_score_adj",
+    "loginuid",
+    "timerslack_ns",
+    "limits",
+    "coredump_filter",
+    "cgroup",
+    "uid_map",
+    "gid_map",
+    "setgroups",
+    "mountinfo",
+];
+
+/// A task and its descendants, parents first. Zombies are members.
+pub fn tree(root: i32) -> Result<Vec<i32>> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    while let Some(pid) = pids.get(next).copied() {
+        next += 1;
+        for tid in threads(pid)? {
+            let path = format!("/proc/{pid}/task/{tid}/children");
+            // A thread may end between the listing and this read.
+            let children = fs::read_to_string(path).unwrap_or_default();
+            pids.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|pid| pid.parse::<i32>().ok()),
+            );
+        }
+    }
+    Ok(pids)
+}
+
+/// The thread ids of a task, ascending.
+pub fn threads(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/task");
+    let mut tids: Vec<i32> = fs::read_dir(&path)
+        .with_context(|| format!("list {path}"))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    tids.sort_unstable();
+    Ok(tids)
+}
+
+impl Snapshot {
+    /// Reads the facts of the tree below `root`.
+    pub fn of_tree(root: i32) -> Result<Self> {
+        let mut taken = Taken::default();
+        let mut pids = tree(root)?;
+        pids.sort_unstable();
+        taken.fact("tree", format!("{pids:?}"));
+        for pid in pids {
+            taken
+                .task(pid)
+                .with_context(|| format!("read /proc/{pid}"))?;
+        }
+        Ok(Self { facts: taken.facts })
+    }
+
+    /// Differences as lines `key: before -> after`.
+    pub fn differences(&self, after: &Self) -> Vec<String> {
+        let keys: std::collections::BTreeSet<_> =
+            self.facts.keys().chain(after.facts.keys()).collect();
+        let shown = |fact: Option<&String>| fact.map_or("(nothing)", |f| f.as_str()).to_owned();
+        keys.into_iter()
+            .filter_map(|key| {
+                let (before, now) = (self.facts.get(key), after.facts.get(key));
+                (before != now)
+                    .then(|| format!("{key}:\n  - {}\n  + {}", shown(before), shown(now)))
+            })
+            .collect()
+    }
+
+    /// Fails with the differences whose key has none of the `tolerated` fragments.
+    pub fn expect_same(&self, after: &Self, tolerated: &[&str]) -> Result<()> {
+        let differences: Vec<_> = self
+            .differences(after)
+            .into_iter()
+            .filter(|line| {
+                let key = line.lines().next().unwrap_or_default();
+                !tolerated.iter().any(|fragment| key.contains(fragment))
+            })
+            .collect();
+        ensure!(
+            differences.is_empty(),
+            "/proc tells {} things differently (- before, + after):\n{}",
+            differences.len(),
+            differences.join("\n")
+        );
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Taken {
+    facts: BTreeMap<String, String>,
+    objects: Renumbering,
+}
+
+impl Taken {
+    fn fact(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.facts.insert(key.into(), value.into());
+    }
+
+    fn task(&mut self, pid: i32) -> Result<()> {
+        let state = self.status_and_stat(&format!("task {pid}"), &format!("/proc/{pid}"))?;
+        if state == "Z" {
+            return Ok(());
+        }
+        for name in FILES {
+            self.file(pid, name);
+        }
+        for link in ["exe", "cwd", "root"] {
+            let target = fs::read_link(format!("/proc/{pid}/{link}"));
+            let target = target.map_or_else(|e| e.to_string(), |t| t.display().to_string());
+            self.fact(format!("task {pid} {link}"), target);
+        }
+        self.auxv(pid)?;
+        self.namespaces(pid)?;
+        self.timers(pid);
+        self.maps(pid)?;
+        self.descriptors(pid)?;
+        for tid in threads(pid)? {
+            let key = format!("task {pid} thread {tid}");
+            self.status_and_stat(&key, &format!("/proc/{pid}/task/{tid}"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the state letter.
+    fn status_and_stat(&mut self, key: &str, dir: &str) -> Result<String> {
+        let status = read_text(&format!("{dir}/status"))?;
+        for line in status.lines() {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            if STATUS.contains(&name) {
+                self.fact(format!("{key} status {name}"), value.trim());
+            }
+        }
+        let stat = read_text(&format!("{dir}/stat"))?;
+        let (_, behind_comm) = stat.rsplit_once(") ").context("stat has no command name")?;
+        let fields: Vec<_> = behind_comm.split_whitespace().collect();
+        // The first field behind the name is number 3.
+        for (number, name) in STAT {
+            let value = fields.get(number - 3).copied().unwrap_or("(missing)");
+            self.fact(format!("{key} stat {name}"), value);
+        }
+        let state = fields.first().copied().unwrap_or_default();
+        // A live task naps and runs by turns.
+        let steady = if matches!(state, "R" | "S" | "D") {
+            "alive"
+        } else {
+            state
+        };
+        self.fact(format!("{key} state"), steady);
+        Ok(state.to_owned())
+    }
+
+    fn file(&mut self, pid: i32, name: &str) {
+        let bytes = fs::read(format!("/proc/{pid}/{name}"));
+        let value = bytes.map_or_else(
+            |error| error.to_string(),
+            |bytes| String::from_utf8_lossy(&bytes).replace('\0', "\\0"),
+        );
+        self.fact(format!("task {pid} {name}"), value.trim_end());
+    }
+
+    fn auxv(&mut self, pid: i32) -> Result<()> {
+        let bytes = fs::read(format!("/proc/{pid}/auxv")).context("read auxv")?;
+        let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        self.fact(format!("task {pid} auxv"), hex);
+        Ok(())
+    }
+
+    fn namespaces(&mut self, pid: i32) -> Result<()> {
+        let ours = |name: &str| fs::read_link(format!("/proc/self/ns/{name}"));
+        for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+            let link = fs::read_link(format!("/proc/{pid}/ns/{name}")).context("read ns")?;
+            // A restored namespace is a new object: only whether it is the common one can stay.
+            let which = if link == ours(name)? { "common" } else { "own" };
+            self.fact(format!("task {pid} ns {name}"), which);
+        }
+        Ok(())
+    }
+
+    /// Ids, signals and kinds of POSIX timers; the remaining times are not in this file.
+    fn timers(&mut self, pid: i32) {
+        let text = fs::read_to_string(format!("/proc/{pid}/timers")).unwrap_or_default();
+        self.fact(format!("task {pid} timers"), text.trim_end());
+    }
+
+    /// The mappings with their VmFlags.
+    fn maps(&mut self, pid: i32) -> Result<()> {
+        let smaps = read_text(&format!("/proc/{pid}/smaps"))?;
+        let mut key = String::new();
+        for line in smaps.lines() {
+            if let Some(flags) = line.strip_prefix("VmFlags:") {
+                // sd, the soft-dirty mark, is about what has been written since; ht and hg stay.
+                let flags: Vec<_> = flags.split_whitespace().filter(|f| *f != "sd").collect();
+                self.fact(format!("{key} VmFlags"), flags.join(" "));
+            } else if let Some((range, rest)) = mapping_head(line) {
+                key = format!("task {pid} map {range}");
+                let mapping = self.mapping(rest);
+                self.fact(key.as_str(), mapping);
+            }
+        }
+        Ok(())
+    }
+
+    /// `perms offset dev inode path` with the inodes of unnamed objects renumbered.
+    fn mapping(&mut self, rest: &str) -> String {
+        let mut fields = rest.split_ascii_whitespace();
+        let mut field = || fields.next().unwrap_or_default();
+        let (perms, offset, device, inode) = (field(), field(), field(), field());
+        let path = fields.collect::<Vec<_>>().join(" ");
+        if path.ends_with(" (deleted)") {
+            let object = self.objects.name(&format!("map {device} {inode}"));
+            return format!("{perms} {offset} {object} {path}");
+        }
+        format!("{perms} {offset} {device} {inode} {path}")
+    }
+
+    fn descriptors(&mut self, pid: i32) -> Result<()> {
+        let dir = format!("/proc/{pid}/fd");
+        let mut fds: Vec<i32> = fs::read_dir(&dir)
+            .with_context(|| format!("list {dir}"))?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        fds.sort_unstable();
+        self.fact(format!("task {pid} fds"), format!("{fds:?}"));
+        for fd in fds {
+            let target = fs::read_link(Path::new(&dir).join(fd.to_string()));
+            let target = target.map_or_else(|e| e.to_string(), |t| t.display().to_string());
+            let target = self.unnumbered(&target);
+            self.fact(format!("task {pid} fd {fd} target"), target);
+            // The fdinfo of a descriptor on /proc/P/fd of a dead P can still be read.
+            let info = read_text(&format!("/proc/{pid}/fdinfo/{fd}"))?;
+            self.fdinfo(&format!("task {pid} fd {fd}"), &info);
+        }
+        Ok(())
+    }
+
+    /// `pipe:[1234]` as `pipe:[#1]`.
+    fn unnumbered(&mut self, target: &str) -> String {
+        match target.split_once(":[") {
+            Some((kind @ ("pipe" | "socket"), number)) => {
+                let object = self.objects.name(&format!("{kind} {number}"));
+                format!("{kind}:[{object}]")
+            }
+            _ => target.to_owned(),
+        }
+    }
+
+    fn fdinfo(&mut self, key: &str, info: &str) {
+        let mut counted: HashMap<String, usize> = HashMap::new();
+        for line in info.lines() {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            // ino: of objects without a name, new in each life. eventfd-id: likewise.
+            // it_value: the time left.
+            if matches!(name, "ino" | "eventfd-id" | "it_value" | "clockid_time") {
+                continue;
+            }
+            let value = without_inodes(value.trim());
+            let count = counted.entry(name.to_owned()).or_default();
+            *count += 1;
+            self.fact(format!("{key} {name} {count}"), value);
+        }
+    }
+}
+
+/// The lines of epoll and inotify name their targets by inode.
+fn without_inodes(value: &str) -> String {
+    let words = value.split_whitespace();
+    let kept: Vec<_> = words
+        .map(|word| {
+            if word.starts_with("ino:") {
+                "ino:*"
+            } else {
+                word
+            }
+        })
+        .collect();
+    kept.join(" ")
+}
+
+/// Splits `start-end rest` if the line is the head of a mapping in smaps.
+fn mapping_head(line: &str) -> Option<(&str, &str)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let hex = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+    (hex(start) && hex(end)).then_some((range, rest))
+}
+
+fn read_text(path: &str) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("read {path}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_mappings_are_told_from_counters() {
+        let head = "7ffc1000-7ffc2000 rw-p 00000000 00:00 0    [stack]";
+        assert_eq!(
+            mapping_head(head).map(|(range, _)| range),
+            Some("7ffc1000-7ffc2000")
+        );
+        assert_eq!(mapping_head("Size:                 12 kB"), None);
+    }
+
+    #[test]
+    fn numbers_of_pipes_become_their_order() {
+        let mut taken = Taken::default();
+        assert_eq!(taken.unnumbered("pipe:[77]"), "pipe:[#1]");
+        assert_eq!(taken.unnumbered("socket:[9]"), "socket:[#2]");
+        assert_eq!(taken.unnumbered("pipe:[77]"), "pipe:[#1]");
+        assert_eq!(taken.unnumbered("/tmp/x:[77]"), "/tmp/x:[77]");
+    }
+
+    #[test]
+    fn a_live_task_equals_itself_and_differs_from_its_change() -> Result<()> {
+        let before = Snapshot {
+            facts: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
+        };
+        let after = Snapshot {
+            facts: BTreeMap::from([("a".to_owned(), "2".to_owned())]),
+        };
+        before.expect_same(&before, &[])?;
+        assert_eq!(before.differences(&after), ["a:\n  - 1\n  + 2"]);
+        assert!(before.expect_same(&after, &[]).is_err());
+        before.expect_same(&after, &["a"])
+    }
+}

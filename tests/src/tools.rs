@@ -1,0 +1,167 @@
+//! Runs of the executables under test, with everything they said kept for the report.
+
+use crate::{guest::Guest, proc_snapshot, sandbox::Sandbox};
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+/// How a run ended and what it said.
+#[derive(Debug)]
+pub struct Outcome {
+    pub command: String,
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub log: String,
+}
+
+impl Outcome {
+    /// Fails with all the run said unless it succeeded.
+    pub fn succeeded(self) -> Result<Self> {
+        ensure!(self.status.success(), "{}", self.report());
+        Ok(self)
+    }
+
+    /// Fails unless the run ended with this exit status.
+    pub fn exited_with(self, code: i32) -> Result<Self> {
+        ensure!(
+            self.status.code() == Some(code),
+            "expected exit status {code}\n{}",
+            self.report()
+        );
+        Ok(self)
+    }
+
+    /// The last line on stderr: one sentence for the user.
+    pub fn last_line(&self) -> &str {
+        self.stderr
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+    }
+
+    /// Fails unless stderr or the log has each of the words.
+    pub fn says(&self, words: &[&str]) -> Result<()> {
+        for word in words {
+            ensure!(
+                self.stderr.contains(word),
+                "stderr does not say {word:?}\n{}",
+                self.report()
+            );
+        }
+        ensure!(!self.stderr.contains("panicked"), "{}", self.report());
+        Ok(())
+    }
+
+    /// The end of the log is what a reader of a failed test wants first.
+    pub fn report(&self) -> String {
+        let lines: Vec<_> = self.log.lines().collect();
+        let tail = lines
+            .get(lines.len().saturating_sub(60)..)
+            .unwrap_or_default()
+            .join("\n");
+        let Self {
+            command,
+            status,
+            stderr,
+            ..
+        } = self;
+        format!("{command}: {status}\n--- stderr\n{stderr}\n--- end of the log\n{tail}\n---")
+    }
+}
+
+impl Sandbox {
+    /// Runs an executable under test. Output goes to files, not pipes: a restored task that kept
+    /// an end of a pipe would keep a reader waiting.
+    pub fn run(&self, name: &str, arguments: &[&str], stdin: Option<&Path>) -> Result<Outcome> {
+        let mut command = Command::new(self.binary(name));
+        command.args(arguments);
+        self.run_command(command, stdin)
+    }
+
+    /// `run` for any command.
+    pub fn run_command(&self, mut command: Command, stdin: Option<&Path>) -> Result<Outcome> {
+        let output = || -> Result<(File, File)> {
+            let path = self.dir("output")?.join("captured");
+            let write = File::create(&path)?;
+            let read = File::open(&path)?;
+            fs::remove_file(&path)?;
+            Ok((write, read))
+        };
+        let (stdout, mut stdout_read) = output().context("make a file for stdout")?;
+        let (stderr, mut stderr_read) = output().context("make a file for stderr")?;
+        let input = match stdin {
+            Some(path) => File::open(path)
+                .with_context(|| format!("open {}", path.display()))?
+                .into(),
+            None => Stdio::null(),
+        };
+        let text = format!("{command:?}");
+        println!("run {text}");
+        let status = command
+            .stdin(input)
+            .stdout(stdout)
+            .stderr(stderr)
+            .status()
+            .with_context(|| format!("run {text}"))?;
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        stdout_read.read_to_end(&mut out)?;
+        stderr_read.read_to_end(&mut err)?;
+        let stderr = String::from_utf8_lossy(&err).into_owned();
+        Ok(Outcome {
+            command: text,
+            status,
+            stdout: out,
+            stderr,
+            log: String::new(),
+        })
+    }
+
+    /// crust-dump of the tree below `pid`.
+    pub fn dump(&self, pid: i32, images: &Path, options: &[&str]) -> Result<Outcome> {
+        let pid = pid.to_string();
+        let mut arguments = vec!["-t", &pid, "-D", text(images)?, "-v4", "-o", "dump.log"];
+        arguments.extend(options);
+        let mut outcome = self.run("crust-dump", &arguments, None)?;
+        outcome.log = read_log(&images.join("dump.log"));
+        Ok(outcome)
+    }
+
+    /// crust-restore, detached; the restored root becomes a child of the sandbox.
+    pub fn restore(&self, images: &Path, options: &[&str]) -> Result<Outcome> {
+        let mut arguments = vec!["-d", "-D", text(images)?, "-v4", "-o", "restore.log"];
+        arguments.extend(options);
+        let mut outcome = self.run("crust-restore", &arguments, None)?;
+        outcome.log = read_log(&images.join("restore.log"));
+        Ok(outcome)
+    }
+
+    /// Dumps a guest, which kills it, and waits until its pids are free again.
+    pub fn dump_and_kill(&self, guest: &Guest, images: &Path, options: &[&str]) -> Result<()> {
+        let tree = proc_snapshot::tree(guest.pid)?;
+        self.dump(guest.pid, images, options)?.succeeded()?;
+        self.reap(&tree)
+    }
+
+    /// An empty images directory.
+    pub fn images(&self, name: &str) -> Result<PathBuf> {
+        self.dir(&format!("images-{name}"))
+    }
+}
+
+/// A path of the harness as an argument; all of them are text.
+pub fn text(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+fn read_log(path: &Path) -> String {
+    fs::read(path)
+        .map(|log| String::from_utf8_lossy(&log).into_owned())
+        .unwrap_or_default()
+}
