@@ -1,6 +1,6 @@
 //! Compiles criu/*.proto without protoc, once, into everything the workspace needs of the wire
-//! format: the prost types, the descriptor set as written, and the same set with every `string`
-//! turned into `bytes`.
+//! format: the prost types, the descriptor set as written, the same set with every `string`
+//! turned into `bytes`, and the schema as constants (build_schema.rs).
 //!
 //! The second set exists because a `string` of CRIU's images is a raw path or name that may hold
 //! bytes which are not UTF-8 (proto2 does not check, prost and prost-reflect do). The typed
@@ -10,6 +10,8 @@
 use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 use std::{env, error::Error, fs, path::PathBuf};
+
+mod build_schema;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=criu");
@@ -25,6 +27,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Encoded by the compiler itself: a FileDescriptorSet of prost-types would lose the `criu`
     // field options, which are an extension it does not know.
     fs::write(out.join("criu.fds"), compiler.encode_file_descriptor_set())?;
+    fs::write(
+        out.join("schema.rs"),
+        build_schema::schema_source(&compiler.descriptor_pool())?,
+    )?;
 
     let mut wire = compiler.file_descriptor_set();
     for file in &mut wire.file {

@@ -1,8 +1,11 @@
 //! The messages of CRIU 4.2's images.
 //!
 //! `criu/*.proto` hold the names, numbers, labels and defaults of the wire format. This crate is
-//! what the build makes of them; nothing here is written by hand.
+//! what the build makes of them, three times: typed messages, descriptor sets, and the schema as
+//! constants.
 #![forbid(unsafe_code)]
+
+pub mod schema;
 
 /// The typed messages. A field that is a `string` on the wire is a `Vec<u8>` here: it holds a raw
 /// path or name, which need not be UTF-8.
