@@ -8,7 +8,12 @@ use std::{fs, path::Path};
 /// Guests with further needs (arguments, devices) have tests of their own.
 const NOT_ALONE: &[&str] = &[
     // /dev/net/tun, the bpf system call and a root file system: not on every machine.
-    "tun", "bpfmap", "mntns",
+    "tun",
+    "bpfmap",
+    "mntns",
+    // An argument: proc_remap.rs and kill_dumper.rs start these.
+    "procfd",
+    "interrupted",
 ];
 
 fn every_guest() -> Result<Vec<String>> {

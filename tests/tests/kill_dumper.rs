@@ -1,0 +1,168 @@
+//! The target survives the death of the dumper: crust-dump gets SIGKILL at random instants of
+//! its run, over and over, and each time the target must run on undamaged and be good for another
+//! dump. CRUST_TESTS_KILLS sets how often for each target (200 is the long form).
+
+use anyhow::{Context, Result, ensure};
+use crust_tests::{guest::Guest, proc_snapshot, sandbox::Sandbox, sandbox_test, tools::text};
+use std::{
+    env, fs,
+    hint::spin_loop,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const DEFAULT_KILLS: u32 = 20;
+
+fn kills() -> Result<u32> {
+    match env::var("CRUST_TESTS_KILLS") {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("CRUST_TESTS_KILLS={text}")),
+        Err(_) => Ok(DEFAULT_KILLS),
+    }
+}
+
+/// xorshift64: the instants are random but the same in each run.
+struct Instants(u64);
+
+impl Instants {
+    fn below(&mut self, limit: Duration) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Duration::from_nanos(self.0 % nanos)
+    }
+}
+
+fn dump_command(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<Command> {
+    let mut command = Command::new(sandbox.binary("crust-dump"));
+    command.args([
+        "--leave-running",
+        "-t",
+        &guest.pid.to_string(),
+        "-D",
+        text(images)?,
+    ]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ok(command)
+}
+
+/// Kills a dump after `instant`. True if it was still running.
+fn kill_dump(sandbox: &Sandbox, guest: &Guest, images: &Path, instant: Duration) -> Result<bool> {
+    let mut command = dump_command(sandbox, guest, images)?;
+    let started = Instant::now();
+    let mut dump = command.spawn().context("start crust-dump")?;
+    // Not a sleep: the instants are spread over a few milliseconds, finer than a timer's slack.
+    while started.elapsed() < instant {
+        spin_loop();
+    }
+    dump.kill().context("kill crust-dump")?;
+    Ok(dump
+        .wait()
+        .context("wait for crust-dump")?
+        .signal()
+        .is_some())
+}
+
+/// No thread of the guest is stopped or traced.
+fn expect_running(guest: &Guest) -> Result<()> {
+    for tid in proc_snapshot::threads(guest.pid)? {
+        let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", guest.pid))?;
+        let line = |name: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap_or_default()
+                .trim()
+        };
+        ensure!(
+            line("TracerPid:") == "0",
+            "thread {tid} is still traced\n{status}"
+        );
+        let state = line("State:");
+        ensure!(
+            !state.starts_with(['t', 'T', 'Z']),
+            "thread {tid} is in state {state}"
+        );
+    }
+    Ok(())
+}
+
+fn survives(sandbox: &Sandbox, case: &str) -> Result<()> {
+    let guest = sandbox.start_with("interrupted", &[case])?;
+    let before = proc_snapshot::Snapshot::of_tree(guest.pid)?;
+    let whole = sandbox.images("whole")?;
+    let started = Instant::now();
+    sandbox
+        .dump(guest.pid, &whole, &["--leave-running"])?
+        .succeeded()?;
+    let length = started.elapsed();
+    let (mut instants, mut killed, kills) = (Instants(0x9e37_79b9_7f4a_7c15), 0, kills()?);
+    for round in 0..kills {
+        let images = sandbox.images(&format!("killed-{round}"))?;
+        let instant = instants.below(length);
+        let context = || format!("after the kill number {round}, {instant:?} into the dump");
+        killed += u32::from(kill_dump(sandbox, &guest, &images, instant)?);
+        if let Some(status) = sandbox.try_wait(guest.pid)? {
+            let said = guest.lines()?.join("\n");
+            anyhow::bail!("the target ended with {status:?} {}\n{said}", context());
+        }
+        expect_running(&guest).with_context(context)?;
+        // The next dump both shows that the target can be dumped and waits for it to have left
+        // whatever the dead dumper made it run.
+        let again = sandbox.images("again")?;
+        sandbox
+            .dump(guest.pid, &again, &["--leave-running"])?
+            .succeeded()
+            .with_context(context)?;
+        let after = proc_snapshot::Snapshot::of_tree(guest.pid)?;
+        before.expect_same(&after, &[]).with_context(context)?;
+        for images in [images, again] {
+            fs::remove_dir_all(&images)?;
+        }
+    }
+    println!("NOTE {case}: {killed} of {kills} dumps were killed, over {length:?}");
+    // Dumps end sooner than the first, which was cold; but most must have been hit.
+    ensure!(
+        killed * 3 >= kills,
+        "only {killed} of {kills} dumps were still running when killed"
+    );
+    let images = sandbox.images("last")?;
+    sandbox.dump_and_kill(&guest, &images, &[])?;
+    sandbox.restore(&images, &[])?.succeeded()?;
+    guest.expect_ok(sandbox)
+}
+
+sandbox_test! {
+    fn cpu_loop(sandbox) { survives(sandbox, "cpu") }
+    fn nanosleep(sandbox) { survives(sandbox, "nanosleep") }
+    fn futex(sandbox) { survives(sandbox, "futex") }
+    fn many_threads(sandbox) { survives(sandbox, "threads") }
+
+    /// An interrupted dump is not taken for a good one.
+    fn killed_dump_is_recognised(sandbox) {
+        let guest = sandbox.start_with("interrupted", &["nanosleep"])?;
+        let whole = sandbox.images("whole")?;
+        let started = Instant::now();
+        sandbox.dump(guest.pid, &whole, &["--leave-running"])?.succeeded()?;
+        let length = started.elapsed();
+        let mut instants = Instants(0x2545_f491_4f6c_dd1d);
+        for round in 0..kills()? {
+            let images = sandbox.images(&format!("killed-{round}"))?;
+            if !kill_dump(sandbox, &guest, &images, instants.below(length))? {
+                continue;
+            }
+            // The inventory is written last: without it nothing may be restored.
+            if !images.join("inventory.img").exists() {
+                sandbox.restore(&images, &[])?.exited_with(1)?.says(&["inventory"])?;
+            }
+        }
+        guest.expect_ok(sandbox)
+    }
+}

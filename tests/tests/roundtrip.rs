@@ -1,0 +1,95 @@
+//! Each guest program through three round trips: dumped (which kills it), restored and asked for
+//! its verdict; dumped with `--leave-running`; and dumped, restored, dumped and restored again.
+//! Beside the verdict of the guest, which sees itself from inside, what /proc tells from outside
+//! must be the same before and after.
+
+use anyhow::Result;
+use crust_tests::{proc_snapshot::Snapshot, sandbox::Sandbox, sandbox_test};
+
+/// A guest with what it needs.
+#[derive(Default)]
+struct Case {
+    guest: &'static str,
+    dump: &'static [&'static str],
+    restore: &'static [&'static str],
+    /// Keys of the /proc snapshot that may differ after a restore; each use says why.
+    differs: &'static [&'static str],
+}
+
+fn restored(sandbox: &Sandbox, case: &Case) -> Result<()> {
+    let guest = sandbox.start(case.guest)?;
+    let before = Snapshot::of_tree(guest.pid)?;
+    let images = sandbox.images("first")?;
+    sandbox.dump_and_kill(&guest, &images, case.dump)?;
+    sandbox.assert_only(&[])?;
+    sandbox.restore(&images, case.restore)?.succeeded()?;
+    before.expect_same(&Snapshot::of_tree(guest.pid)?, case.differs)?;
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
+fn left_running(sandbox: &Sandbox, case: &Case) -> Result<()> {
+    let guest = sandbox.start(case.guest)?;
+    let before = Snapshot::of_tree(guest.pid)?;
+    let mut options = vec!["--leave-running"];
+    options.extend(case.dump);
+    sandbox
+        .dump(guest.pid, &sandbox.images("first")?, &options)?
+        .succeeded()?;
+    before.expect_same(&Snapshot::of_tree(guest.pid)?, &[])?;
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
+fn restored_twice(sandbox: &Sandbox, case: &Case) -> Result<()> {
+    let guest = sandbox.start(case.guest)?;
+    for generation in ["first", "second"] {
+        let images = sandbox.images(generation)?;
+        sandbox.dump_and_kill(&guest, &images, case.dump)?;
+        sandbox.restore(&images, case.restore)?.succeeded()?;
+    }
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
+macro_rules! workloads {
+    ($($(#[$note:meta])* $name:ident: $($field:ident $value:expr),+;)*) => {$(
+        $(#[$note])*
+        mod $name {
+            use super::*;
+            fn case() -> Case {
+                Case { $($field: $value,)+ ..Case::default() }
+            }
+            sandbox_test! {
+                fn restored(sandbox) { super::restored(sandbox, &case()) }
+                fn left_running(sandbox) { super::left_running(sandbox, &case()) }
+                fn restored_twice(sandbox) { super::restored_twice(sandbox, &case()) }
+            }
+        }
+    )*};
+}
+
+workloads! {
+    lone: guest "loop";
+    threads: guest "threads";
+    tree: guest "tree";
+    dead_leader: guest "dead_leader";
+    proc_dead: guest "proc_dead";
+    proc_zombie: guest "proc_zombie";
+    mem_private: guest "mem_private";
+    mem_shared: guest "mem_shared";
+    pipes: guest "pipes";
+    unix_stream: guest "unix_stream";
+    sigaction: guest "sigaction";
+    sigpending: guest "sigpending";
+    timers: guest "timers";
+    attrs: guest "attrs";
+    files: guest "files";
+    dir_flags: guest "dir_flags";
+    rootdir: guest "rootdir";
+    creds: guest "creds";
+    cpu_state: guest "cpu_state";
+    rseq: guest "rseq";
+    personality: guest "personality";
+    shared_fdtable: guest "shared_fdtable";
+}
