@@ -1,0 +1,543 @@
+//! The command line as values. The names and meanings are the peer's; the table tells which are
+//! built, and one that is not is refused by name.
+
+use crate::config;
+use crate::table::{ROWS, Row, Take, Use};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Which executable reads the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tool {
+    /// crust-dump.
+    Dump,
+    /// crust-restore.
+    Restore,
+}
+
+impl Tool {
+    /// The name of the executable.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tool::Dump => "crust-dump",
+            Tool::Restore => "crust-restore",
+        }
+    }
+
+    fn use_of(self, row: &Row) -> Use {
+        match self {
+            Tool::Dump => row.dump,
+            Tool::Restore => row.restore,
+        }
+    }
+}
+
+/// `--manage-cgroups`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupMode {
+    /// Do not touch cgroups, restore tasks into ours.
+    Ignore,
+    /// Put tasks into existing cgroups, and do nothing to these.
+    None,
+    /// Set the properties of existing ones.
+    Props,
+    /// Make those that are missing, with their properties.
+    Soft,
+    /// Make all that is missing and set properties of all.
+    Full,
+    /// They must not exist.
+    Strict,
+}
+
+/// `--network-lock`; the numbers are those of the inventory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetworkLock {
+    /// By iptables.
+    Iptables = 0,
+    /// By nftables.
+    Nftables = 1,
+    /// Not at all.
+    Skip = 2,
+}
+
+/// `--file-validation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileValidation {
+    /// Compare the size.
+    FileSize,
+    /// Compare the build id of an ELF file too.
+    BuildId,
+}
+
+/// `--plan`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The whole command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `--tree`: the root to dump.
+    pub tree: Option<i32>,
+    /// `--images-dir`.
+    pub images_dir: PathBuf,
+    /// `--work-dir`, by default the images dir.
+    pub work_dir: PathBuf,
+    /// `--log-file`, joined to the work dir.
+    pub log_file: Option<PathBuf>,
+    /// `-v`: 0 to 4, by default 2.
+    pub verbosity: u8,
+    /// `--timeout`; 10 seconds by default, as the peer's.
+    pub timeout: Duration,
+    /// `--status-fd`.
+    pub status_fd: Option<i32>,
+    /// `--display-stats`.
+    pub display_stats: bool,
+    /// `--action-script`, in order.
+    pub action_scripts: Vec<PathBuf>,
+    /// `--pidfile`, joined to the work dir.
+    pub pidfile: Option<PathBuf>,
+    /// `--leave-running`.
+    pub leave_running: bool,
+    /// `--leave-stopped`.
+    pub leave_stopped: bool,
+    /// `--restore-detached`.
+    pub restore_detached: bool,
+    /// `--shell-job`.
+    pub shell_job: bool,
+    /// `--plan`.
+    pub plan: Option<PlanFormat>,
+    /// `--link-remap`.
+    pub link_remap: bool,
+    /// `--ghost-limit` in bytes; 1 MiB by default.
+    pub ghost_limit: u64,
+    /// `--evasive-devices`.
+    pub evasive_devices: bool,
+    /// `--file-validation`.
+    pub file_validation: FileValidation,
+    /// `--network-lock`.
+    pub network_lock: NetworkLock,
+    /// `--manage-cgroups`; soft by default.
+    pub manage_cgroups: CgroupMode,
+}
+
+/// Why there are no options to go on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Help or the version was asked for: print it and end well.
+    Print(String),
+    /// The command line is wrong: one sentence, exit status 2.
+    Usage(String),
+}
+
+/// Parses a command line (without the program's name), the configuration files before it.
+pub fn parse(
+    tool: Tool,
+    args: impl IntoIterator<Item = OsString>,
+    defaults: &config::Defaults,
+) -> Result<Options, Stop> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let given = matches(tool, args.clone())?;
+    let configured = config::arguments(&given, defaults).map_err(Stop::Usage)?;
+    if configured.is_empty() {
+        return build(tool, &given);
+    }
+    // What comes later counts, so the command line has the last word.
+    build(
+        tool,
+        &matches(tool, configured.into_iter().chain(args).collect())?,
+    )
+}
+
+fn matches(tool: Tool, args: Vec<OsString>) -> Result<ArgMatches, Stop> {
+    command(tool)
+        .try_get_matches_from(args)
+        .map_err(|error| match error.kind() {
+            clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion => {
+                Stop::Print(error.to_string())
+            }
+            _ => Stop::Usage(first_line(&error.to_string())),
+        })
+}
+
+fn first_line(text: &str) -> String {
+    let line = text.lines().next().unwrap_or("the command line is wrong");
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+fn command(tool: Tool) -> Command {
+    let about = match tool {
+        Tool::Dump => "Writes the state of a running process tree into images.",
+        Tool::Restore => "Brings a process tree back from its images.",
+    };
+    let verbosity = Arg::new("verbosity")
+        .short('v')
+        .long("verbosity")
+        .value_name("N");
+    let mut command = Command::new(tool.name())
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(true)
+        .about(about)
+        .no_binary_name(true)
+        .infer_long_args(true)
+        .args_override_self(true)
+        .arg(
+            Arg::new("version")
+                .short('V')
+                .long("version")
+                .action(ArgAction::Version)
+                .help("print the version"),
+        )
+        .arg(
+            verbosity
+                .num_args(0..=1)
+                .action(ArgAction::Append)
+                .allow_hyphen_values(false)
+                .help("how much to log: 0 to 4 (default 2), or one more for each v"),
+        );
+    for row in ROWS {
+        command = command.arg(arg_of(tool, row));
+        if row.take == Take::Flag {
+            let takes_back = format!("no-{}", row.long);
+            let arg = Arg::new(takes_back.clone())
+                .long(takes_back)
+                .action(ArgAction::SetTrue);
+            command = command.arg(arg.overrides_with(row.long).hide(true));
+        }
+    }
+    command
+}
+
+fn arg_of(tool: Tool, row: &'static Row) -> Arg {
+    let mut arg = Arg::new(row.long).long(row.long).help(row.help);
+    arg = arg.hide(tool.use_of(row) != Use::Works);
+    if let Some(letter) = row.short {
+        arg = arg.short(letter);
+    }
+    match row.take {
+        Take::Flag => arg.action(ArgAction::SetTrue),
+        Take::One(name) => arg
+            .value_name(name)
+            .value_parser(clap::value_parser!(OsString)),
+        Take::Optional(name, missing) => arg
+            .value_name(name)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value(missing)
+            .value_parser(clap::value_parser!(OsString)),
+        Take::Many(name) => arg
+            .value_name(name)
+            .action(ArgAction::Append)
+            .value_parser(clap::value_parser!(OsString)),
+    }
+}
+
+fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
+    refuse_unbuilt(tool, found)?;
+    let given = Given(found);
+    let images_dir = given
+        .path("images-dir")
+        .unwrap_or_else(|| PathBuf::from("."));
+    let work_dir = given.path("work-dir").unwrap_or_else(|| images_dir.clone());
+    let options = Options {
+        tree: given.number("tree")?,
+        log_file: given.path("log-file").map(|file| work_dir.join(file)),
+        verbosity: verbosity(found)?,
+        timeout: Duration::from_secs(given.number("timeout")?.unwrap_or(10)),
+        status_fd: given.number("status-fd")?,
+        display_stats: given.flag("display-stats"),
+        action_scripts: given
+            .all("action-script")
+            .into_iter()
+            .map(PathBuf::from)
+            .collect(),
+        pidfile: given.path("pidfile").map(|file| work_dir.join(file)),
+        leave_running: given.flag("leave-running"),
+        leave_stopped: given.flag("leave-stopped"),
+        restore_detached: given.flag("restore-detached"),
+        shell_job: given.flag("shell-job"),
+        plan: given.choice(
+            "plan",
+            &[("text", PlanFormat::Text), ("json", PlanFormat::Json)],
+        )?,
+        link_remap: given.flag("link-remap"),
+        ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
+        evasive_devices: given.flag("evasive-devices"),
+        file_validation: given
+            .choice("file-validation", FILE_VALIDATION)?
+            .unwrap_or(FileValidation::BuildId),
+        network_lock: given
+            .choice("network-lock", NETWORK_LOCK)?
+            .unwrap_or(NetworkLock::Iptables),
+        manage_cgroups: given
+            .choice("manage-cgroups", CGROUP_MODES)?
+            .unwrap_or(CgroupMode::Soft),
+        images_dir,
+        work_dir,
+    };
+    if options.leave_running && options.leave_stopped {
+        return usage("--leave-running and --leave-stopped contradict each other");
+    }
+    Ok(options)
+}
+
+const FILE_VALIDATION: &[(&str, FileValidation)] = &[
+    ("filesize", FileValidation::FileSize),
+    ("buildid", FileValidation::BuildId),
+];
+
+const NETWORK_LOCK: &[(&str, NetworkLock)] = &[
+    ("iptables", NetworkLock::Iptables),
+    ("nftables", NetworkLock::Nftables),
+    ("skip", NetworkLock::Skip),
+];
+
+const CGROUP_MODES: &[(&str, CgroupMode)] = &[
+    ("ignore", CgroupMode::Ignore),
+    ("none", CgroupMode::None),
+    ("props", CgroupMode::Props),
+    ("soft", CgroupMode::Soft),
+    ("full", CgroupMode::Full),
+    ("strict", CgroupMode::Strict),
+];
+
+fn usage<T>(sentence: impl Into<String>) -> Result<T, Stop> {
+    Err(Stop::Usage(sentence.into()))
+}
+
+/// All that were given and are not built, in one sentence.
+fn refuse_unbuilt(tool: Tool, found: &ArgMatches) -> Result<(), Stop> {
+    let given = Given(found);
+    let unbuilt: Vec<String> = ROWS
+        .iter()
+        .filter(|row| tool.use_of(row) == Use::NotYet && given.is_given(row))
+        .map(|row| format!("--{}", row.long))
+        .collect();
+    match unbuilt.as_slice() {
+        [] => Ok(()),
+        [one] => usage(format!("option {one} is known but not built yet")),
+        many => usage(format!(
+            "options {} are known but not built yet",
+            many.join(", ")
+        )),
+    }
+}
+
+/// `-v` adds one, `-vv` two, `-v3` and `-v 3` set it.
+fn verbosity(found: &ArgMatches) -> Result<u8, Stop> {
+    const DEFAULT: u8 = 2;
+    const HIGHEST: u8 = 4;
+    let mut level = DEFAULT;
+    for occurrence in found
+        .get_occurrences::<String>("verbosity")
+        .into_iter()
+        .flatten()
+    {
+        let text = occurrence.map(String::as_str).next().unwrap_or_default();
+        level = if text.chars().all(|letter| letter == 'v') {
+            level.saturating_add(1 + text.len() as u8)
+        } else {
+            match text.parse() {
+                Ok(number) => number,
+                Err(_) => return usage(format!("-v takes a number from 0 to 4, not '{text}'")),
+            }
+        };
+    }
+    Ok(level.min(HIGHEST))
+}
+
+/// The options that were given.
+struct Given<'m>(&'m ArgMatches);
+
+impl Given<'_> {
+    fn flag(&self, name: &str) -> bool {
+        self.0.get_flag(name)
+    }
+
+    fn is_given(&self, row: &Row) -> bool {
+        match row.take {
+            Take::Flag => self.flag(row.long),
+            _ => self.0.contains_id(row.long),
+        }
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.0.get_one::<OsString>(name).map(PathBuf::from)
+    }
+
+    fn all(&self, name: &str) -> Vec<OsString> {
+        self.0
+            .get_many::<OsString>(name)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, Stop> {
+        match self.0.get_one::<OsString>(name) {
+            None => Ok(None),
+            Some(text) => match text.to_str() {
+                Some(text) => Ok(Some(text.to_owned())),
+                None => usage(format!(
+                    "--{name}: '{}' is not text",
+                    text.to_string_lossy()
+                )),
+            },
+        }
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Stop> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => usage(format!("--{name} takes a number, not '{text}'")),
+        }
+    }
+
+    fn size(&self, name: &str) -> Result<Option<u64>, Stop> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match parse_size(&text) {
+            Some(size) => Ok(Some(size)),
+            None => usage(format!(
+                "--{name} takes a size as 4096, 16K, 1M or 2G, not '{text}'"
+            )),
+        }
+    }
+
+    fn choice<T: Copy>(&self, name: &str, values: &[(&str, T)]) -> Result<Option<T>, Stop> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        match values.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let words: Vec<&str> = values.iter().map(|(word, _)| *word).collect();
+                usage(format!(
+                    "--{name} is one of {}, not '{text}'",
+                    words.join(", ")
+                ))
+            }
+        }
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G']);
+    let shift = match text.get(digits.len()..)? {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(tool: Tool, line: &str) -> Result<Options, Stop> {
+        let args = line.split_ascii_whitespace().map(OsString::from);
+        parse(tool, args, &config::Defaults::none())
+    }
+
+    #[test]
+    fn verbosity_has_four_spellings() {
+        for (line, level) in [
+            ("", 2),
+            ("-v", 3),
+            ("-vv", 4),
+            ("-v4", 4),
+            ("-v 4", 4),
+            ("--verbosity=1", 1),
+            ("-v0 -t 3", 0),
+        ] {
+            let options = parsed(Tool::Dump, line).expect(line);
+            assert_eq!(options.verbosity, level, "{line}");
+        }
+    }
+
+    #[test]
+    fn letters_and_long_names_are_alike() {
+        let short = parsed(Tool::Dump, "-t 12 -D imgs -W work -o dump.log -R -j").expect("short");
+        let long = parsed(Tool::Dump, "--tree=12 --images-dir imgs --work-dir work --log-file dump.log --leave-running --shell-job").expect("long");
+        assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        assert_eq!(short.log_file, Some(PathBuf::from("work/dump.log")));
+    }
+
+    #[test]
+    fn a_no_form_takes_back() {
+        assert!(
+            !parsed(Tool::Dump, "-R --no-leave-running")
+                .expect("parses")
+                .leave_running
+        );
+        assert!(
+            parsed(Tool::Dump, "--no-leave-running -R")
+                .expect("parses")
+                .leave_running
+        );
+    }
+
+    #[test]
+    fn an_option_that_is_not_built_is_refused_by_name() {
+        let stop = parsed(Tool::Dump, "-t 1 --track-mem --empty-ns net").expect_err("refused");
+        assert_eq!(
+            stop,
+            Stop::Usage("options --empty-ns, --track-mem are known but not built yet".into())
+        );
+    }
+
+    #[test]
+    fn what_only_the_other_tool_uses_is_accepted() {
+        assert!(parsed(Tool::Dump, "-t 1 -d --pidfile p").is_ok());
+        assert!(parsed(Tool::Restore, "-t 1 -R --link-remap").is_ok());
+    }
+
+    #[test]
+    fn unknown_options_and_bad_values_are_usage_errors() {
+        for line in [
+            "--frobnicate",
+            "-t x",
+            "--manage-cgroups=sometimes",
+            "--ghost-limit 1T",
+            "-R -s",
+        ] {
+            assert!(
+                matches!(parsed(Tool::Dump, line), Err(Stop::Usage(_))),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn optional_values() {
+        let options = parsed(Tool::Dump, "--manage-cgroups").expect("parses");
+        assert_eq!(options.manage_cgroups, CgroupMode::Soft);
+        let options = parsed(Tool::Restore, "--plan=json --manage-cgroups=ignore").expect("parses");
+        assert_eq!(
+            (options.plan, options.manage_cgroups),
+            (Some(PlanFormat::Json), CgroupMode::Ignore)
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("2M"), Some(2 << 20));
+        assert_eq!(parse_size("99999999999G"), None);
+        assert_eq!(parse_size("1KM"), None);
+    }
+}
