@@ -6,4 +6,6 @@
 pub mod config;
 pub mod log;
 pub mod options;
+pub mod run;
+pub mod scripts;
 pub mod table;
