@@ -1,1 +1,14 @@
-#![allow(dead_code)]
+//! Everything Crust does to another process: ptrace, remote system calls, memory, descriptors,
+//! and what /proc says. All `unsafe` of the project is here, narrow and argued.
+
+pub mod batch;
+pub mod descriptor;
+pub mod error;
+pub mod freeze;
+pub mod leftover;
+pub mod memory;
+pub mod pid;
+pub mod regs;
+pub mod remote;
+pub mod stub;
+pub mod tracee;

@@ -1,0 +1,585 @@
+//! Stops every thread of a process tree and keeps it stopped.
+//!
+//! Threads are seized and interrupted until a whole pass over /proc finds nothing new: a frozen
+//! task can neither fork nor clone, so the set can only shrink to a fixed point. Nothing of the
+//! tasks is changed, and our death lets all of them go.
+
+use crate::error::{Error, Result as OsResult};
+use crate::leftover;
+use crate::memory::TaskMem;
+use crate::pid::HostPid;
+use crate::regs::Regs;
+use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
+use nix::errno::Errno;
+use std::collections::HashSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// PF_KTHREAD of include/linux/sched.h, in the flags of /proc/PID/stat.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// A tree that cannot be frozen, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// There is no such process.
+    #[error("task {0}: no such process")]
+    NoSuchTask(HostPid),
+    /// A thread of the kernel has nothing to dump.
+    #[error("task {0} is a kernel thread")]
+    KernelThread(HostPid),
+    /// A thread that is not the leader was named.
+    #[error("{tid} is a thread of task {tgid}, not a task")]
+    NotALeader {
+        /// What was named.
+        tid: HostPid,
+        /// Its task.
+        tgid: HostPid,
+    },
+    /// The process named is already dead.
+    #[error("task {0} is a zombie: it waits only for its parent to reap it")]
+    RootIsZombie(HostPid),
+    /// We are a part of the tree.
+    #[error("task {0} is in the tree: a process cannot dump itself")]
+    ContainsUs(HostPid),
+    /// Somebody else traces a thread, for example a debugger.
+    #[error("thread {tid} of task {pid} is traced by process {tracer}")]
+    Traced {
+        /// The task.
+        pid: HostPid,
+        /// Its thread.
+        tid: HostPid,
+        /// The tracer.
+        tracer: i32,
+    },
+    /// The leader has exited while other threads live.
+    #[error("task {0}: its leader is dead while other threads live, which is not supported yet")]
+    DeadLeader(HostPid),
+    /// A thread does not stop.
+    #[error(
+        "thread {tid} of task {pid} does not stop (state {state}): it sleeps uninterruptibly, for \
+         example in a vfork whose child has not exec'ed"
+    )]
+    Unstoppable {
+        /// The task.
+        pid: HostPid,
+        /// Its thread.
+        tid: HostPid,
+        /// The state letter of /proc.
+        state: char,
+    },
+    /// The kernel refused a step.
+    #[error(transparent)]
+    Os(#[from] Error),
+}
+
+/// What a task is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// Running or sleeping.
+    Alive,
+    /// Stopped by this signal.
+    Stopped(i32),
+    /// Dead, not reaped, with this raw wait status.
+    Zombie(i32),
+}
+
+/// A thread stopped by us.
+#[derive(Debug)]
+pub struct FrozenThread {
+    /// Its handle.
+    pub stopped: Stopped,
+    /// The registers it goes on with: as found, but an EINTR that is only our doing is undone
+    /// and a restartable sequence is aborted, as any preemption may.
+    pub regs: Regs,
+    /// The signals it blocks.
+    pub sigmask: SigSet,
+    /// Its restartable sequence.
+    pub rseq: Option<RseqConfig>,
+    changed: bool,
+}
+
+/// A task of the tree.
+#[derive(Debug)]
+pub struct FrozenTask {
+    /// Its id.
+    pub pid: HostPid,
+    /// Its parent's id; the root's parent is outside the tree.
+    pub ppid: i32,
+    /// What it was doing.
+    pub state: TaskState,
+    /// Its threads, the leader first; none for a zombie.
+    pub threads: Vec<FrozenThread>,
+}
+
+/// A frozen tree. Dropping it lets everything go on.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Parents before their children, depth first.
+    pub tasks: Vec<FrozenTask>,
+    /// How long it took from the first seize to the last stop.
+    pub took: Duration,
+    /// When the first thread was asked to stop.
+    pub since: Instant,
+}
+
+/// Freezes the tree below `root`. SIGCHLD must be blocked in all threads of the caller. A thread
+/// that has not stopped after `timeout` is an error; whatever was frozen goes on then.
+pub fn freeze_tree(root: HostPid, timeout: Duration) -> Result<Frozen, FreezeError> {
+    check_root(root)?;
+    let since = Instant::now();
+    let mut freezer = Freezer {
+        frozen: Frozen {
+            tasks: Vec::new(),
+            took: Duration::ZERO,
+            since,
+        },
+        seized: HashSet::new(),
+        deadline: since + timeout,
+    };
+    while freezer.pass(root)? {}
+    freezer.order(root);
+    freezer.frozen.took = since.elapsed();
+    Ok(freezer.frozen)
+}
+
+fn check_root(root: HostPid) -> Result<(), FreezeError> {
+    let stat = Stat::read(root.get(), root.get())
+        .map_err(Error::from)?
+        .ok_or(FreezeError::NoSuchTask(root))?;
+    if stat.flags & PF_KTHREAD != 0 {
+        return Err(FreezeError::KernelThread(root));
+    }
+    if stat.state == 'Z' && thread_ids(root)?.len() < 2 {
+        return Err(FreezeError::RootIsZombie(root));
+    }
+    match status_number(root, "Tgid")? {
+        Some(tgid) if tgid != root.get() => Err(FreezeError::NotALeader {
+            tid: root,
+            tgid: HostPid::new(tgid).unwrap_or(root),
+        }),
+        _ => Ok(()),
+    }
+}
+
+struct Freezer {
+    frozen: Frozen,
+    seized: HashSet<HostPid>,
+    deadline: Instant,
+}
+
+impl Freezer {
+    /// One pass over the tree; true if it found a thread or a task not known before.
+    fn pass(&mut self, root: HostPid) -> Result<bool, FreezeError> {
+        let mut found = false;
+        let mut todo = vec![root];
+        while let Some(pid) = todo.pop() {
+            found |= self.freeze_task(pid)?;
+            todo.extend(children(pid)?);
+        }
+        Ok(found)
+    }
+
+    fn freeze_task(&mut self, pid: HostPid) -> Result<bool, FreezeError> {
+        if pid == HostPid::current() {
+            return Err(FreezeError::ContainsUs(pid));
+        }
+        let Some(stat) = Stat::read(pid.get(), pid.get()).map_err(Error::from)? else {
+            return Ok(false);
+        };
+        let known = self.frozen.tasks.iter().position(|task| task.pid == pid);
+        let index = match known {
+            // A subreaper may have inherited the task since.
+            Some(index) => {
+                self.frozen.tasks[index].ppid = stat.ppid;
+                if matches!(self.frozen.tasks[index].state, TaskState::Zombie(_)) {
+                    return Ok(false);
+                }
+                index
+            }
+            None if stat.state == 'Z' && thread_ids(pid)?.len() < 2 => {
+                self.frozen.tasks.push(FrozenTask {
+                    pid,
+                    ppid: stat.ppid,
+                    state: TaskState::Zombie(stat.exit_code),
+                    threads: Vec::new(),
+                });
+                return Ok(true);
+            }
+            None => {
+                self.frozen.tasks.push(FrozenTask {
+                    pid,
+                    ppid: stat.ppid,
+                    state: TaskState::Alive,
+                    threads: Vec::new(),
+                });
+                self.frozen.tasks.len() - 1
+            }
+        };
+        let mut found = known.is_none();
+        while self.freeze_new_threads(index)? {
+            found = true;
+        }
+        if self.frozen.tasks[index].threads.is_empty() {
+            // It died between the listing and the seize; the next pass sees what became of it.
+            self.frozen.tasks.remove(index);
+            return Ok(true);
+        }
+        if self.frozen.tasks[index].threads[0].stopped.tid() != pid {
+            return Err(FreezeError::DeadLeader(pid));
+        }
+        Ok(found)
+    }
+
+    /// Seizes and stops the threads not yet ours; all are asked before any is waited for.
+    fn freeze_new_threads(&mut self, index: usize) -> Result<bool, FreezeError> {
+        let pid = self.frozen.tasks[index].pid;
+        let mut asked = Vec::new();
+        for tid in thread_ids(pid)? {
+            if self.seized.contains(&tid) {
+                continue;
+            }
+            if self.seize(pid, tid)? {
+                self.seized.insert(tid);
+                asked.push(tid);
+            }
+        }
+        for tid in &asked {
+            match tracee::interrupt(*tid) {
+                Err(error) if !error.is_gone() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        for tid in &asked {
+            self.wait_for(index, *tid)?;
+        }
+        self.frozen.tasks[index].threads.sort_by_key(|thread| {
+            let tid = thread.stopped.tid();
+            (tid != pid, tid)
+        });
+        Ok(!asked.is_empty())
+    }
+
+    fn seize(&self, pid: HostPid, tid: HostPid) -> Result<bool, FreezeError> {
+        let error = match seize_with_seccomp(tid) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        };
+        let Some(stat) = Stat::read(pid.get(), tid.get()).map_err(Error::from)? else {
+            return Ok(false);
+        };
+        if matches!(stat.state, 'Z' | 'X') {
+            return Ok(false);
+        }
+        match status_number(tid, "TracerPid")? {
+            Some(tracer) if tracer != 0 => Err(FreezeError::Traced { pid, tid, tracer }),
+            _ => Err(error.into()),
+        }
+    }
+
+    fn wait_for(&mut self, index: usize, tid: HostPid) -> Result<(), FreezeError> {
+        let pid = self.frozen.tasks[index].pid;
+        let stop = match tracee::wait_stopped(tid, Some(self.deadline)) {
+            Ok(Wait::Stopped(stop)) => stop,
+            Ok(Wait::Exited(_)) => return Ok(()),
+            Err(error) if error.errno == Errno::ETIMEDOUT => {
+                let stat = Stat::read(pid.get(), tid.get()).map_err(Error::from)?;
+                let state = stat.map_or('?', |stat| stat.state);
+                return Err(FreezeError::Unstoppable { pid, tid, state });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if let Stop::Group(signal) = stop {
+            self.frozen.tasks[index].state = TaskState::Stopped(signal);
+        }
+        match FrozenThread::read(pid, Stopped::new(tid, stop)) {
+            Ok(thread) => self.frozen.tasks[index].threads.push(thread),
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Brings parents before their children, siblings in order of their pids.
+    fn order(&mut self, root: HostPid) {
+        let mut left: Vec<FrozenTask> = std::mem::take(&mut self.frozen.tasks);
+        left.sort_by_key(|task| std::cmp::Reverse(task.pid));
+        let mut todo = vec![root.get()];
+        while let Some(pid) = todo.pop() {
+            if let Some(at) = left.iter().position(|task| task.pid.get() == pid) {
+                self.frozen.tasks.push(left.remove(at));
+            }
+            // Descending, so that the lowest is popped first.
+            todo.extend(
+                left.iter()
+                    .filter(|task| task.ppid == pid)
+                    .map(|task| task.pid.get()),
+            );
+        }
+        // Reparented out of the tree while it was being frozen: no part of it any more.
+    }
+}
+
+/// Filters must rest, or the first call of ours that a filter dislikes kills the task. An
+/// unprivileged dumper may not ask for it, and then must not touch a filtered task.
+fn seize_with_seccomp(tid: HostPid) -> OsResult<()> {
+    match tracee::seize(tid, options::SUSPEND_SECCOMP) {
+        Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EPERM) => {
+            match status_number(tid, "Seccomp") {
+                Ok(Some(0)) => tracee::seize(tid, 0),
+                _ => Err(error),
+            }
+        }
+        other => other,
+    }
+}
+
+impl FrozenThread {
+    fn read(pid: HostPid, mut stopped: Stopped) -> OsResult<FrozenThread> {
+        leftover::lead_out(&TaskMem::open(pid)?, &mut stopped)?;
+        let found = stopped.regs()?;
+        let mut thread = FrozenThread {
+            regs: found,
+            sigmask: stopped.sigmask()?,
+            rseq: stopped.rseq()?,
+            stopped,
+            changed: false,
+        };
+        if thread.stopped.signal_in_hand() == 0 && !thread.has_deliverable_signal(pid)? {
+            thread.regs.undo_tracer_eintr();
+        }
+        thread.abort_rseq(pid)?;
+        thread.changed = thread.regs.0.rip != found.0.rip;
+        if thread.changed {
+            // Now, not at the thaw: what we read from here on is what the thread goes on with.
+            thread.stopped.set_regs(&thread.regs)?;
+        }
+        Ok(thread)
+    }
+
+    fn has_deliverable_signal(&self, pid: HostPid) -> OsResult<bool> {
+        if !matches!(self.regs.0.rax as i64, -4) || self.regs.syscall().is_none() {
+            return Ok(false);
+        }
+        let tid = self.stopped.tid();
+        let private = status_hex(pid, tid, "SigPnd")?.unwrap_or(0);
+        let shared = status_hex(pid, tid, "ShdPnd")?.unwrap_or(0);
+        Ok((private | shared) & !self.sigmask != 0)
+    }
+
+    /// A thread inside a restartable sequence must not be resumed there by us: the kernel forgets
+    /// the sequence when the thread runs our code, and would not abort it later. We abort it
+    /// right away, as the kernel does at any preemption (kernel/rseq.c, rseq_ip_fixup).
+    fn abort_rseq(&mut self, pid: HostPid) -> OsResult<()> {
+        const RSEQ_CS_OFFSET: u64 = 8;
+        let Some(config) = self.rseq else {
+            return Ok(());
+        };
+        if self.regs.syscall().is_some() {
+            return Ok(());
+        }
+        let mem = TaskMem::open(pid)?;
+        let cs_at = config.pointer + RSEQ_CS_OFFSET;
+        let Ok(cs) = mem.read_u64(cs_at) else {
+            return Ok(());
+        };
+        if cs == 0 {
+            return Ok(());
+        }
+        // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+        let mut words = [0; 32];
+        mem.read_exact_at(cs, &mut words)?;
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| words[at + i]));
+        let (start, length, abort) = (word(8), word(16), word(24));
+        if self.regs.0.rip.wrapping_sub(start) < length {
+            self.regs.0.rip = abort;
+        }
+        Ok(())
+    }
+}
+
+impl Frozen {
+    /// Lets every thread go on as it was. All threads are tried; the first error is returned. A
+    /// thread killed meanwhile is no error.
+    pub fn thaw(mut self) -> OsResult<()> {
+        self.detach_all()
+    }
+
+    /// Kills every task and waits until all are gone.
+    pub fn kill(mut self) -> OsResult<()> {
+        let tasks = std::mem::take(&mut self.tasks);
+        let mut result = Ok(());
+        for task in tasks.iter().filter(|task| !task.threads.is_empty()) {
+            let sent = nix::sys::signal::kill(task.pid.into(), nix::sys::signal::SIGKILL);
+            if let Err(errno) = sent
+                && errno != Errno::ESRCH
+            {
+                result = Err(Error::new(task.pid, "kill", errno));
+            }
+        }
+        result?;
+        for task in &tasks {
+            // The leader is reported last, when the other threads have been reaped.
+            for thread in task.threads.iter().rev() {
+                wait_for_exit(thread.stopped.tid())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops every task with SIGSTOP and lets go: each is found stopped.
+    pub fn leave_stopped(mut self) -> OsResult<()> {
+        for task in &self.tasks {
+            if task.state == TaskState::Alive {
+                let sent = nix::sys::signal::kill(task.pid.into(), nix::sys::signal::SIGSTOP);
+                sent.map_err(|errno| Error::new(task.pid, "kill(SIGSTOP)", errno))?;
+            }
+        }
+        self.detach_all()
+    }
+
+    fn detach_all(&mut self) -> OsResult<()> {
+        let mut result = Ok(());
+        for thread in self.tasks.drain(..).flat_map(|task| task.threads) {
+            match thread.stopped.detach() {
+                Err(error) if !error.is_gone() && result.is_ok() => result = Err(error),
+                _ => {}
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Frozen {
+    /// The safety net of an early return. An error means the thread is gone.
+    fn drop(&mut self) {
+        let _ = self.detach_all();
+    }
+}
+
+fn wait_for_exit(tid: HostPid) -> OsResult<()> {
+    loop {
+        match tracee::wait_blocking(tid) {
+            Ok(Wait::Exited(_)) => return Ok(()),
+            Ok(Wait::Stopped(_)) => {}
+            // Reaped with its leader.
+            Err(error) if error.errno == Errno::ECHILD => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The ids of a task's threads; none if it is gone.
+fn thread_ids(pid: HostPid) -> OsResult<Vec<HostPid>> {
+    let path = format!("/proc/{pid}/task");
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(pid, format!("list {path}"), &error)),
+    };
+    let mut tids = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) => tids.extend(parse_pid(&entry.file_name().to_string_lossy())),
+            Err(error) if is_gone(&error) => break,
+            Err(error) => return Err(Error::io(pid, format!("list {path}"), &error)),
+        }
+    }
+    Ok(tids)
+}
+
+/// The children of all threads of a task.
+fn children(pid: HostPid) -> OsResult<Vec<HostPid>> {
+    let mut children = Vec::new();
+    for tid in thread_ids(pid)? {
+        let path = format!("/proc/{pid}/task/{tid}/children");
+        match fs::read_to_string(&path) {
+            Ok(text) => children.extend(text.split_ascii_whitespace().filter_map(parse_pid)),
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(Error::io(pid, format!("read {path}"), &error)),
+        }
+    }
+    Ok(children)
+}
+
+fn parse_pid(text: &str) -> Option<HostPid> {
+    text.parse().ok().and_then(HostPid::new)
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+/// The few fields of /proc/PID/task/TID/stat that freezing needs.
+struct Stat {
+    state: char,
+    ppid: i32,
+    flags: u64,
+    exit_code: i32,
+}
+
+struct StatError(HostPid, String, Errno);
+
+impl From<StatError> for Error {
+    fn from(StatError(pid, doing, errno): StatError) -> Error {
+        Error::new(pid, doing, errno)
+    }
+}
+
+impl Stat {
+    /// `None` if the thread is gone.
+    fn read(pid: i32, tid: i32) -> Result<Option<Stat>, StatError> {
+        let path = format!("/proc/{pid}/task/{tid}/stat");
+        let owner = HostPid::new(tid).unwrap_or(HostPid::current());
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                return Err(StatError(owner, format!("read {path}"), errno));
+            }
+        };
+        let stat = Stat::parse(&bytes)
+            .ok_or_else(|| StatError(owner, format!("parse {path}"), Errno::EPROTO))?;
+        Ok(Some(stat))
+    }
+
+    /// Fields 3, 4, 9 and 52 of proc_pid_stat(5), counted behind the last `)`: a name may hold
+    /// one.
+    fn parse(bytes: &[u8]) -> Option<Stat> {
+        let text = String::from_utf8_lossy(bytes);
+        let (_, fields) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        Some(Stat {
+            state: fields.first()?.chars().next()?,
+            ppid: fields.get(1)?.parse().ok()?,
+            flags: fields.get(6)?.parse().ok()?,
+            exit_code: fields.get(49)?.parse().ok()?,
+        })
+    }
+}
+
+fn status_number(tid: HostPid, key: &str) -> OsResult<Option<i32>> {
+    Ok(status_line(tid, tid, key)?.and_then(|value| value.parse().ok()))
+}
+
+fn status_hex(pid: HostPid, tid: HostPid, key: &str) -> OsResult<Option<u64>> {
+    Ok(status_line(pid, tid, key)?.and_then(|value| u64::from_str_radix(&value, 16).ok()))
+}
+
+fn status_line(pid: HostPid, tid: HostPid, key: &str) -> OsResult<Option<String>> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let bytes = match fs::read(if pid == tid {
+        format!("/proc/{tid}/status")
+    } else {
+        path.clone()
+    }) {
+        Ok(bytes) => bytes,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(Error::io(tid, format!("read {path}"), &error)),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    Ok(line.map(|value| value.trim().to_owned()))
+}

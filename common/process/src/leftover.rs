@@ -1,0 +1,145 @@
+//! A thread that a killed dumper left inside its stub is led out of it before anything else.
+//!
+//! It is on its way back to its own code (remote.rs), but another dumper may meet it before it
+//! has got there: its registers are not its own yet, and the stub's slots and table are still
+//! needed. Where it is going stands in the table, so it is put there at once. Stepping it out
+//! would not do: a tracer that dies between a PTRACE_SINGLESTEP and the next resume leaves the
+//! trap flag set, and the thread dies of SIGTRAP (exit_ptrace does not clear it, measured on 6.18).
+
+use crate::error::{Error, Result};
+use crate::memory::TaskMem;
+use crate::regs::Regs;
+use crate::stub;
+use crate::tracee::Stopped;
+use nix::errno::Errno;
+
+/// Entries walked before a table is taken for damaged; a table of ours has at most some hundreds.
+const MOST_ENTRIES: usize = 4096;
+
+/// What the tail of a table holds, as far as it is needed here: the call before the healing entry
+/// sets the mask.
+struct Way {
+    healed: Regs,
+    mask: Option<u64>,
+}
+
+/// Leads the thread out if it is inside a left-over stub; true if it was.
+pub fn lead_out(mem: &TaskMem, thread: &mut Stopped) -> Result<bool> {
+    let regs = thread.regs()?;
+    let Some(code) = stub_around(mem, regs.0.rip) else {
+        return Ok(false);
+    };
+    let way = find_way(mem, &regs, code).ok_or_else(|| {
+        let doing = "lead it out of the stub of a killed dumper: its table is damaged";
+        Error::new(thread.tid(), doing, Errno::EPROTO)
+    })?;
+    // The signal in hand is the dead dumper's own: everything else was blocked, but a real one
+    // that came behind the tail's last call is the program's.
+    if way.mask.is_some() {
+        thread.drop_signal();
+    }
+    // The mask first: if we die in between, it is the tail that sets it, to the same value.
+    if let Some(mask) = way.mask {
+        thread.set_sigmask(mask)?;
+    }
+    thread.set_regs(&way.healed)?;
+    Ok(true)
+}
+
+/// Start of the stub whose instructions are around this address.
+fn stub_around(mem: &TaskMem, rip: u64) -> Option<u64> {
+    let code = stub::heal_code();
+    let from = rip.checked_sub(code.len() as u64)?;
+    let mut around = vec![0; 2 * code.len()];
+    // The stub may end at the end of its mapping.
+    let len = mem.read_at(from, &mut around).ok()?;
+    let at = around[..len]
+        .windows(code.len())
+        .position(|bytes| bytes == code)?;
+    let start = from + at as u64;
+    (start..start + code.len() as u64)
+        .contains(&rip)
+        .then_some(start)
+}
+
+fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
+    let slots = code + stub::heal_code().len() as u64;
+    let (rsp, rip) = (mem.read_u64(slots).ok()?, mem.read_u64(slots + 8).ok()?);
+    let entry = match stub::heal_progress((regs.0.rip - code) as usize) {
+        stub::Progress::Calls => {
+            let (entry, mask) = walk_to_heal(mem, regs.0.rbx)?;
+            return Some(Way {
+                healed: healed(mem, regs, entry, rsp, rip)?,
+                mask: Some(mask),
+            });
+        }
+        stub::Progress::Popped(pops) => regs.0.rsp.checked_sub(8 * (pops as u64 + 1))?,
+        stub::Progress::Done => {
+            let mut healed = *regs;
+            healed.0.rsp = rsp;
+            healed.0.rip = rip;
+            healed.0.orig_rax = u64::MAX;
+            return Some(Way { healed, mask: None });
+        }
+    };
+    Some(Way {
+        healed: healed(mem, regs, entry, rsp, rip)?,
+        mask: None,
+    })
+}
+
+/// From the entry in hand to the healing entry: its address, and the mask set right before it.
+fn walk_to_heal(mem: &TaskMem, mut entry: u64) -> Option<(u64, u64)> {
+    let mut mask_at = None;
+    for _ in 0..MOST_ENTRIES {
+        match mem.read_u64(entry).ok()? {
+            stub::HEAL => return Some((entry, mem.read_u64(mask_at?).ok()?)),
+            stub::JUMP => entry = mem.read_u64(entry + 8).ok()?,
+            nr => {
+                if nr == libc::SYS_rt_sigprocmask as u64 {
+                    mask_at = Some(mem.read_u64(entry + 16).ok()?);
+                }
+                entry += stub::HEAL_ENTRY as u64;
+            }
+        }
+        if mask_at.is_none() && mem.read_u64(entry).ok()? == stub::HEAL {
+            // Behind the call that sets the mask already.
+            mask_at = Some(mem.read_u64(entry - stub::HEAL_ENTRY as u64 + 16).ok()?);
+        }
+    }
+    None
+}
+
+fn healed(mem: &TaskMem, regs: &Regs, entry: u64, rsp: u64, rip: u64) -> Option<Regs> {
+    let mut words = [0; 16 * 8];
+    mem.read_exact_at(entry + 8, &mut words).ok()?;
+    let mut words = words
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i])));
+    let mut regs = *regs;
+    let r = &mut regs.0;
+    for register in [
+        &mut r.r15,
+        &mut r.r14,
+        &mut r.r13,
+        &mut r.r12,
+        &mut r.rbp,
+        &mut r.rbx,
+        &mut r.r11,
+        &mut r.r10,
+        &mut r.r9,
+        &mut r.r8,
+        &mut r.rax,
+        &mut r.rcx,
+        &mut r.rdx,
+        &mut r.rsi,
+        &mut r.rdi,
+        &mut r.eflags,
+    ] {
+        *register = words.next()?;
+    }
+    r.rsp = rsp;
+    r.rip = rip;
+    r.orig_rax = u64::MAX;
+    Some(regs)
+}

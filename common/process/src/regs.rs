@@ -1,0 +1,115 @@
+//! The general registers of a stopped x86_64 thread and what the kernel means by their values at
+//! a stop inside a system call.
+
+use std::fmt;
+
+/// Values the kernel leaves in rax for a call to be restarted (include/linux/errno.h). They never
+/// reach user space: on the way out they become a restarted call or -EINTR.
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const EINTR: i64 = -(libc::EINTR as i64);
+
+/// Length of the `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
+
+/// io_pgetevents(2), which libc does not number for this target.
+const SYS_IO_PGETEVENTS: i64 = 333;
+
+/// Calls that answer a plain -EINTR to any interruption, a tracer's included, even when no signal
+/// is delivered (signal(7), "Interruption of system calls ... by stop signals"). A program that
+/// installed no handler does not expect it.
+const EINTR_WITHOUT_SIGNAL: [i64; 8] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_io_getevents,
+    SYS_IO_PGETEVENTS,
+];
+
+/// The general registers of a stopped thread, as PTRACE_GETREGS gives them.
+#[derive(Clone, Copy)]
+pub struct Regs(pub libc::user_regs_struct);
+
+impl fmt::Debug for Regs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = &self.0;
+        write!(
+            f,
+            "Regs {{ rip: {:#x}, rsp: {:#x}, rax: {:#x}, orig_rax: {} }}",
+            r.rip, r.rsp, r.rax, r.orig_rax as i64
+        )
+    }
+}
+
+impl Regs {
+    /// The system call the thread is in, if it stopped inside one.
+    pub fn syscall(&self) -> Option<i64> {
+        let nr = self.0.orig_rax as i64;
+        (nr >= 0).then_some(nr)
+    }
+
+    /// A call that reports EINTR only because we interrupted it is entered again instead. To be
+    /// called only when no signal is about to be delivered to the thread.
+    pub fn undo_tracer_eintr(&mut self) {
+        let restarts = self
+            .syscall()
+            .is_some_and(|nr| EINTR_WITHOUT_SIGNAL.contains(&nr));
+        if restarts && self.0.rax as i64 == EINTR {
+            self.enter_again(self.0.orig_rax);
+        }
+    }
+
+    /// The registers with which a thread goes on by itself: the call it was in is entered again
+    /// by its own instruction. Equal to what the kernel does on the way to user space
+    /// (arch/x86/kernel/signal.c, arch_do_signal_or_restart), as long as the thread's
+    /// restart_block is alive.
+    pub fn resumed_in_place(&self) -> Regs {
+        let mut regs = *self;
+        if self.syscall().is_some() {
+            match self.0.rax as i64 {
+                ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => regs.enter_again(self.0.orig_rax),
+                ERESTART_RESTARTBLOCK => regs.enter_again(libc::SYS_restart_syscall as u64),
+                _ => {}
+            }
+        }
+        regs.0.orig_rax = u64::MAX;
+        regs
+    }
+
+    /// The registers for an image: a restart_block cannot be carried, so a call that needs one
+    /// ends with EINTR, as it would after a stop and continue (BEHAVIOUR.md 1). orig_rax stays,
+    /// for the reader of the image.
+    pub fn for_image(&self) -> Regs {
+        let mut regs = *self;
+        if self.syscall().is_some() {
+            match self.0.rax as i64 {
+                ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+                    regs.enter_again(self.0.orig_rax);
+                    regs.0.orig_rax = self.0.orig_rax;
+                }
+                ERESTART_RESTARTBLOCK => regs.0.rax = EINTR as u64,
+                _ => {}
+            }
+        }
+        regs
+    }
+
+    /// Returns a kernel restart marker that waits in rax to user space's eyes only.
+    pub fn waits_for_restart(&self) -> bool {
+        matches!(
+            self.0.rax as i64,
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
+        ) && self.syscall().is_some()
+    }
+
+    fn enter_again(&mut self, nr: u64) {
+        self.0.rax = nr;
+        self.0.rip = self.0.rip.wrapping_sub(SYSCALL_LEN);
+        self.0.orig_rax = u64::MAX;
+    }
+}
