@@ -1,0 +1,405 @@
+//! The plan: what a restore will do, as a value.
+//!
+//! A step says who acts, what the act is and which image entry asks for it. Steps are pure data:
+//! no descriptor, pid or address of this host is in them, only slots that the executor fills.
+//! They are few in kind, so that the executor knows no resource: a pipe, a timer and a mapping
+//! are all calls. Printed, a plan reads like strace; compared, it is a golden test; refused, it
+//! has touched nothing.
+
+use crust_image::ids::VirtPid;
+use serde::Serialize;
+use std::fmt;
+
+/// Who acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Actor {
+    /// crust-restore itself.
+    Broker,
+    /// The leader of a task that is being made, or a helper or a zombie-to-be.
+    Task(VirtPid),
+    /// Another thread of a task.
+    Thread {
+        /// The task.
+        pid: VirtPid,
+        /// The thread.
+        tid: VirtPid,
+    },
+}
+
+/// Barriers: every step of a phase is done before the first of the next. The order has reasons
+/// (BEHAVIOUR 2); each is told where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Phase {
+    /// The broker opens and checks what needs no task: a file that is gone or changed is found
+    /// before anything is forked.
+    Open,
+    /// The root is forked and its memory cleared, so that its children are cheap to fork.
+    Root,
+    /// Parents fork their children; sessions and groups are entered.
+    Fork,
+    /// Objects that need a live task: entries of /proc/PID, sockets with the creds of their peer.
+    Objects,
+    /// Each task maps and fills its memory. Descriptor 0 is still free: every file to be mapped
+    /// lands there for the time of its mmap.
+    Memory,
+    /// Working and root directory, through descriptor 0 too; helpers are still alive.
+    Fs,
+    /// Descriptors come to their numbers.
+    Fds,
+    /// Helpers and zombies die: all that needed them alive is done. Before signal actions, or an
+    /// ignored SIGCHLD would reap a zombie at once.
+    Deaths,
+    /// Threads are made; each sets its own state.
+    Threads,
+    /// Signal actions, timers, pending signals.
+    Signals,
+    /// Limits, capabilities, ids: earlier steps needed the privileges.
+    Creds,
+    /// Registers; the scratch memory goes; everybody is let go.
+    Commit,
+}
+
+/// Something that exists only at run time: a descriptor of the broker, or the fact that another
+/// step is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct SlotId(pub u32);
+
+/// What in the images asks for a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// File name of the image.
+    pub image: String,
+    /// Index of the entry in it, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entry: Option<usize>,
+    /// What the step is for, as a short phrase: `pipe 0x1a`, `vma 7f00-8000 [heap]`.
+    pub what: String,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// When.
+    pub phase: Phase,
+    /// Who.
+    pub actor: Actor,
+    /// What.
+    pub op: Op,
+    /// Slots that must be filled before, besides those named in `op`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<SlotId>,
+    /// A slot that says that this step is done, for the `after` of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<SlotId>,
+    /// Why.
+    pub origin: Origin,
+}
+
+/// What a step does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Op {
+    /// A system call.
+    Call(Call),
+    /// Task: a copy of a descriptor that the broker holds appears as this number, which must be
+    /// the lowest free one (pidfd_getfd(2) chooses, close-on-exec is set).
+    Take {
+        /// The broker's descriptor.
+        slot: SlotId,
+        /// The number in the task.
+        at: i32,
+    },
+    /// Broker: a copy of a task's descriptor comes into a slot.
+    Fetch {
+        /// The task.
+        from: VirtPid,
+        /// The number there.
+        number: i32,
+        /// Where it goes.
+        slot: SlotId,
+    },
+    /// The broker makes the root, any other task its child. The new task has all signals blocked
+    /// but SIGTRAP, default actions, and no descriptors but its parent's.
+    Fork {
+        /// Exact pid of the child.
+        pid: VirtPid,
+        /// CLONE_* bits besides the exact pid.
+        flags: u64,
+        /// Signal to the parent at its death; 0 for a helper, whose parent must not notice.
+        exit_signal: i32,
+    },
+    /// Task: everything of crust-restore's own memory is unmapped; only the scratch memory and
+    /// the parked vdso stay.
+    ClearMemory,
+    /// Task: the parked vdso and vvar areas come to these addresses.
+    MoveVdso {
+        /// Ranges of the image, in ascending order.
+        areas: Vec<VdsoArea>,
+    },
+    /// Task: pages of a pages file, open in the task as this number, are read to where they
+    /// belong.
+    LoadPages {
+        /// Descriptor in the task.
+        fd: i32,
+        /// Runs in ascending order of file offset.
+        runs: Vec<PageLoad>,
+    },
+    /// Broker: pages are copied from a pages file into a file (a memfd, a SysV segment's file).
+    CopyPages {
+        /// The pages file.
+        from: SlotId,
+        /// The file to fill; addresses of the runs are offsets in it.
+        to: SlotId,
+        /// The runs.
+        runs: Vec<PageLoad>,
+    },
+    /// Broker: writes a file below /proc/PID of a task, or /proc/PID/task/TID of a thread.
+    WriteProc {
+        /// The task.
+        pid: VirtPid,
+        /// The thread, unless it is the leader.
+        tid: Option<VirtPid>,
+        /// File name below it.
+        file: &'static str,
+        /// What to write.
+        text: String,
+    },
+    /// Task: a thread is made with this exact id. It has the leader's state until its own steps.
+    Thread {
+        /// Its id.
+        tid: VirtPid,
+    },
+    /// A task dies: with this raw wait status (exit code or signal), not to be reaped.
+    Die {
+        /// The status.
+        status: i32,
+    },
+    /// Task: a helper among its children, that has died, is reaped; no SIGCHLD is left.
+    Reap {
+        /// The helper.
+        pid: VirtPid,
+    },
+    /// Task: the process is stopped by this signal, as it was; it stays so when let go.
+    Stop {
+        /// SIGSTOP or a terminal's.
+        signal: i32,
+    },
+    /// Thread or leader: registers, extended state and signal mask, with which it goes on.
+    SetRegs(Box<ThreadState>),
+    /// Task: one last call, made outside the scratch memory, right before the commit; no
+    /// breakpoint of ours follows it. For the action of SIGTRAP, which a breakpoint would reset.
+    LastCall(Call),
+    /// Broker: a loop or a check whose result decides the next call; named, with its arguments.
+    Routine(Routine),
+}
+
+/// The registers of a thread.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ThreadState {
+    /// In the order of user_regs_struct (sys/user.h): r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax
+    /// rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs.
+    pub gpregs: [u64; 27],
+    /// XSAVE area in the standard (not compacted) layout, legacy part and header at least; the
+    /// executor fits it to the host's size. Empty: leave the initial state.
+    pub xstate: Vec<u8>,
+    /// Blocked signals.
+    pub sigmask: u64,
+}
+
+/// An area of the vdso in an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct VdsoArea {
+    /// The code, or data pages of the kernel.
+    pub is_code: bool,
+    /// First address.
+    pub start: u64,
+    /// Behind the last.
+    pub end: u64,
+}
+
+/// A run of pages to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PageLoad {
+    /// Address in the task, or offset in a file.
+    pub to: u64,
+    /// Offset in the pages file.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// What the broker does in more than one call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Routine {
+    /// Opens a path as an image says it was open, having checked that it is still what it was.
+    OpenFile {
+        /// Absolute path.
+        path: Vec<u8>,
+        /// Flags of open(2).
+        flags: i32,
+        /// What the file must be.
+        expect: FileFacts,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
+    /// A private, empty directory for ghost files and the like, on the file system of `near`.
+    /// Removed whatever happens.
+    TempName {
+        /// Path in whose directory the name is made.
+        near: Vec<u8>,
+    },
+    /// A ghost file is written with its content from ghost-file-ID.img, opened, and removed when
+    /// the last step that opens it is done.
+    GhostFile {
+        /// Id in the image's name.
+        id: u32,
+        /// Path to make it at.
+        path: Vec<u8>,
+    },
+    /// The payload of an image entry is written into a descriptor (pipe data, socket queues).
+    FeedPayload {
+        /// Image kind by its crit name.
+        image: &'static str,
+        /// Index of the entry.
+        entry: usize,
+        /// The descriptor.
+        slot: SlotId,
+    },
+    /// Bytes are written into a descriptor, all of them or an error.
+    WriteAll {
+        /// The descriptor.
+        slot: SlotId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// A file is removed.
+    Unlink {
+        /// Absolute path.
+        path: Vec<u8>,
+    },
+    /// A slot is not needed any more.
+    Close {
+        /// The slot.
+        slot: SlotId,
+    },
+}
+
+/// What a file must be to pass for the one that was dumped. An absent fact is not checked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FileFacts {
+    /// st_mode, type and permissions.
+    pub mode: Option<u32>,
+    /// st_size.
+    pub size: Option<u64>,
+    /// Build-id note of an ELF file, as 32-bit words.
+    pub build_id: Vec<u32>,
+}
+
+/// A system call with symbolic arguments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Call {
+    /// Its name, for people.
+    pub name: &'static str,
+    /// Its number.
+    pub nr: i64,
+    /// Up to six arguments.
+    pub args: Vec<Arg>,
+    /// What it must answer.
+    pub ret: Ret,
+}
+
+/// An argument of a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Arg {
+    /// A number, printed in decimal.
+    Int(i64),
+    /// Bits or an address, printed in hex.
+    Hex(u64),
+    /// A name for people with its value: `SIGTERM`, `PROT_READ|PROT_WRITE`.
+    Named(String, u64),
+    /// The address of these bytes with a zero behind them.
+    Str(Vec<u8>),
+    /// The address of a structure.
+    Data(Vec<Piece>),
+    /// The address of this many bytes for the call to fill.
+    Out(usize),
+    /// Broker: a descriptor of its own.
+    Fd(SlotId),
+}
+
+/// A part of a structure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Piece {
+    /// Bytes as they are.
+    Bytes(Vec<u8>),
+    /// A 64-bit pointer to another argument's bytes.
+    Ptr(Box<Arg>),
+    /// Broker: a descriptor of its own, as 32 bits.
+    Fd(SlotId),
+}
+
+/// What a call must answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Ret {
+    /// Anything but an error.
+    Ok,
+    /// This value.
+    Exactly(i64),
+    /// Whatever.
+    Any,
+    /// Broker: a new descriptor, which fills the slot.
+    Fd(SlotId),
+    /// Broker: two new descriptors in the `Out` argument of this index (pipe2, socketpair).
+    FdPair(usize, SlotId, SlotId),
+}
+
+/// A whole plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// In the order in which they run.
+    pub steps: Vec<Step>,
+    /// The root of the tree.
+    pub root: Option<VirtPid>,
+    /// Address ranges used by any task, merged and ascending: the scratch memory avoids them.
+    pub used: Vec<(u64, u64)>,
+    /// The number, unused by every task, at which each holds the broker's pidfd until the commit.
+    pub broker_fd: i32,
+    /// How many slots there are.
+    pub slots: u32,
+}
+
+impl Call {
+    /// A call that must not fail.
+    pub fn new(name: &'static str, nr: i64, args: Vec<Arg>) -> Call {
+        Call {
+            name,
+            nr,
+            args,
+            ret: Ret::Ok,
+        }
+    }
+
+    /// The same, with another demand on its answer.
+    pub fn answers(mut self, ret: Ret) -> Call {
+        self.ret = ret;
+        self
+    }
+}
+
+impl fmt::Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Actor::Broker => f.write_str("broker"),
+            Actor::Task(pid) => write!(f, "{pid}"),
+            Actor::Thread { pid, tid } => write!(f, "{pid}/{tid}"),
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.entry {
+            Some(entry) => write!(f, "{} ({} entry {entry})", self.what, self.image),
+            None => write!(f, "{} ({})", self.what, self.image),
+        }
+    }
+}
