@@ -1,1 +1,9 @@
-#![allow(dead_code)]
+//! Reading and writing the files of a dump.
+//!
+//! This crate does file I/O on images and nothing else: no ptrace, no /proc, no unsafe. An image is
+//! untrusted input; every reader returns an `Error` that names the file, the entry and the byte.
+#![forbid(unsafe_code)]
+
+pub mod kind;
+
+pub use kind::Kind;
