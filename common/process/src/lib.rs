@@ -12,3 +12,4 @@ pub mod regs;
 pub mod remote;
 pub mod stub;
 pub mod tracee;
+pub mod xstate;

@@ -21,6 +21,9 @@ const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
 const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
+const PTRACE_GET_THREAD_AREA: libc::c_uint = 25;
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
 const NT_X86_XSTATE: usize = 0x202;
 
 /// Options of a seize.
@@ -55,6 +58,15 @@ pub struct RseqConfig {
     pub size: u32,
     /// The signature before every abort handler.
     pub signature: u32,
+}
+
+/// A seccomp filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeccompFilter {
+    /// Struct sock_filter after struct sock_filter, 8 bytes each.
+    pub instructions: Vec<u8>,
+    /// SECCOMP_FILTER_FLAG_* as the kernel keeps them.
+    pub flags: u64,
 }
 
 /// Why a thread stopped.
@@ -334,6 +346,40 @@ impl Stopped {
                 signature: raw.signature,
             })),
         }
+    }
+
+    /// A segment of the thread's own in the GDT (entries 12 to 14): the four words of a struct
+    /// user_desc. 32-bit code uses them; `None` if the kernel has none (no IA32 emulation).
+    pub fn thread_area(&self, entry: u32) -> Result<Option<[u32; 4]>> {
+        let mut desc = [0u32; 4];
+        let data = desc.as_mut_ptr() as usize;
+        let what = "PTRACE_GET_THREAD_AREA";
+        match self.request(PTRACE_GET_THREAD_AREA, entry as usize, data, what) {
+            Ok(_) => Ok(Some(desc)),
+            Err(error) if error.errno == Errno::EIO => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A seccomp filter of the thread and its flags (1 log... as struct seccomp_metadata has
+    /// them), the oldest having index 0; `None` behind the newest. The filter is 8-byte
+    /// instructions. Needs CAP_SYS_ADMIN.
+    pub fn seccomp_filter(&self, index: u64) -> Result<Option<SeccompFilter>> {
+        let what = "PTRACE_SECCOMP_GET_FILTER";
+        let len = match self.request(PTRACE_SECCOMP_GET_FILTER, index as usize, 0, what) {
+            Ok(len) => len as usize,
+            Err(error) if error.errno == Errno::ENOENT => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut instructions = vec![0u8; len * 8];
+        let data = instructions.as_mut_ptr() as usize;
+        self.request(PTRACE_SECCOMP_GET_FILTER, index as usize, data, what)?;
+        // struct seccomp_metadata: the index of the filter, its flags.
+        let mut metadata = [index, 0];
+        let data = metadata.as_mut_ptr() as usize;
+        let what = "PTRACE_SECCOMP_GET_METADATA";
+        self.request(PTRACE_SECCOMP_GET_METADATA, size_of_val(&metadata), data, what)?;
+        Ok(Some(SeccompFilter { instructions, flags: metadata[1] }))
     }
 
     /// Lets the thread run, with the signal in hand if any, until its next stop.
