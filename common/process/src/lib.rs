@@ -2,14 +2,17 @@
 //! and what /proc says. All `unsafe` of the project is here, narrow and argued.
 
 pub mod batch;
+pub mod broker;
 pub mod descriptor;
 pub mod error;
 pub mod freeze;
 pub mod leftover;
+pub mod making;
 pub mod memory;
 pub mod pid;
 pub mod regs;
 pub mod remote;
+pub mod scratch;
 pub mod stub;
 pub mod tracee;
 pub mod xstate;

@@ -378,8 +378,16 @@ impl Stopped {
         let mut metadata = [index, 0];
         let data = metadata.as_mut_ptr() as usize;
         let what = "PTRACE_SECCOMP_GET_METADATA";
-        self.request(PTRACE_SECCOMP_GET_METADATA, size_of_val(&metadata), data, what)?;
-        Ok(Some(SeccompFilter { instructions, flags: metadata[1] }))
+        self.request(
+            PTRACE_SECCOMP_GET_METADATA,
+            size_of_val(&metadata),
+            data,
+            what,
+        )?;
+        Ok(Some(SeccompFilter {
+            instructions,
+            flags: metadata[1],
+        }))
     }
 
     /// Lets the thread run, with the signal in hand if any, until its next stop.
@@ -389,16 +397,11 @@ impl Stopped {
             .map(drop)
     }
 
-    /// Lets the thread run one instruction, with the signal in hand if any.
-    pub fn step(&mut self) -> Result<()> {
+    /// Lets the thread run until it enters or leaves a system call.
+    pub fn resume_to_syscall(&mut self) -> Result<()> {
         let signal = std::mem::take(&mut self.signal);
-        self.request(
-            libc::PTRACE_SINGLESTEP,
-            0,
-            signal as usize,
-            "PTRACE_SINGLESTEP",
-        )
-        .map(drop)
+        self.request(libc::PTRACE_SYSCALL, 0, signal as usize, "PTRACE_SYSCALL")
+            .map(drop)
     }
 
     /// Notes the stop that followed a resume.

@@ -1,0 +1,295 @@
+//! Tasks that we make: forked under an exact pid, stopped before their first instruction, and led
+//! by batches of system calls until they are let go.
+//!
+//! They are seized with PTRACE_O_EXITKILL, so that nothing is left of them if we die before the
+//! commit. A child or thread that such a task clones with CLONE_PTRACE is attached in the same
+//! way from the start (kernel/ptrace.c, ptrace_init_task) and never runs user code before we say.
+
+use crate::error::{Error, Result};
+use crate::pid::HostPid;
+use crate::scratch::{Scratch, Table};
+use crate::stub;
+use crate::tracee::{self, Stop, Stopped, Wait, options};
+use nix::errno::Errno;
+
+/// struct clone_args of include/uapi/linux/sched.h, version 2 (Linux 5.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    /// CLONE_* bits.
+    pub flags: u64,
+    /// Not used here.
+    pub pidfd: u64,
+    /// Not used here.
+    pub child_tid: u64,
+    /// Not used here.
+    pub parent_tid: u64,
+    /// Signal to the parent at the child's death.
+    pub exit_signal: u64,
+    /// 0: a copy of the parent's.
+    pub stack: u64,
+    /// 0.
+    pub stack_size: u64,
+    /// Not used here.
+    pub tls: u64,
+    /// Address of the exact pids, innermost namespace first.
+    pub set_tid: u64,
+    /// How many.
+    pub set_tid_size: u64,
+}
+
+impl CloneArgs {
+    /// The bytes the kernel takes.
+    pub fn to_bytes(&self) -> [u8; size_of::<CloneArgs>()] {
+        let words = [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+        ];
+        let mut bytes = [0; size_of::<CloneArgs>()];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+/// CLONE_CLEAR_SIGHAND of clone3(2).
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const ALL_BUT_SIGTRAP: u64 = !(1 << (libc::SIGTRAP - 1));
+/// A stop at the entry or exit of a system call shows this signal.
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+const TRACESYSGOOD: u64 = 1;
+
+/// A thread that we make.
+#[derive(Debug)]
+pub struct Made {
+    thread: Stopped,
+}
+
+/// How a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All calls answered as they should.
+    Done,
+    /// The call of this index did not; what it answered stands in the table.
+    Failed(usize),
+    /// The task is dead, with this raw wait status.
+    Exited(i32),
+}
+
+/// Options with which every task is seized.
+fn seize_options() -> u64 {
+    options::EXITKILL | options::SUSPEND_SECCOMP | TRACESYSGOOD
+}
+
+impl Made {
+    /// Forks the root of a tree from ourselves: a copy of our memory, default signal actions, all
+    /// signals blocked but SIGTRAP. The kernel's EEXIST means that the pid is busy.
+    pub fn root(pid: HostPid) -> Result<Made> {
+        let set_tid = pid.get();
+        let args = CloneArgs {
+            flags: CLONE_CLEAR_SIGHAND,
+            exit_signal: libc::SIGCHLD as u64,
+            set_tid: std::ptr::from_ref(&set_tid) as u64,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let mask = set_own_mask(ALL_BUT_SIGTRAP).map_err(|e| Error::new(pid, "sigprocmask", e))?;
+        // SAFETY: the arguments outlive the call. The child shares no memory with us; it makes
+        // nothing but system calls, so that locks held by other threads do not matter.
+        let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
+        if got == 0 {
+            wait_for_tracer();
+        }
+        let forked = Errno::result(got);
+        let restored = set_own_mask(mask);
+        forked.map_err(|errno| Error::new(pid, "clone3 with its exact pid", errno))?;
+        restored.map_err(|errno| Error::new(pid, "sigprocmask", errno))?;
+        tracee::seize(pid, seize_options()).inspect_err(|_| kill(pid))?;
+        tracee::interrupt(pid)?;
+        Made::adopt(pid)
+    }
+
+    /// Takes charge of a thread that a task of ours has cloned with CLONE_PTRACE.
+    pub fn adopt(tid: HostPid) -> Result<Made> {
+        match tracee::wait_blocking(tid)? {
+            Wait::Stopped(stop @ (Stop::Trap | Stop::Group(_))) => Ok(Made {
+                thread: Stopped::new(tid, stop),
+            }),
+            Wait::Stopped(stop) => {
+                let doing = format!("wait for its first stop: got {stop:?}");
+                Err(Error::new(tid, doing, Errno::EPROTO))
+            }
+            Wait::Exited(_) => Err(Error::new(tid, "wait for its first stop", Errno::ESRCH)),
+        }
+    }
+
+    /// Its id.
+    pub fn tid(&self) -> HostPid {
+        self.thread.tid()
+    }
+
+    /// Its handle, for registers and the like.
+    pub fn stopped(&self) -> &Stopped {
+        &self.thread
+    }
+
+    /// Lets it run the sealed table; [`Made::finish`] waits for the end. Other tasks may be
+    /// started meanwhile.
+    pub fn start(&mut self, scratch: &Scratch, table: &mut Table<'_>) -> Result<()> {
+        let mut regs = self.thread.regs()?;
+        regs.0.rip = scratch.code();
+        regs.0.rbx = table.seal();
+        regs.0.orig_rax = u64::MAX;
+        self.thread.set_regs(&regs)?;
+        self.thread.resume()
+    }
+
+    /// Waits for the end of what [`Made::start`] began.
+    pub fn finish(&mut self, table: &Table<'_>) -> Result<Outcome> {
+        loop {
+            match tracee::wait_blocking(self.tid())? {
+                Wait::Stopped(Stop::Signal(libc::SIGTRAP)) => break,
+                Wait::Stopped(stop @ Stop::Signal(libc::SIGSTOP)) => {
+                    self.thread.stopped_again(stop)
+                }
+                Wait::Stopped(Stop::Trap | Stop::Group(_)) => {}
+                Wait::Stopped(stop) => {
+                    let doing = format!("run system calls: unexpected {stop:?}");
+                    return Err(Error::new(self.tid(), doing, Errno::EPROTO));
+                }
+                Wait::Exited(status) => return Ok(Outcome::Exited(status)),
+            }
+            self.thread.resume()?;
+        }
+        self.thread.drop_signal();
+        let at = self.thread.regs()?.0.rbx;
+        let entry = (at.wrapping_sub(table.start()) / stub::EXEC_ENTRY as u64) as usize;
+        if entry >= table.len() {
+            Ok(Outcome::Done)
+        } else {
+            Ok(Outcome::Failed(entry))
+        }
+    }
+
+    /// One call by a `syscall` instruction at `gadget`, without the scratch memory and without a
+    /// breakpoint: stops at the entry and the exit of the call, which are no signals.
+    pub fn call_at(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
+        let mut regs = self.thread.regs()?;
+        let r = &mut regs.0;
+        [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
+        r.rax = nr as u64;
+        r.orig_rax = u64::MAX;
+        r.rip = gadget;
+        self.thread.set_regs(&regs)?;
+        for _ in 0..2 {
+            self.thread.resume_to_syscall()?;
+            match tracee::wait_blocking(self.tid())? {
+                Wait::Stopped(Stop::Signal(SYSCALL_STOP)) => self.thread.drop_signal(),
+                other => {
+                    let doing = format!("system call {nr} by its vdso: {other:?}");
+                    return Err(Error::new(self.tid(), doing, Errno::EPROTO));
+                }
+            }
+        }
+        Ok(self.thread.regs()?.0.rax as i64)
+    }
+
+    /// Sends the process a signal that stops it and lets the stop happen.
+    pub fn stop_by(&mut self, signal: i32) -> Result<()> {
+        let pid = self.tid();
+        // SAFETY: kill takes numbers only.
+        Errno::result(unsafe { libc::kill(pid.get(), signal) })
+            .map_err(|errno| Error::new(pid, format!("kill({signal})"), errno))?;
+        loop {
+            self.thread.resume()?;
+            match tracee::wait_blocking(pid)? {
+                Wait::Stopped(Stop::Group(_)) => return Ok(()),
+                Wait::Stopped(stop @ Stop::Signal(got)) if got == signal => {
+                    self.thread.stopped_again(stop);
+                }
+                other => {
+                    let doing = format!("stop it by signal {signal}: {other:?}");
+                    return Err(Error::new(pid, doing, Errno::EPROTO));
+                }
+            }
+        }
+    }
+
+    /// Waits for the death of a task that was told to die, with all signals let through.
+    pub fn wait_for_death(&mut self) -> Result<i32> {
+        loop {
+            match tracee::wait_blocking(self.tid())? {
+                Wait::Exited(status) => return Ok(status),
+                Wait::Stopped(stop) => {
+                    self.thread.stopped_again(stop);
+                    self.thread.resume()?;
+                }
+            }
+        }
+    }
+
+    /// Our death kills it no more.
+    pub fn outlive_us(&self) -> Result<()> {
+        self.thread.set_options(0)
+    }
+
+    /// Lets go.
+    pub fn release(self) -> Result<()> {
+        self.thread.detach()
+    }
+
+    /// Kills the process and waits for its end. It may be dead already.
+    pub fn kill(self) {
+        let pid = self.tid();
+        kill(pid);
+        while let Ok(Wait::Stopped(_)) = tracee::wait_blocking(pid) {}
+    }
+}
+
+/// The child's first and only code of its own. The parent's death before the seize ends it.
+fn wait_for_tracer() -> ! {
+    // SAFETY: system calls without memory arguments.
+    unsafe {
+        libc::syscall(
+            libc::SYS_prctl,
+            libc::PR_SET_PDEATHSIG,
+            libc::SIGKILL,
+            0,
+            0,
+            0,
+        );
+        loop {
+            libc::syscall(libc::SYS_pause);
+        }
+    }
+}
+
+fn kill(pid: HostPid) {
+    // SAFETY: kill takes numbers only.
+    unsafe { libc::kill(pid.get(), libc::SIGKILL) };
+}
+
+/// Sets the calling thread's mask by the raw call: glibc's hides two signals of its own.
+fn set_own_mask(mask: u64) -> std::result::Result<u64, Errno> {
+    let mut old = 0u64;
+    // SAFETY: both sets outlive the call and have the size told.
+    let got = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &mask,
+            &mut old,
+            8,
+        )
+    };
+    Errno::result(got).map(|_| old)
+}
