@@ -92,6 +92,8 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
     const FLOCK: usize = 32;
     /// Below it nothing is mapped (vm.mmap_min_addr), so that it is a number and no address.
     const FIRST_ADDRESS: u64 = 4096;
+    /// Not in libc for this target.
+    const F_SETSIG: i32 = 10;
     let bytes = |index: usize, least: usize| matches!(args.get(index), Some(OwnArg::Bytes(bytes)) if bytes.len() >= least);
     let number = |index: usize| match args.get(index) {
         Some(OwnArg::Val(value)) => Some(*value),
@@ -117,7 +119,7 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
                     libc::F_GETFL,
                     libc::F_SETFL,
                     libc::F_SETOWN,
-                    libc::F_SETSIG,
+                    F_SETSIG,
                     libc::F_SETPIPE_SZ,
                     libc::F_ADD_SEALS,
                     libc::F_SETLEASE,
