@@ -241,6 +241,24 @@ pub enum Routine {
         /// Where the descriptor goes.
         slot: SlotId,
     },
+    /// Opens pages-ID.img of the image directory, or of the one that many `parent` links away.
+    OpenPages {
+        /// 0 is the image directory itself.
+        level: usize,
+        /// ID in the name.
+        pages_id: u32,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
+    /// An object of shared anonymous memory as mmap(MAP_SHARED|MAP_ANONYMOUS) makes it: maps show
+    /// it as `/dev/zero (deleted)`, which no memfd can have. The broker maps one, opens it by
+    /// /proc/self/map_files and unmaps it.
+    SharedAnon {
+        /// Bytes, a multiple of the page size.
+        size: u64,
+        /// Where the descriptor goes, open for reading and writing.
+        slot: SlotId,
+    },
     /// A private, empty directory for ghost files and the like, on the file system of `near`.
     /// Removed whatever happens.
     TempName {

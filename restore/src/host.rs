@@ -1,0 +1,270 @@
+//! The facts of this host and of crust-restore itself on which a plan depends: probed once, passed
+//! as a value, made by hand in tests. What a restored task inherits from crust-restore (ids,
+//! limits, nice value) is here too: the plan sets only what differs.
+
+use crust_process::proc::maps::{VmaName, parse_maps};
+use crust_process::proc::status::parse_status;
+use crust_process::xstate;
+use nix::sys::resource::{Resource, getrlimit};
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Range;
+
+/// Resources of getrlimit(2), in the kernel's order.
+pub const RLIMITS: [(&str, Resource); 16] = [
+    ("RLIMIT_CPU", Resource::RLIMIT_CPU),
+    ("RLIMIT_FSIZE", Resource::RLIMIT_FSIZE),
+    ("RLIMIT_DATA", Resource::RLIMIT_DATA),
+    ("RLIMIT_STACK", Resource::RLIMIT_STACK),
+    ("RLIMIT_CORE", Resource::RLIMIT_CORE),
+    ("RLIMIT_RSS", Resource::RLIMIT_RSS),
+    ("RLIMIT_NPROC", Resource::RLIMIT_NPROC),
+    ("RLIMIT_NOFILE", Resource::RLIMIT_NOFILE),
+    ("RLIMIT_MEMLOCK", Resource::RLIMIT_MEMLOCK),
+    ("RLIMIT_AS", Resource::RLIMIT_AS),
+    ("RLIMIT_LOCKS", Resource::RLIMIT_LOCKS),
+    ("RLIMIT_SIGPENDING", Resource::RLIMIT_SIGPENDING),
+    ("RLIMIT_MSGQUEUE", Resource::RLIMIT_MSGQUEUE),
+    ("RLIMIT_NICE", Resource::RLIMIT_NICE),
+    ("RLIMIT_RTPRIO", Resource::RLIMIT_RTPRIO),
+    ("RLIMIT_RTTIME", Resource::RLIMIT_RTTIME),
+];
+
+/// Number of RLIMIT_NOFILE.
+pub const NOFILE: usize = 7;
+
+/// A soft and a hard limit; infinity is `u64::MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Soft.
+    pub cur: u64,
+    /// Hard.
+    pub max: u64,
+}
+
+/// Real, effective, saved and file-system ids, and what else is in struct cred.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Creds {
+    /// User ids: real, effective, saved, file system.
+    pub uids: [u32; 4],
+    /// Group ids likewise.
+    pub gids: [u32; 4],
+    /// Supplementary groups, ascending.
+    pub groups: Vec<u32>,
+    /// Inheritable capabilities, bit n is capability n.
+    pub cap_inh: u64,
+    /// Permitted.
+    pub cap_prm: u64,
+    /// Effective.
+    pub cap_eff: u64,
+    /// Bounding set.
+    pub cap_bnd: u64,
+    /// Ambient.
+    pub cap_amb: u64,
+    /// SECBIT_* of prctl(PR_GET_SECUREBITS).
+    pub securebits: u32,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+}
+
+/// What the plan must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Behind the highest address a task may map.
+    pub task_end: u64,
+    /// The lowest address that may be mapped (vm.mmap_min_addr).
+    pub mmap_min: u64,
+    /// Bytes of the vdso's code.
+    pub vdso_code: u64,
+    /// Bytes of its data areas together ([vvar] and [vvar_vclock]).
+    pub vdso_data: u64,
+    /// Places of the components of extended processor state, by bit of xstate_bv from 2 on.
+    pub xstate: BTreeMap<u32, Range<usize>>,
+    /// What a task inherits.
+    pub creds: Creds,
+    /// The highest capability the kernel knows.
+    pub last_cap: u32,
+    /// Limits in the kernel's order.
+    pub limits: [Limit; 16],
+    /// Nice value.
+    pub nice: i32,
+    /// /proc/self/oom_score_adj.
+    pub oom_score_adj: i32,
+    /// Personality, as personality(2) takes it.
+    pub personality: u32,
+    /// Above the highest pid the kernel gives.
+    pub pid_max: u32,
+    /// Pid of crust-restore, which no restored task can have.
+    pub own_pid: u32,
+    /// The ids of its session and group: what a shell job joins.
+    pub session: u32,
+    /// Process group of crust-restore.
+    pub group: u32,
+    /// PR_TIMER_CREATE_RESTORE_IDS (since Linux 6.15).
+    pub timer_restore_ids: bool,
+}
+
+impl Host {
+    /// Asks the kernel.
+    pub fn probe() -> anyhow::Result<Host> {
+        let page_size = page_size()?;
+        let (vdso_code, vdso_data) = vdso_sizes()?;
+        let mut limits = [Limit { cur: 0, max: 0 }; 16];
+        for (limit, (name, resource)) in limits.iter_mut().zip(RLIMITS) {
+            let (cur, max) = getrlimit(resource).map_err(|e| anyhow::anyhow!("read {name}: {e}"))?;
+            *limit = Limit { cur, max };
+        }
+        Ok(Host {
+            page_size,
+            task_end: (1 << 47) - page_size,
+            mmap_min: number("/proc/sys/vm/mmap_min_addr")?,
+            vdso_code,
+            vdso_data,
+            xstate: (2..63).filter_map(|bit| Some((bit, xstate::range_of(bit)?))).collect(),
+            creds: creds()?,
+            last_cap: number("/proc/sys/kernel/cap_last_cap")?,
+            limits,
+            nice: nice()?,
+            oom_score_adj: number("/proc/self/oom_score_adj")?,
+            personality: nix::sys::personality::get()?.bits() as u32,
+            pid_max: number("/proc/sys/kernel/pid_max")?,
+            own_pid: std::process::id(),
+            session: nix::unistd::getsid(None)?.as_raw() as u32,
+            group: nix::unistd::getpgrp().as_raw() as u32,
+            timer_restore_ids: release()? >= (6, 15),
+        })
+    }
+
+    /// Whether crust-restore has a capability by its number.
+    pub fn has_cap(&self, cap: u32) -> bool {
+        self.creds.cap_eff >> cap & 1 == 1
+    }
+}
+
+fn read(path: &str) -> anyhow::Result<String> {
+    fs::read_to_string(path).map_err(|e| anyhow::anyhow!("read {path}: {e}"))
+}
+
+fn number<T: std::str::FromStr>(path: &str) -> anyhow::Result<T> {
+    let text = read(path)?;
+    let parsed = text.trim().parse();
+    parsed.map_err(|_| anyhow::anyhow!("read {path}: {:?} is no number", text.trim()))
+}
+
+fn page_size() -> anyhow::Result<u64> {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?;
+    let size = size.and_then(|size| u64::try_from(size).ok());
+    size.ok_or_else(|| anyhow::anyhow!("the C library does not know the page size"))
+}
+
+/// Our own vdso stands for that of every task: the kernel maps the same one into all.
+fn vdso_sizes() -> anyhow::Result<(u64, u64)> {
+    let text = fs::read("/proc/self/maps").map_err(|e| anyhow::anyhow!("read /proc/self/maps: {e}"))?;
+    let (mut code, mut data) = (0, 0);
+    for vma in parse_maps(&text)? {
+        let size = vma.end.saturating_sub(vma.start);
+        match vma.name {
+            VmaName::Vdso => code += size,
+            VmaName::Vvar | VmaName::VvarVclock => data += size,
+            _ => {}
+        }
+    }
+    Ok((code, data))
+}
+
+fn creds() -> anyhow::Result<Creds> {
+    let text = fs::read("/proc/self/status").map_err(|e| anyhow::anyhow!("read /proc/self/status: {e}"))?;
+    let status = parse_status(&text)?;
+    let ids = |ids: crust_process::proc::status::Ids| [ids.real, ids.effective, ids.saved, ids.fs];
+    Ok(Creds {
+        uids: ids(status.uid),
+        gids: ids(status.gid),
+        groups: status.groups,
+        cap_inh: status.cap_inh,
+        cap_prm: status.cap_prm,
+        cap_eff: status.cap_eff,
+        cap_bnd: status.cap_bnd,
+        cap_amb: status.cap_amb,
+        securebits: 0,
+        no_new_privs: status.no_new_privs.unwrap_or(false),
+    })
+}
+
+/// Field 19 of /proc/self/stat; the name in field 2 may hold anything, so counted behind its `)`.
+fn nice() -> anyhow::Result<i32> {
+    let text = read("/proc/self/stat")?;
+    let nice = text.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(16));
+    let nice = nice.and_then(|field| field.parse().ok());
+    nice.ok_or_else(|| anyhow::anyhow!("read /proc/self/stat: no nice value in {text:?}"))
+}
+
+/// Version and patch level of the kernel.
+fn release() -> anyhow::Result<(u32, u32)> {
+    let text = read("/proc/sys/kernel/osrelease")?;
+    parse_release(&text).ok_or_else(|| anyhow::anyhow!("kernel release {text:?} has no number"))
+}
+
+fn parse_release(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A host as the corpus was recorded on: root without CAP_SYS_RESOURCE.
+    pub fn recorded() -> Host {
+        const CAPS: u64 = 0x1ff_feff_ffff;
+        let infinite = Limit {
+            cur: u64::MAX,
+            max: u64::MAX,
+        };
+        let mut limits = [infinite; 16];
+        limits[NOFILE] = Limit {
+            cur: 20000,
+            max: 20000,
+        };
+        Host {
+            page_size: 4096,
+            task_end: (1 << 47) - 4096,
+            mmap_min: 65536,
+            vdso_code: 0x2000,
+            vdso_data: 0x6000,
+            xstate: BTreeMap::from([(2, 576..832), (5, 832..896), (6, 896..1408), (7, 1408..2432)]),
+            creds: Creds {
+                cap_prm: CAPS,
+                cap_eff: CAPS,
+                cap_bnd: CAPS,
+                ..Creds::default()
+            },
+            last_cap: 40,
+            limits,
+            nice: 0,
+            oom_score_adj: 0,
+            personality: 0,
+            pid_max: 32768,
+            own_pid: 2,
+            session: 1,
+            group: 1,
+            timer_restore_ids: true,
+        }
+    }
+
+    #[test]
+    fn releases() {
+        assert_eq!(parse_release("6.18.44-fc\n"), Some((6, 18)));
+        assert_eq!(parse_release("5.4\n"), Some((5, 4)));
+        assert_eq!(parse_release("x"), None);
+    }
+
+    #[test]
+    fn this_host_has_a_vdso_and_limits() {
+        let host = Host::probe().expect("probed");
+        assert!(host.vdso_code > 0 && host.vdso_data > 0);
+        assert!(host.limits[NOFILE].cur > 0);
+        assert!(host.last_cap > 30);
+    }
+}

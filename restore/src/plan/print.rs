@@ -1,0 +1,255 @@
+//! A plan as text, like strace: who, the call with its arguments, and behind it why. It is the dry
+//! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
+
+use super::step::{Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step};
+use std::fmt::{self, Display, Formatter, Write};
+
+/// Bytes of a string or structure that are shown; the rest is counted.
+const SHOWN_BYTES: usize = 48;
+
+/// The plan for people.
+pub struct Text<'p>(pub &'p Plan);
+
+impl Display for Text<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut phase = None;
+        for step in &self.0.steps {
+            if phase != Some(step.phase) {
+                phase = Some(step.phase);
+                writeln!(f, "== {:?}", step.phase)?;
+            }
+            write_step(f, step)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_step(f: &mut Formatter<'_>, step: &Step) -> fmt::Result {
+    let mut line = format!("{:<8} ", step.actor.to_string());
+    write_op(&mut line, &step.op)?;
+    if !step.after.is_empty() {
+        line.push_str(" after");
+        for slot in &step.after {
+            write!(line, " {}", Slot(*slot))?;
+        }
+    }
+    if let Some(done) = step.done {
+        write!(line, " done {}", Slot(done))?;
+    }
+    writeln!(f, "{line}  # {}", step.origin)
+}
+
+/// A slot, as `%3`.
+struct Slot(SlotId);
+
+impl Display for Slot {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}", self.0.0)
+    }
+}
+
+fn write_op(out: &mut String, op: &Op) -> fmt::Result {
+    match op {
+        Op::Call(call) => write_call(out, call),
+        Op::LastCall(call) => {
+            out.push_str("at last ");
+            write_call(out, call)
+        }
+        Op::Take { slot, at } => write!(out, "take {} as {at}", Slot(*slot)),
+        Op::Fetch { from, number, slot } => {
+            write!(out, "fetch {number} of {from} -> {}", Slot(*slot))
+        }
+        Op::Fork {
+            pid,
+            flags,
+            exit_signal,
+        } => write!(out, "fork {pid} (flags {flags:#x}, exit signal {exit_signal})"),
+        Op::ClearMemory => write!(out, "clear memory"),
+        Op::MoveVdso { areas } => {
+            out.push_str("move vdso");
+            for area in areas {
+                let what = if area.is_code { "vdso" } else { "vvar" };
+                write!(out, " {what} {:x}-{:x}", area.start, area.end)?;
+            }
+            Ok(())
+        }
+        Op::LoadPages { fd, runs } => {
+            write!(out, "load pages from {fd}:")?;
+            write_runs(out, runs)
+        }
+        Op::CopyPages { from, to, runs } => {
+            write!(out, "copy pages {} to {}:", Slot(*from), Slot(*to))?;
+            write_runs(out, runs)
+        }
+        Op::WriteProc {
+            pid,
+            tid,
+            file,
+            text,
+        } => match tid {
+            Some(tid) => write!(out, "write /proc/{pid}/task/{tid}/{file} {text:?}"),
+            None => write!(out, "write /proc/{pid}/{file} {text:?}"),
+        },
+        Op::Thread { tid } => write!(out, "thread {tid}"),
+        Op::Die { status } => write!(out, "die with status {status:#x}"),
+        Op::Reap { pid } => write!(out, "reap {pid}"),
+        Op::Stop { signal } => write!(out, "stop by signal {signal}"),
+        Op::SetRegs(state) => {
+            let [_, _, _, _, _, _, _, _, _, _, ax, _, _, _, _, _, ip, .., sp, _, fs, _, _, _, _, _] =
+                state.gpregs;
+            write!(out, "set registers ip {ip:#x} sp {sp:#x} ax {ax:#x} fs_base {fs:#x}")?;
+            write!(out, " blocked {:#x} xstate {} bytes", state.sigmask, state.xstate.len())
+        }
+        Op::Routine(routine) => write_routine(out, routine),
+    }
+}
+
+fn write_runs(out: &mut String, runs: &[PageLoad]) -> fmt::Result {
+    for run in runs {
+        write!(out, " {:x}+{:x}@{:x}", run.to, run.len, run.offset)?;
+    }
+    Ok(())
+}
+
+fn write_call(out: &mut String, call: &Call) -> fmt::Result {
+    write!(out, "{}(", call.name)?;
+    for (at, arg) in call.args.iter().enumerate() {
+        if at > 0 {
+            out.push_str(", ");
+        }
+        write_arg(out, arg)?;
+    }
+    out.push(')');
+    match call.ret {
+        Ret::Ok => Ok(()),
+        Ret::Exactly(value) => write!(out, " = {value}"),
+        Ret::Any => write!(out, " = any"),
+        Ret::Fd(slot) => write!(out, " -> {}", Slot(slot)),
+        Ret::FdPair(_, first, second) => write!(out, " -> {} {}", Slot(first), Slot(second)),
+    }
+}
+
+fn write_arg(out: &mut String, arg: &Arg) -> fmt::Result {
+    match arg {
+        Arg::Int(value) => write!(out, "{value}"),
+        Arg::Hex(value) => write!(out, "{value:#x}"),
+        Arg::Named(name, _) => write!(out, "{name}"),
+        Arg::Str(bytes) => write_str(out, bytes),
+        Arg::Out(len) => write!(out, "&[{len}]"),
+        Arg::Fd(slot) => write!(out, "{}", Slot(*slot)),
+        Arg::Data(pieces) => {
+            out.push('{');
+            for (at, piece) in pieces.iter().enumerate() {
+                if at > 0 {
+                    out.push(' ');
+                }
+                match piece {
+                    Piece::Bytes(bytes) => write_hex(out, bytes)?,
+                    Piece::Ptr(arg) => {
+                        out.push('&');
+                        write_arg(out, arg)?;
+                    }
+                    Piece::Fd(slot) => write!(out, "{}", Slot(*slot))?,
+                }
+            }
+            out.push('}');
+            Ok(())
+        }
+    }
+}
+
+fn write_str(out: &mut String, bytes: &[u8]) -> fmt::Result {
+    let shown = bytes.get(..SHOWN_BYTES.min(bytes.len())).unwrap_or(bytes);
+    // A path is shown whole; only data that is not text can be long.
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => write!(out, "{text:?}"),
+        _ => {
+            write!(out, "\"{}\"", shown.escape_ascii())?;
+            write_rest(out, bytes.len())
+        }
+    }
+}
+
+fn write_hex(out: &mut String, bytes: &[u8]) -> fmt::Result {
+    for word in bytes.chunks(8).take(SHOWN_BYTES / 8) {
+        let mut value = [0; 8];
+        for (to, from) in value.iter_mut().zip(word) {
+            *to = *from;
+        }
+        if !out.ends_with('{') && !out.ends_with(' ') {
+            out.push(' ');
+        }
+        write!(out, "{:x}", u64::from_le_bytes(value))?;
+    }
+    write_rest(out, bytes.len())
+}
+
+fn write_rest(out: &mut String, len: usize) -> fmt::Result {
+    if len > SHOWN_BYTES {
+        write!(out, "... {len} bytes")?;
+    }
+    Ok(())
+}
+
+fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
+    match routine {
+        Routine::OpenFile {
+            path,
+            flags,
+            expect,
+            slot,
+        } => {
+            out.push_str("open file ");
+            write_str(out, path)?;
+            write!(out, " flags {flags:#o}")?;
+            write_facts(out, expect)?;
+            write!(out, " -> {}", Slot(*slot))
+        }
+        Routine::OpenPages {
+            level,
+            pages_id,
+            slot,
+        } => write!(out, "open pages-{pages_id}.img of level {level} -> {}", Slot(*slot)),
+        Routine::SharedAnon { size, slot } => {
+            write!(out, "shared anonymous memory of {size} bytes -> {}", Slot(*slot))
+        }
+        Routine::TempName { near } => {
+            out.push_str("temporary directory near ");
+            write_str(out, near)
+        }
+        Routine::GhostFile { id, path } => {
+            write!(out, "ghost file {id:x} at ")?;
+            write_str(out, path)
+        }
+        Routine::FeedPayload { image, entry, slot } => {
+            write!(out, "feed payload of {image} entry {entry} into {}", Slot(*slot))
+        }
+        Routine::WriteAll { slot, bytes } => {
+            write!(out, "write all {} bytes into {}: ", bytes.len(), Slot(*slot))?;
+            write_hex(out, bytes)
+        }
+        Routine::Unlink { path } => {
+            out.push_str("unlink ");
+            write_str(out, path)
+        }
+        Routine::Close { slot } => write!(out, "close {}", Slot(*slot)),
+    }
+}
+
+fn write_facts(out: &mut String, facts: &FileFacts) -> fmt::Result {
+    if let Some(mode) = facts.mode {
+        write!(out, " mode {mode:#o}")?;
+    }
+    if let Some(size) = facts.size {
+        write!(out, " size {size}")?;
+    }
+    if !facts.build_id.is_empty() {
+        out.push_str(" build-id ");
+        for word in &facts.build_id {
+            for byte in word.to_le_bytes() {
+                write!(out, "{byte:02x}")?;
+            }
+        }
+    }
+    Ok(())
+}

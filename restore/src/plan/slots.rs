@@ -1,0 +1,77 @@
+//! Which slots a step fills and which it needs: read off the step itself, so that a room cannot
+//! forget to say it.
+
+use super::step::{Arg, Call, Op, Piece, Ret, Routine, SlotId, Step};
+
+/// What a step fills and needs.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// Filled by it.
+    pub gives: Vec<SlotId>,
+    /// Must be filled before it.
+    pub needs: Vec<SlotId>,
+}
+
+/// The slots of a step, those of `after` and `done` included.
+pub fn slots_of(step: &Step) -> Slots {
+    let mut slots = Slots::default();
+    slots.needs.extend(&step.after);
+    slots.gives.extend(&step.done);
+    match &step.op {
+        Op::Call(call) | Op::LastCall(call) => of_call(call, &mut slots),
+        Op::Take { slot, .. } => slots.needs.push(*slot),
+        Op::Fetch { slot, .. } => slots.gives.push(*slot),
+        Op::CopyPages { from, to, .. } => slots.needs.extend([*from, *to]),
+        Op::Routine(routine) => of_routine(routine, &mut slots),
+        Op::Fork { .. }
+        | Op::ClearMemory
+        | Op::MoveVdso { .. }
+        | Op::LoadPages { .. }
+        | Op::WriteProc { .. }
+        | Op::Thread { .. }
+        | Op::Die { .. }
+        | Op::Reap { .. }
+        | Op::Stop { .. }
+        | Op::SetRegs(_) => {}
+    }
+    slots
+}
+
+fn of_call(call: &Call, slots: &mut Slots) {
+    for arg in &call.args {
+        of_arg(arg, slots);
+    }
+    match call.ret {
+        Ret::Fd(slot) => slots.gives.push(slot),
+        Ret::FdPair(_, first, second) => slots.gives.extend([first, second]),
+        Ret::Ok | Ret::Exactly(_) | Ret::Any => {}
+    }
+}
+
+fn of_arg(arg: &Arg, slots: &mut Slots) {
+    match arg {
+        Arg::Fd(slot) => slots.needs.push(*slot),
+        Arg::Data(pieces) => {
+            for piece in pieces {
+                match piece {
+                    Piece::Ptr(arg) => of_arg(arg, slots),
+                    Piece::Fd(slot) => slots.needs.push(*slot),
+                    Piece::Bytes(_) => {}
+                }
+            }
+        }
+        Arg::Int(_) | Arg::Hex(_) | Arg::Named(..) | Arg::Str(_) | Arg::Out(_) => {}
+    }
+}
+
+fn of_routine(routine: &Routine, slots: &mut Slots) {
+    match routine {
+        Routine::OpenFile { slot, .. }
+        | Routine::OpenPages { slot, .. }
+        | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
+        Routine::FeedPayload { slot, .. }
+        | Routine::WriteAll { slot, .. }
+        | Routine::Close { slot } => slots.needs.push(*slot),
+        Routine::TempName { .. } | Routine::GhostFile { .. } | Routine::Unlink { .. } => {}
+    }
+}
