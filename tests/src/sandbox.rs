@@ -10,7 +10,7 @@
 //! test has said so far is in the report.
 
 use crate::build;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
@@ -74,14 +74,14 @@ pub fn missing_privilege() -> Option<String> {
         .then(|| "needs root: new namespaces, ptrace, and pids chosen by number".to_owned())
 }
 
-/// Starts this executable again for the test `name` in new namespaces and waits for its end.
-fn run_inside(name: &str) -> Result<()> {
+/// `unshare` with this executable behind it, to be pid 1 of a sandbox.
+fn inside(limit: &str) -> Result<Command> {
     let (binaries, guests) = (build::binaries()?, build::guests()?);
     // The mount point has to exist before the mount namespace does; it stays empty outside.
     fs::create_dir_all(GOLDEN).with_context(|| format!("create {GOLDEN}"))?;
-    let limit = env::var("CRUST_TESTS_LIMIT").unwrap_or_else(|_| DEFAULT_LIMIT.to_string());
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", &limit])
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=5", limit])
         .args([
             "unshare",
             "--pid",
@@ -93,6 +93,16 @@ fn run_inside(name: &str) -> Result<()> {
         ])
         .arg("--")
         .arg(env::current_exe().context("ask for the path of the test executable")?)
+        .env(INSIDE, "1")
+        .env("CRUST_TESTS_BINARIES", &binaries)
+        .env("CRUST_TESTS_GUESTS", &guests);
+    Ok(command)
+}
+
+/// Starts this executable again for the test `name` in new namespaces and waits for its end.
+fn run_inside(name: &str) -> Result<()> {
+    let limit = env::var("CRUST_TESTS_LIMIT").unwrap_or_else(|_| DEFAULT_LIMIT.to_string());
+    let output = inside(&limit)?
         .args([
             "--exact",
             name,
@@ -100,9 +110,6 @@ fn run_inside(name: &str) -> Result<()> {
             "--test-threads=1",
             "--include-ignored",
         ])
-        .env(INSIDE, "1")
-        .env("CRUST_TESTS_BINARIES", &binaries)
-        .env("CRUST_TESTS_GUESTS", &guests)
         .output()
         .context("run timeout (coreutils) and unshare (util-linux)")?;
     let text = format!(
@@ -129,6 +136,21 @@ fn run_inside(name: &str) -> Result<()> {
     {
         eprintln!("{line}");
     }
+    Ok(())
+}
+
+/// Runs a whole program, not a test, in a sandbox: its `main` calls this and is started again.
+pub fn run_program(body: impl FnOnce(&Sandbox) -> Result<()>) -> Result<()> {
+    if env::var_os(INSIDE).is_some() {
+        return body(&Sandbox::enter()?);
+    }
+    if let Some(reason) = missing_privilege() {
+        bail!("{reason}");
+    }
+    let status = inside("0")?
+        .status()
+        .context("run timeout (coreutils) and unshare")?;
+    ensure!(status.success(), "inside the sandbox: {status}");
     Ok(())
 }
 

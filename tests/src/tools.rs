@@ -129,6 +129,12 @@ impl Sandbox {
         arguments.extend(options);
         let mut outcome = self.run("crust-dump", &arguments, None)?;
         outcome.log = read_log(&images.join("dump.log"));
+        // The inventory is written last, so it tells a dump from a run that only said it was one.
+        ensure!(
+            !outcome.status.success() || images.join("inventory.img").exists(),
+            "there is no inventory.img\n{}",
+            outcome.report()
+        );
         Ok(outcome)
     }
 
