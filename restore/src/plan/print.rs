@@ -63,7 +63,10 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
             pid,
             flags,
             exit_signal,
-        } => write!(out, "fork {pid} (flags {flags:#x}, exit signal {exit_signal})"),
+        } => write!(
+            out,
+            "fork {pid} (flags {flags:#x}, exit signal {exit_signal})"
+        ),
         Op::ClearMemory => write!(out, "clear memory"),
         Op::MoveVdso { areas } => {
             out.push_str("move vdso");
@@ -95,10 +98,44 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
         Op::Reap { pid } => write!(out, "reap {pid}"),
         Op::Stop { signal } => write!(out, "stop by signal {signal}"),
         Op::SetRegs(state) => {
-            let [_, _, _, _, _, _, _, _, _, _, ax, _, _, _, _, _, ip, .., sp, _, fs, _, _, _, _, _] =
-                state.gpregs;
-            write!(out, "set registers ip {ip:#x} sp {sp:#x} ax {ax:#x} fs_base {fs:#x}")?;
-            write!(out, " blocked {:#x} xstate {} bytes", state.sigmask, state.xstate.len())
+            let [
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                ax,
+                _,
+                _,
+                _,
+                _,
+                _,
+                ip,
+                ..,
+                sp,
+                _,
+                fs,
+                _,
+                _,
+                _,
+                _,
+                _,
+            ] = state.gpregs;
+            write!(
+                out,
+                "set registers ip {ip:#x} sp {sp:#x} ax {ax:#x} fs_base {fs:#x}"
+            )?;
+            write!(
+                out,
+                " blocked {:#x} xstate {} bytes",
+                state.sigmask,
+                state.xstate.len()
+            )
         }
         Op::Routine(routine) => write_routine(out, routine),
     }
@@ -137,6 +174,7 @@ fn write_arg(out: &mut String, arg: &Arg) -> fmt::Result {
         Arg::Str(bytes) => write_str(out, bytes),
         Arg::Out(len) => write!(out, "&[{len}]"),
         Arg::Fd(slot) => write!(out, "{}", Slot(*slot)),
+        Arg::FdPath(slot) => write!(out, "\"/proc/self/fd/{}\"", Slot(*slot)),
         Arg::Data(pieces) => {
             out.push('{');
             for (at, piece) in pieces.iter().enumerate() {
@@ -209,25 +247,101 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             level,
             pages_id,
             slot,
-        } => write!(out, "open pages-{pages_id}.img of level {level} -> {}", Slot(*slot)),
+        } => write!(
+            out,
+            "open pages-{pages_id}.img of level {level} -> {}",
+            Slot(*slot)
+        ),
         Routine::SharedAnon { size, slot } => {
-            write!(out, "shared anonymous memory of {size} bytes -> {}", Slot(*slot))
-        }
-        Routine::TempName { near } => {
-            out.push_str("temporary directory near ");
-            write_str(out, near)
+            write!(
+                out,
+                "shared anonymous memory of {size} bytes -> {}",
+                Slot(*slot)
+            )
         }
         Routine::GhostFile { id, path } => {
-            write!(out, "ghost file {id:x} at ")?;
+            write!(out, "make ghost file {id:x} at ")?;
             write_str(out, path)
         }
+        Routine::OpenGhost {
+            id,
+            path,
+            flags,
+            slot,
+        } => {
+            write!(out, "open ghost file {id:x} as ")?;
+            write_str(out, path)?;
+            write!(out, " flags {flags:#o} -> {}", Slot(*slot))
+        }
+        Routine::RemoveGhost { id } => write!(out, "remove ghost file {id:x}"),
+        Routine::OpenLink {
+            link,
+            path,
+            flags,
+            expect,
+            slot,
+        } => {
+            out.push_str("open link ");
+            write_str(out, link)?;
+            out.push_str(" as ");
+            write_str(out, path)?;
+            write!(out, " flags {flags:#o}")?;
+            write_facts(out, expect)?;
+            write!(out, " -> {}", Slot(*slot))
+        }
         Routine::FeedPayload { image, entry, slot } => {
-            write!(out, "feed payload of {image} entry {entry} into {}", Slot(*slot))
+            write!(
+                out,
+                "feed payload of {image} entry {entry} into {}",
+                Slot(*slot)
+            )
         }
         Routine::WriteAll { slot, bytes } => {
-            write!(out, "write all {} bytes into {}: ", bytes.len(), Slot(*slot))?;
+            write!(
+                out,
+                "write all {} bytes into {}: ",
+                bytes.len(),
+                Slot(*slot)
+            )?;
             write_hex(out, bytes)
         }
+        Routine::BindUnix {
+            slot,
+            dir,
+            name,
+            perms,
+            unlink,
+        } => {
+            write!(out, "bind {} to ", Slot(*slot))?;
+            write_str(out, name)?;
+            if !dir.is_empty() {
+                out.push_str(" in ");
+                write_str(out, dir)?;
+            }
+            if let Some((mode, uid, gid)) = perms {
+                write!(out, " mode {mode:#o} owner {uid}:{gid}")?;
+            }
+            let then = if *unlink { " and unlink it" } else { "" };
+            write!(out, "{then}")
+        }
+        Routine::SendPacket { entry, via, rights } => {
+            write!(out, "send sk-queues entry {entry} by {}", Slot(*via))?;
+            for right in rights {
+                write!(out, " with {}", Slot(*right))?;
+            }
+            Ok(())
+        }
+        Routine::ArmTimerAt {
+            slot,
+            clock,
+            flags,
+            left,
+            interval,
+        } => write!(
+            out,
+            "arm timer {} flags {flags:#x} at now of clock {clock} + {left} ns, every {interval} ns",
+            Slot(*slot)
+        ),
         Routine::Unlink { path } => {
             out.push_str("unlink ");
             write_str(out, path)

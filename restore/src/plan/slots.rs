@@ -50,7 +50,7 @@ fn of_call(call: &Call, slots: &mut Slots) {
 
 fn of_arg(arg: &Arg, slots: &mut Slots) {
     match arg {
-        Arg::Fd(slot) => slots.needs.push(*slot),
+        Arg::Fd(slot) | Arg::FdPath(slot) => slots.needs.push(*slot),
         Arg::Data(pieces) => {
             for piece in pieces {
                 match piece {
@@ -67,11 +67,19 @@ fn of_arg(arg: &Arg, slots: &mut Slots) {
 fn of_routine(routine: &Routine, slots: &mut Slots) {
     match routine {
         Routine::OpenFile { slot, .. }
+        | Routine::OpenGhost { slot, .. }
+        | Routine::OpenLink { slot, .. }
         | Routine::OpenPages { slot, .. }
         | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
+        | Routine::BindUnix { slot, .. }
+        | Routine::ArmTimerAt { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
-        Routine::TempName { .. } | Routine::GhostFile { .. } | Routine::Unlink { .. } => {}
+        Routine::SendPacket { via, rights, .. } => {
+            slots.needs.push(*via);
+            slots.needs.extend(rights);
+        }
+        Routine::GhostFile { .. } | Routine::RemoveGhost { .. } | Routine::Unlink { .. } => {}
     }
 }

@@ -259,19 +259,80 @@ pub enum Routine {
         /// Where the descriptor goes, open for reading and writing.
         slot: SlotId,
     },
-    /// A private, empty directory for ghost files and the like, on the file system of `near`.
-    /// Removed whatever happens.
-    TempName {
-        /// Path in whose directory the name is made.
-        near: Vec<u8>,
-    },
-    /// A ghost file is written with its content from ghost-file-ID.img, opened, and removed when
-    /// the last step that opens it is done.
+    /// A ghost file is made from ghost-file-ID.img, under its old path if that is free, for
+    /// [`Routine::OpenGhost`] to open.
     GhostFile {
         /// Id in the image's name.
         id: u32,
         /// Path to make it at.
         path: Vec<u8>,
+    },
+    /// Opens a ghost file, by this name if that is free.
+    OpenGhost {
+        /// Id of the ghost.
+        id: u32,
+        /// Absolute path that this description was opened by.
+        path: Vec<u8>,
+        /// Flags of open(2).
+        flags: i32,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
+    /// The name of a ghost file goes; those who opened it have it.
+    RemoveGhost {
+        /// Id of the ghost.
+        id: u32,
+    },
+    /// Opens a file of which the dump made a hard link, by its old name: the link gets that name,
+    /// if it is free, for the time of the open.
+    OpenLink {
+        /// The hard link that is there.
+        link: Vec<u8>,
+        /// The name that is gone.
+        path: Vec<u8>,
+        /// Flags of open(2).
+        flags: i32,
+        /// What the file must be.
+        expect: FileFacts,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
+    /// Binds a unix socket to a path in the file system, in place of a socket file that a dead
+    /// process left there.
+    BindUnix {
+        /// The socket.
+        slot: SlotId,
+        /// Directory from which a relative name is meant; not empty if the name is relative.
+        dir: Vec<u8>,
+        /// The name as bind(2) takes it, without a final zero.
+        name: Vec<u8>,
+        /// Mode, owner and group of the socket file.
+        perms: Option<(u32, u32, u32)>,
+        /// The name is removed again at once: it was gone at the dump.
+        unlink: bool,
+    },
+    /// The packet or segment of a sk-queues entry is sent, so that it lies in the queue of the
+    /// socket at the other end.
+    SendPacket {
+        /// Index of the entry in sk-queues.img.
+        entry: usize,
+        /// The socket to send by.
+        via: SlotId,
+        /// Descriptors that go with it, in their order.
+        rights: Vec<SlotId>,
+    },
+    /// Arms a timerfd to an absolute time: the clock's now and what was left.
+    ArmTimerAt {
+        /// The timerfd.
+        slot: SlotId,
+        /// Its clock.
+        clock: i32,
+        /// Flags of timerfd_settime(2), TFD_TIMER_ABSTIME among them.
+        flags: i32,
+        /// Nanoseconds left.
+        left: u64,
+        /// Nanoseconds between expirations, 0 for one only.
+        interval: u64,
     },
     /// The payload of an image entry is written into a descriptor (pipe data, socket queues).
     FeedPayload {
@@ -342,6 +403,9 @@ pub enum Arg {
     Out(usize),
     /// Broker: a descriptor of its own.
     Fd(SlotId),
+    /// Broker: the address of `/proc/self/fd/N` of a descriptor of its own: to open the same file
+    /// once more, with other flags.
+    FdPath(SlotId),
 }
 
 /// A part of a structure.
