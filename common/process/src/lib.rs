@@ -10,6 +10,7 @@ pub mod leftover;
 pub mod making;
 pub mod memory;
 pub mod pid;
+pub mod proc;
 pub mod regs;
 pub mod remote;
 pub mod scratch;
