@@ -6,6 +6,7 @@
 //! nonsense, which is the plan's fault but no danger.)
 
 use nix::errno::Errno;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Calls a plan may ask of us.
 const ALLOWED: &[i64] = &[
@@ -79,6 +80,17 @@ pub struct Inner<'a> {
     pub bytes: &'a mut [u8],
 }
 
+/// What a call answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// A number.
+    Value(u64),
+    /// A new descriptor.
+    Fd(OwnedFd),
+    /// Two new descriptors.
+    Pair(OwnedFd, OwnedFd),
+}
+
 /// Whether [`call`] makes this call.
 pub fn is_allowed(nr: i64) -> bool {
     ALLOWED.contains(&nr)
@@ -136,7 +148,7 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
 
 /// Makes the call. EPERM for one that is not allowed here, EINVAL for a pointer outside its
 /// holder or for a number, or too small a buffer, where the kernel would write.
-pub fn call(nr: i64, args: &mut [OwnArg<'_>], inner: &mut [Inner<'_>]) -> Result<u64, Errno> {
+pub fn call(nr: i64, args: &mut [OwnArg<'_>], inner: &mut [Inner<'_>]) -> Result<Answer, Errno> {
     if !is_allowed(nr) {
         return Err(Errno::EPERM);
     }
@@ -155,7 +167,62 @@ pub fn call(nr: i64, args: &mut [OwnArg<'_>], inner: &mut [Inner<'_>]) -> Result
     // SAFETY: the calls allowed write to memory only where `writes_are_safe` has seen a buffer of
     // sufficient length, which is borrowed for the call.
     let got = unsafe { libc::syscall(nr, a, b, c, d, e, f) };
-    Errno::result(got).map(|value| value as u64)
+    let value = Errno::result(got)?;
+    Ok(if makes_fd(nr, args) {
+        // SAFETY: the call has just made this descriptor, and nobody else knows it.
+        Answer::Fd(unsafe { OwnedFd::from_raw_fd(value as i32) })
+    } else if let Some([first, second]) = new_pair(nr, args) {
+        // SAFETY: as above, for both.
+        unsafe { Answer::Pair(OwnedFd::from_raw_fd(first), OwnedFd::from_raw_fd(second)) }
+    } else {
+        Answer::Value(value as u64)
+    })
+}
+
+/// Whether the answer of a successful call is a new descriptor.
+fn makes_fd(nr: i64, args: &[OwnArg<'_>]) -> bool {
+    let number = |index: usize| match args.get(index) {
+        Some(OwnArg::Val(value)) => Some(*value),
+        _ => None,
+    };
+    match nr {
+        libc::SYS_dup
+        | libc::SYS_epoll_create1
+        | libc::SYS_eventfd2
+        | libc::SYS_fanotify_init
+        | libc::SYS_inotify_init1
+        | libc::SYS_memfd_create
+        | libc::SYS_openat
+        | libc::SYS_pidfd_open
+        | libc::SYS_socket
+        | libc::SYS_timerfd_create => true,
+        libc::SYS_signalfd4 => number(0).is_some_and(|fd| fd as i32 == -1),
+        libc::SYS_fcntl => number(1).is_some_and(|command| {
+            command == libc::F_DUPFD as u64 || command == libc::F_DUPFD_CLOEXEC as u64
+        }),
+        libc::SYS_ioctl => number(1) == Some(libc::TIOCGPTPEER as u64),
+        _ => false,
+    }
+}
+
+/// The descriptors that pipe2 and socketpair have written into their argument.
+fn new_pair(nr: i64, args: &[OwnArg<'_>]) -> Option<[i32; 2]> {
+    let index = match nr {
+        libc::SYS_pipe2 => 0,
+        libc::SYS_socketpair => 3,
+        _ => return None,
+    };
+    let OwnArg::Bytes(bytes) = args.get(index)? else {
+        return None;
+    };
+    let number = |at: usize| {
+        bytes
+            .get(at..at + 4)?
+            .try_into()
+            .ok()
+            .map(i32::from_ne_bytes)
+    };
+    Some([number(0)?, number(4)?])
 }
 
 fn place_inner(args: &mut [OwnArg<'_>], inner: &mut [Inner<'_>]) -> Result<(), Errno> {

@@ -47,6 +47,68 @@ impl fmt::Debug for Regs {
 }
 
 impl Regs {
+    /// From the 27 words in the order of user_regs_struct (sys/user.h).
+    pub fn from_words(words: &[u64; 27]) -> Regs {
+        let [
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        ] = *words;
+        Regs(libc::user_regs_struct {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        })
+    }
+
     /// The system call the thread is in, if it stopped inside one.
     pub fn syscall(&self) -> Option<i64> {
         let nr = self.0.orig_rax as i64;
