@@ -1,0 +1,260 @@
+//! The beginning and the end of a task's life under us: its memory is cleared, helpers and
+//! zombies die, and at last the scratch memory goes, registers are set and everybody is let go.
+
+use super::{AREA, ExecError, Executor, Task, compile, host_pid, vdso};
+use crate::plan::step::{Op, Step, ThreadState, VdsoArea};
+use crust_image::ids::VirtPid;
+use crust_process::making::{Made, Outcome};
+use crust_process::pid::HostPid;
+use crust_process::regs::Regs;
+use crust_process::scratch::{Check, Table};
+use nix::errno::Errno;
+
+/// RSEQ_FLAG_UNREGISTER of rseq(2).
+const RSEQ_UNREGISTER: u64 = 1;
+const SYS_RSEQ: i64 = 334;
+
+impl<'p> Executor<'p> {
+    /// Address of the parked vdso.
+    pub(super) fn parking(&self) -> u64 {
+        self.scratch.base() + vdso::PARKING_AT as u64
+    }
+
+    /// Leaves a task with the scratch memory, the parked vdso and our pidfd.
+    pub(super) fn clear_memory(&mut self, step: &'p Step, pid: VirtPid) -> Result<(), ExecError> {
+        use std::os::fd::AsRawFd;
+        let (own_pidfd, at) = (self.own_pidfd.as_raw_fd() as u64, self.plan.broker_fd as u64);
+        let (parking, vdso) = (self.parking(), self.vdso.clone());
+        let scratch = self.scratch.base()..self.scratch.base() + self.scratch.len() as u64;
+        let task = self.task(step, pid)?;
+        let rseq = task.leader.stopped().rseq();
+        let rseq = rseq.map_err(|error| ExecError::step(step, "", error))?;
+        self.run_own_calls(step, pid, |calls| {
+            if let Some(rseq) = rseq {
+                // A registration that outlives its memory is a SIGSEGV at the next return to
+                // user space.
+                let size = u64::from(rseq.size);
+                let signature = u64::from(rseq.signature);
+                calls(SYS_RSEQ, [rseq.pointer, size, RSEQ_UNREGISTER, signature, 0, 0])?;
+            }
+            calls(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0])?;
+            if own_pidfd != at {
+                calls(libc::SYS_dup3, [own_pidfd, at, libc::O_CLOEXEC as u64, 0, 0, 0])?;
+            }
+            if at > 0 {
+                calls(libc::SYS_close_range, [0, at - 1, 0, 0, 0, 0])?;
+            }
+            calls(libc::SYS_close_range, [at + 1, u32::MAX.into(), 0, 0, 0, 0])?;
+            for area in &vdso.areas {
+                let (offset, len) = (area.start - vdso.start(), area.end - area.start);
+                let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+                calls(libc::SYS_mremap, [area.start, len, len, flags, parking + offset, 0])?;
+            }
+            calls(libc::SYS_munmap, [0, scratch.start, 0, 0, 0, 0])?;
+            calls(libc::SYS_munmap, [scratch.end, vdso::TASK_SIZE - scratch.end, 0, 0, 0, 0])
+        })
+    }
+
+    /// Runs calls of the executor itself in a task's leader; each must answer without an error.
+    fn run_own_calls(
+        &mut self,
+        step: &'p Step,
+        pid: VirtPid,
+        write: impl FnOnce(&mut dyn FnMut(i64, [u64; 6]) -> Option<()>) -> Option<()>,
+    ) -> Result<(), ExecError> {
+        let lane = self.task(step, pid)?.lane;
+        let mut table = Table::new(&self.scratch, self.areas[lane]);
+        let mut names = Vec::new();
+        write(&mut |nr, args| {
+            names.push(nr);
+            table.push(nr, args, Check::Ok).map(drop)
+        })
+        .ok_or_else(|| ExecError::step(step, "", format!("more than {AREA} bytes of calls")))?;
+        let gone = || ExecError::step(step, "find the task", Errno::ESRCH);
+        let task = self.tasks.get_mut(&pid).ok_or_else(gone)?;
+        let outcome = task
+            .leader
+            .start(&self.scratch, &mut table)
+            .and_then(|()| task.leader.finish(&table))
+            .map_err(|error| ExecError::step(step, "", error))?;
+        match outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(entry) => {
+                let errno = Errno::from_raw(-table.ret(entry) as i32);
+                let doing = format!("system call {}", names.get(entry).copied().unwrap_or(-1));
+                Err(ExecError::step(step, &doing, errno))
+            }
+            Outcome::Exited(status) => {
+                Err(ExecError::step(step, "", format!("the task died, wait status {status:#x}")))
+            }
+        }
+    }
+
+    /// The task dies by its own hand with this raw wait status. We take the tracer's notice of
+    /// it; it stays a zombie for its parent.
+    pub(super) fn let_die(
+        &mut self,
+        step: &'p Step,
+        pid: VirtPid,
+        status: i32,
+    ) -> Result<(), ExecError> {
+        let lane = self.task(step, pid)?.lane;
+        let signal = status & 0x7f;
+        let tid = host_pid(step, pid)?.get() as u64;
+        let mut table = Table::new(&self.scratch, self.areas[lane]);
+        let pushed = if signal == 0 {
+            let code = (status >> 8 & 0xff) as u64;
+            table.push(libc::SYS_exit_group, [code, 0, 0, 0, 0, 0], Check::Any)
+        } else {
+            // No core file: the program that dumped core is long dead.
+            let limit = table.data(&[0; 16]);
+            let core = u64::from(libc::RLIMIT_CORE);
+            let open_mask = table.data(&[0; 8]);
+            limit.zip(open_mask).and_then(|(limit, mask)| {
+                table.push(libc::SYS_prlimit64, [0, core, limit, 0, 0, 0], Check::Any)?;
+                let args = [tid, signal as u64, 0, 0, 0, 0];
+                table.push(libc::SYS_kill, args, Check::Any)?;
+                let args = [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0];
+                table.push(libc::SYS_rt_sigprocmask, args, Check::Any)
+            })
+        };
+        pushed.ok_or_else(|| ExecError::step(step, "", Errno::E2BIG))?;
+        let gone = || ExecError::step(step, "find the task", Errno::ESRCH);
+        let task = self.tasks.get_mut(&pid).ok_or_else(gone)?;
+        let died = task
+            .leader
+            .start(&self.scratch, &mut table)
+            .and_then(|()| task.leader.wait_for_death())
+            .map_err(|error| ExecError::step(step, "", error))?;
+        task.dead = true;
+        // Bit 7 says that a core was written, which is not done twice.
+        if died & 0xff7f != status & 0xff7f {
+            let why = format!("its wait status is {died:#x}, not {status:#x}");
+            return Err(ExecError::step(step, "", why));
+        }
+        Ok(())
+    }
+
+    /// Everything is in place: the last calls, the last unmapping, the registers; then all go.
+    pub(super) fn finish(
+        &mut self,
+        before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
+    ) -> Result<HostPid, ExecError> {
+        let root = self.plan.root.and_then(|root| HostPid::new(root.get() as i32));
+        let root = root.ok_or_else(|| ExecError::new("find the root of the plan", Errno::ESRCH))?;
+        let pids: Vec<VirtPid> = self.tasks.keys().copied().collect();
+        for pid in &pids {
+            self.leave_scratch(*pid)?;
+        }
+        for task in self.tasks.values().filter(|task| !task.dead) {
+            set_states(task)?;
+        }
+        self.routines.finish().map_err(|why| ExecError::new("remove temporary names", why))?;
+        before_release(root)?;
+        self.release_all()?;
+        Ok(root)
+    }
+
+    /// By the vdso's own `syscall`, for the stub's page is what goes.
+    fn leave_scratch(&mut self, pid: VirtPid) -> Result<(), ExecError> {
+        let (base, len) = (self.scratch.base(), self.scratch.len() as u64);
+        let lane = self.lanes.get(&pid).copied().unwrap_or(0);
+        let Some(task) = self.tasks.get(&pid).filter(|task| !task.dead) else {
+            return Ok(());
+        };
+        let last_calls = task.last_calls.clone();
+        let gadget = self.vdso_of(pid)? + self.vdso.syscall_at;
+        let mut raw_calls = Vec::new();
+        let mut table = Table::new(&self.scratch, self.areas[lane]);
+        for step in last_calls {
+            let Op::LastCall(call) = &step.op else {
+                continue;
+            };
+            let mut args = [0; 6];
+            for (to, arg) in args.iter_mut().zip(&call.args) {
+                *to = compile::argument(self, &mut table, step, arg)?
+                    .ok_or_else(|| ExecError::step(step, call.name, Errno::E2BIG))?;
+            }
+            raw_calls.push((format!("restore {}", step.origin), call.nr, args));
+        }
+        let broker_fd = [self.plan.broker_fd as u64, 0, 0, 0, 0, 0];
+        raw_calls.push(("close our pidfd".into(), libc::SYS_close, broker_fd));
+        let scratch = [base, len, 0, 0, 0, 0];
+        raw_calls.push(("unmap the scratch memory".into(), libc::SYS_munmap, scratch));
+        let Some(task) = self.tasks.get_mut(&pid) else {
+            return Ok(());
+        };
+        for (what, nr, args) in raw_calls {
+            let error = |why: String| ExecError::new(format!("{what} in {pid}"), why);
+            let answer = task.leader.call_at(gadget, nr, args);
+            let answer = answer.map_err(|why| error(why.to_string()))?;
+            // The table may be shared, and closed by the first of its users.
+            let closed_before = nr == libc::SYS_close && answer == -i64::from(libc::EBADF);
+            if answer < 0 && !closed_before {
+                return Err(error(Errno::from_raw(-answer as i32).to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the vdso is in a task: where the plan has moved it.
+    fn vdso_of(&self, pid: VirtPid) -> Result<u64, ExecError> {
+        let areas = self.plan.steps.iter().find_map(|step| match &step.op {
+            Op::MoveVdso { areas } if step.actor == super::Actor::Task(pid) => Some(areas),
+            _ => None,
+        });
+        let start = areas.and_then(|areas: &Vec<VdsoArea>| self.vdso.start_in(areas));
+        start.ok_or_else(|| {
+            let what = format!("find a system call instruction in {pid}");
+            ExecError::new(what, "the images have no vdso like this kernel's")
+        })
+    }
+
+    /// First our death must not kill anybody any more, then everybody goes.
+    fn release_all(&mut self) -> Result<(), ExecError> {
+        let failed = |error| ExecError::new("let the tree go", error);
+        for task in self.tasks.values().filter(|task| !task.dead) {
+            for made in std::iter::once(&task.leader).chain(task.threads.values()) {
+                made.outlive_us().map_err(failed)?;
+            }
+        }
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            if task.dead {
+                continue;
+            }
+            for made in task.threads.into_values() {
+                made.release().map_err(failed)?;
+            }
+            task.leader.release().map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+fn set_states(task: &Task<'_>) -> Result<(), ExecError> {
+    for (tid, state) in &task.states {
+        let made = match tid {
+            None => &task.leader,
+            Some(tid) => match task.threads.get(tid) {
+                Some(made) => made,
+                None => continue,
+            },
+        };
+        set_state(made, state).map_err(|error| ExecError::new("set registers", error))?;
+    }
+    Ok(())
+}
+
+fn set_state(made: &Made, state: &ThreadState) -> crust_process::error::Result<()> {
+    let stopped = made.stopped();
+    if !state.xstate.is_empty() {
+        let mut area = stopped.xstate()?;
+        let host = area.len();
+        area.clear();
+        area.extend_from_slice(&state.xstate);
+        area.resize(host, 0);
+        stopped.set_xstate(&area)?;
+    }
+    stopped.set_regs(&Regs::from_words(&state.gpregs))?;
+    stopped.set_sigmask(state.sigmask)
+}

@@ -1,0 +1,305 @@
+//! Steps of a task as entries of a table of system calls.
+
+use super::{Actor, ExecError, Executor, host_pid};
+use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Ret, SlotId, Step, VdsoArea};
+use crust_process::making::CloneArgs;
+use crust_process::scratch::{Check, Table};
+use nix::errno::Errno;
+use std::os::fd::AsRawFd;
+
+/// The kernel's limit of an iovec (UIO_MAXIOV).
+const MOST_IOVECS: usize = 1024;
+/// The most a read transfers (read(2), "Notes").
+const MOST_BYTES: u64 = 0x7fff_f000;
+const THREAD_FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_PTRACE;
+
+/// A batch under construction.
+pub struct Compiled<'p> {
+    /// Who runs it.
+    pub actor: Actor,
+    /// Each step with the entry behind its last.
+    steps: Vec<(&'p Step, usize)>,
+}
+
+/// Whether a step becomes entries of a table.
+pub fn is_batched(op: &Op) -> bool {
+    match op {
+        Op::Call(_)
+        | Op::Take { .. }
+        | Op::Fork { .. }
+        | Op::MoveVdso { .. }
+        | Op::LoadPages { .. }
+        | Op::Thread { .. }
+        | Op::Reap { .. } => true,
+        Op::Fetch { .. }
+        | Op::ClearMemory
+        | Op::CopyPages { .. }
+        | Op::WriteProc { .. }
+        | Op::Die { .. }
+        | Op::Stop { .. }
+        | Op::SetRegs(_)
+        | Op::LastCall(_)
+        | Op::Routine(_) => false,
+    }
+}
+
+impl<'p> Compiled<'p> {
+    /// An empty batch.
+    pub fn new(actor: Actor) -> Compiled<'p> {
+        Compiled {
+            actor,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Whether nothing has been added.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
+    /// The first step.
+    pub fn first_step(&self) -> Option<&'p Step> {
+        self.steps.first().map(|(step, _)| *step)
+    }
+
+    /// The steps.
+    pub fn into_steps(self) -> impl Iterator<Item = &'p Step> {
+        self.steps.into_iter().map(|(step, _)| step)
+    }
+
+    /// Adds a step; false if the table is full. A step that does not fit an empty table is an
+    /// error.
+    pub fn add(
+        &mut self,
+        executor: &Executor<'p>,
+        table: &mut Table<'_>,
+        step: &'p Step,
+    ) -> Result<bool, ExecError> {
+        let mark = table.mark();
+        match (Writer { executor, table, step }).write()? {
+            Some(()) => {
+                self.steps.push((step, table.len()));
+                Ok(true)
+            }
+            None if self.steps.is_empty() => {
+                Err(ExecError::step(step, "more data than a batch can carry", Errno::E2BIG))
+            }
+            None => {
+                table.rewind(mark);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The error of an entry that did not answer as it should.
+    pub fn failure(&self, entry: usize, ret: i64) -> ExecError {
+        let step = self.steps.iter().find(|(_, end)| entry < *end).map(|(step, _)| *step);
+        let why = match ret {
+            -4095..=-1 => Errno::from_raw(-ret as i32).to_string(),
+            _ => format!("answered {ret} ({ret:#x})"),
+        };
+        match step {
+            Some(step) => ExecError::step(step, &crate::plan::print::op(&step.op), why),
+            None => ExecError::new(format!("run a batch in {}", self.actor), why),
+        }
+    }
+}
+
+/// The value of one argument, with its data in the table; `None` if that is full.
+pub fn argument<'p>(
+    executor: &Executor<'p>,
+    table: &mut Table<'_>,
+    step: &'p Step,
+    arg: &Arg,
+) -> Result<Option<u64>, ExecError> {
+    (Writer { executor, table, step }).arg(arg)
+}
+
+/// Writes one step. `None` everywhere means that the table is full.
+struct Writer<'w, 's, 'p> {
+    executor: &'w Executor<'p>,
+    table: &'w mut Table<'s>,
+    step: &'p Step,
+}
+
+type Fits = Result<Option<()>, ExecError>;
+
+/// Goes on if there was room, else reports that there was none.
+macro_rules! room {
+    ($value:expr) => {
+        match $value {
+            Some(value) => value,
+            None => return Ok(None),
+        }
+    };
+}
+
+impl Writer<'_, '_, '_> {
+    fn write(&mut self) -> Fits {
+        match &self.step.op {
+            Op::Call(call) => self.call(call),
+            Op::Take { slot, at } => self.take(*slot, *at),
+            Op::Fork { pid, flags, exit_signal } => {
+                let flags = flags | libc::CLONE_PTRACE as u64;
+                self.clone(host_pid(self.step, *pid)?.get(), flags, *exit_signal as u64)
+            }
+            Op::Thread { tid } => {
+                self.clone(host_pid(self.step, *tid)?.get(), THREAD_FLAGS as u64, 0)
+            }
+            Op::MoveVdso { areas } => self.move_vdso(areas),
+            Op::LoadPages { fd, runs } => self.load_pages(*fd, runs),
+            Op::Reap { pid } => {
+                let pid = host_pid(self.step, *pid)?.get();
+                let args = [pid as u64, 0, libc::__WALL as u64, 0, 0, 0];
+                self.push(libc::SYS_wait4, args, Check::Exactly(pid.into()))
+            }
+            _ => Err(ExecError::step(self.step, "not a step of a task", Errno::EINVAL)),
+        }
+    }
+
+    fn push(&mut self, nr: i64, args: [u64; 6], check: Check) -> Fits {
+        Ok(self.table.push(nr, args, check).map(drop))
+    }
+
+    fn call(&mut self, call: &Call) -> Fits {
+        let mut args = [0; 6];
+        if call.args.len() > args.len() {
+            return Err(ExecError::step(self.step, call.name, Errno::EINVAL));
+        }
+        for (to, arg) in args.iter_mut().zip(&call.args) {
+            *to = room!(self.arg(arg)?);
+        }
+        let check = match call.ret {
+            Ret::Ok => Check::Ok,
+            Ret::Exactly(value) => Check::Exactly(value),
+            Ret::Any => Check::Any,
+            Ret::Fd(_) | Ret::FdPair(..) => {
+                let doing = "a task's call cannot fill a slot; Fetch does";
+                return Err(ExecError::step(self.step, doing, Errno::EINVAL));
+            }
+        };
+        self.push(call.nr, args, check)
+    }
+
+    fn arg(&mut self, arg: &Arg) -> Result<Option<u64>, ExecError> {
+        Ok(match arg {
+            Arg::Int(value) => Some(*value as u64),
+            Arg::Hex(value) | Arg::Named(_, value) => Some(*value),
+            Arg::Str(bytes) => {
+                let mut bytes = bytes.clone();
+                bytes.push(0);
+                self.table.data(&bytes)
+            }
+            Arg::Data(pieces) => {
+                let mut bytes = Vec::new();
+                for piece in pieces {
+                    match piece {
+                        Piece::Bytes(more) => bytes.extend_from_slice(more),
+                        Piece::Ptr(arg) => {
+                            let address = room!(self.arg(arg)?);
+                            bytes.extend_from_slice(&address.to_le_bytes());
+                        }
+                        Piece::Fd(_) => return Err(self.foreign_fd()),
+                    }
+                }
+                self.table.data(&bytes)
+            }
+            Arg::Out(len) => self.table.data(&vec![0; *len]),
+            Arg::Fd(_) => return Err(self.foreign_fd()),
+        })
+    }
+
+    fn foreign_fd(&self) -> ExecError {
+        let doing = "a task cannot use a descriptor of the broker; Take brings it";
+        ExecError::step(self.step, doing, Errno::EBADF)
+    }
+
+    fn take(&mut self, slot: SlotId, at: i32) -> Fits {
+        let fd = self.executor.slots.get(slot.0 as usize).and_then(Option::as_ref);
+        let fd = fd.ok_or_else(|| ExecError::step(self.step, "empty slot", Errno::EBADF))?;
+        let args = [self.executor.plan.broker_fd as u64, fd.as_raw_fd() as u64, 0, 0, 0, 0];
+        self.push(libc::SYS_pidfd_getfd, args, Check::Exactly(at.into()))
+    }
+
+    fn clone(&mut self, tid: i32, flags: u64, exit_signal: u64) -> Fits {
+        let set_tid = room!(self.table.data(&tid.to_le_bytes()));
+        let clone_args = CloneArgs {
+            flags,
+            exit_signal,
+            set_tid,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let bytes = clone_args.to_bytes();
+        let at = room!(self.table.data(&bytes));
+        let args = [at, bytes.len() as u64, 0, 0, 0, 0];
+        self.push(libc::SYS_clone3, args, Check::Exactly(tid.into()))
+    }
+
+    fn move_vdso(&mut self, image: &[VdsoArea]) -> Fits {
+        let vdso = &self.executor.vdso;
+        let to = vdso.start_in(image).ok_or_else(|| {
+            let doing = "the vdso of the images has another layout than this kernel's";
+            ExecError::step(self.step, doing, Errno::ENOEXEC)
+        })?;
+        let parked = self.executor.parking();
+        for area in &vdso.areas {
+            let (offset, len) = (area.start - vdso.start(), area.end - area.start);
+            room!(self.mremap(parked + offset, len, to + offset)?);
+        }
+        Ok(Some(()))
+    }
+
+    fn mremap(&mut self, from: u64, len: u64, to: u64) -> Fits {
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        let args = [from, len, len, flags, to, 0];
+        self.push(libc::SYS_mremap, args, Check::Exactly(to as i64))
+    }
+
+    /// Runs that lie one behind the other in the file are one preadv.
+    fn load_pages(&mut self, fd: i32, runs: &[PageLoad]) -> Fits {
+        let mut runs = split_runs(runs).peekable();
+        while let Some(first) = runs.next() {
+            let mut iovecs = Vec::new();
+            let mut total = first.len;
+            iovecs.extend_from_slice(&first.to.to_le_bytes());
+            iovecs.extend_from_slice(&first.len.to_le_bytes());
+            let mut count = 1;
+            while let Some(next) = runs.next_if(|next| {
+                next.offset == first.offset + total
+                    && count < MOST_IOVECS
+                    && total + next.len <= MOST_BYTES
+            }) {
+                iovecs.extend_from_slice(&next.to.to_le_bytes());
+                iovecs.extend_from_slice(&next.len.to_le_bytes());
+                total += next.len;
+                count += 1;
+            }
+            let at = room!(self.table.data(&iovecs));
+            let args = [fd as u64, at, count as u64, first.offset, 0, 0];
+            room!(self.push(libc::SYS_preadv, args, Check::Exactly(total as i64))?);
+        }
+        Ok(Some(()))
+    }
+}
+
+/// No run longer than one call reads.
+fn split_runs(runs: &[PageLoad]) -> impl Iterator<Item = PageLoad> + '_ {
+    runs.iter().flat_map(|run| {
+        let parts = run.len.div_ceil(MOST_BYTES);
+        (0..parts).map(move |part| {
+            let done = part * MOST_BYTES;
+            PageLoad {
+                to: run.to + done,
+                offset: run.offset + done,
+                len: (run.len - done).min(MOST_BYTES),
+            }
+        })
+    })
+}

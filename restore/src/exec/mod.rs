@@ -1,0 +1,421 @@
+//! Runs a plan. The executor knows no resource: it makes tasks, runs calls in the actors the plan
+//! names, carries descriptors between them and lets everybody go at the end.
+//!
+//! Phases are barriers. Inside a phase each lane (the tasks that share a descriptor table) has its
+//! steps in the plan's order; lanes run at the same time, each as far as its slots are filled, a
+//! run of steps as one batch in the task. Any error kills every task made so far and undoes what
+//! the broker has put into the file system; so does our own death, by PTRACE_O_EXITKILL.
+
+mod broker;
+mod commit;
+mod compile;
+pub mod routines;
+mod vdso;
+
+use crate::plan::slots::slots_of;
+use crate::plan::step::{Actor, Op, Phase, Plan, SlotId, Step, ThreadState};
+use compile::Compiled;
+use crust_image::dir::ImageDir;
+use crust_image::ids::VirtPid;
+use crust_process::making::{Made, Outcome};
+use crust_process::pid::HostPid;
+use crust_process::scratch::{Area, Scratch, Table};
+use nix::errno::Errno;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use vdso::HostVdso;
+
+/// Table and data of one lane. Seccomp filters and iovecs are the largest data there is.
+const AREA: usize = 128 << 10;
+/// Where areas begin: behind the stub and the parked vdso.
+const AREAS_AT: usize = vdso::PARKING_AT + vdso::PARKING;
+
+/// A step that failed.
+#[derive(Debug)]
+pub struct ExecError {
+    /// What failed: `restore pipe 0x1a (files.img entry 7): broker: pipe2()`.
+    pub what: String,
+    /// The kernel's word or ours.
+    pub why: String,
+}
+
+impl fmt::Display for ExecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
+impl std::error::Error for ExecError {}
+
+impl ExecError {
+    fn step(step: &Step, doing: &str, why: impl fmt::Display) -> ExecError {
+        let doing = if doing.is_empty() { String::new() } else { format!(": {doing}") };
+        ExecError {
+            what: format!("restore {} in {}{doing}", step.origin, step.actor),
+            why: why.to_string(),
+        }
+    }
+
+    fn new(what: impl Into<String>, why: impl fmt::Display) -> ExecError {
+        ExecError {
+            what: what.into(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// What came of a plan.
+#[derive(Debug)]
+pub struct Restored {
+    /// The root, which runs.
+    pub root: HostPid,
+    /// When each phase ended, from the start of the execution.
+    pub phases: Vec<(Phase, Duration)>,
+}
+
+/// A task being made.
+struct Task<'p> {
+    leader: Made,
+    threads: BTreeMap<VirtPid, Made>,
+    lane: usize,
+    states: Vec<(Option<VirtPid>, &'p ThreadState)>,
+    last_calls: Vec<&'p Step>,
+    dead: bool,
+}
+
+struct Executor<'p> {
+    plan: &'p Plan,
+    slots: Vec<Option<OwnedFd>>,
+    done: HashSet<SlotId>,
+    scratch: Scratch,
+    vdso: HostVdso,
+    lanes: HashMap<VirtPid, usize>,
+    areas: Vec<Area>,
+    tasks: BTreeMap<VirtPid, Task<'p>>,
+    own_pidfd: OwnedFd,
+    routines: routines::Ctx<'p>,
+}
+
+/// Runs the whole plan. On success every task runs, or waits to be continued if it was stopped.
+/// `before_release` is called when all is restored and nothing has run yet; its error undoes all.
+pub fn execute(
+    plan: &Plan,
+    images: &ImageDir,
+    before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
+) -> Result<Restored, ExecError> {
+    let start = Instant::now();
+    let mut executor = Executor::new(plan, images)?;
+    let mut phases = Vec::new();
+    let result = executor.run_phases(start, &mut phases);
+    let root = match result.and_then(|()| executor.finish(before_release)) {
+        Ok(root) => root,
+        Err(error) => {
+            executor.kill_all();
+            return Err(error);
+        }
+    };
+    phases.push((Phase::Commit, start.elapsed()));
+    Ok(Restored { root, phases })
+}
+
+impl<'p> Executor<'p> {
+    fn new(plan: &'p Plan, images: &'p ImageDir) -> Result<Executor<'p>, ExecError> {
+        let vdso = HostVdso::read().map_err(|why| ExecError::new("find our own vdso", why))?;
+        let lanes = lanes_of(plan);
+        let lane_count = lanes.values().max().map_or(0, |last| last + 1);
+        let len = AREAS_AT + lane_count * AREA;
+        let at = vdso::find_gap(&plan.used, len as u64)
+            .map_err(|why| ExecError::new("find room for the scratch memory", why))?;
+        let scratch = Scratch::map(at, len)
+            .map_err(|errno| ExecError::new(format!("map scratch memory at {at:#x}"), errno))?;
+        let areas = (0..lane_count)
+            .map(|lane| scratch.area(AREAS_AT + lane * AREA, AREA))
+            .collect::<Option<_>>()
+            .ok_or_else(|| ExecError::new("divide the scratch memory", Errno::E2BIG))?;
+        let own_pidfd = crust_process::fds::PidFd::open(HostPid::current())
+            .map_err(|error| ExecError::new("open our own pidfd", error))?
+            .into();
+        Ok(Executor {
+            plan,
+            slots: (0..plan.slots).map(|_| None).collect(),
+            done: HashSet::new(),
+            scratch,
+            vdso,
+            lanes,
+            areas,
+            tasks: BTreeMap::new(),
+            own_pidfd,
+            routines: routines::Ctx::new(images),
+        })
+    }
+
+    fn run_phases(
+        &mut self,
+        start: Instant,
+        times: &mut Vec<(Phase, Duration)>,
+    ) -> Result<(), ExecError> {
+        for steps in self.plan.steps.chunk_by(|a, b| a.phase == b.phase) {
+            self.run_phase(steps)?;
+            times.extend(steps.first().map(|step| (step.phase, start.elapsed())));
+        }
+        Ok(())
+    }
+
+    /// Rounds: the broker goes as far as it can, every lane that can go on is started, all are
+    /// waited for.
+    fn run_phase(&mut self, steps: &'p [Step]) -> Result<(), ExecError> {
+        let mut broker: VecDeque<&Step> = VecDeque::new();
+        let mut lanes: BTreeMap<usize, VecDeque<&Step>> = BTreeMap::new();
+        for step in steps {
+            match self.lane_of(step.actor) {
+                None => broker.push_back(step),
+                Some(lane) => lanes.entry(lane).or_default().push_back(step),
+            }
+        }
+        while !broker.is_empty() || !lanes.is_empty() {
+            let mut moved = self.run_broker(&mut broker)?;
+            moved |= self.run_lanes(&mut lanes)?;
+            lanes.retain(|_, queue| !queue.is_empty());
+            if !moved {
+                let stuck = broker.front().or(lanes.values().find_map(|queue| queue.front()));
+                let what = stuck.map_or(String::new(), |step| step.origin.to_string());
+                return Err(ExecError::new(
+                    format!("run the plan: nothing can go on, {what} waits"),
+                    Errno::EDEADLK,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn run_broker(&mut self, queue: &mut VecDeque<&'p Step>) -> Result<bool, ExecError> {
+        let mut moved = false;
+        while let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) {
+            queue.pop_front();
+            self.run_broker_step(step)?;
+            self.done.extend(step.done);
+            moved = true;
+        }
+        Ok(moved)
+    }
+
+    fn run_lanes(
+        &mut self,
+        lanes: &mut BTreeMap<usize, VecDeque<&'p Step>>,
+    ) -> Result<bool, ExecError> {
+        let mut moved = false;
+        let mut running = Vec::new();
+        for (lane, queue) in lanes.iter_mut() {
+            let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) else {
+                continue;
+            };
+            moved = true;
+            if self.run_special(step)? {
+                queue.pop_front();
+                self.done.extend(step.done);
+                continue;
+            }
+            running.push(self.start_batch(step.actor, *lane, queue)?);
+        }
+        for compiled in running {
+            self.finish_batch(compiled)?;
+        }
+        Ok(moved)
+    }
+
+    /// Ready: its slots are filled and its actor exists.
+    fn is_ready(&self, step: &Step) -> bool {
+        let actor_exists = match step.actor {
+            Actor::Broker => true,
+            Actor::Task(pid) => self.tasks.contains_key(&pid),
+            Actor::Thread { pid, tid } => {
+                self.tasks.get(&pid).is_some_and(|task| task.threads.contains_key(&tid))
+            }
+        };
+        actor_exists && slots_of(step).needs.iter().all(|slot| self.is_filled(*slot))
+    }
+
+    fn is_filled(&self, slot: SlotId) -> bool {
+        self.done.contains(&slot)
+            || self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
+    }
+
+    fn lane_of(&self, actor: Actor) -> Option<usize> {
+        match actor {
+            Actor::Broker => None,
+            Actor::Task(pid) | Actor::Thread { pid, .. } => self.lanes.get(&pid).copied(),
+        }
+    }
+
+    /// Steps of a task that are not calls in it.
+    fn run_special(&mut self, step: &'p Step) -> Result<bool, ExecError> {
+        let (pid, tid) = match step.actor {
+            Actor::Broker => return Ok(false),
+            Actor::Task(pid) => (pid, None),
+            Actor::Thread { pid, tid } => (pid, Some(tid)),
+        };
+        match &step.op {
+            Op::ClearMemory => self.clear_memory(step, pid)?,
+            Op::Die { status } => self.let_die(step, pid, *status)?,
+            Op::Stop { signal } => {
+                let task = self.task(step, pid)?;
+                let stopped = task.leader.stop_by(*signal);
+                stopped.map_err(|error| ExecError::step(step, "", error))?;
+            }
+            Op::SetRegs(state) => self.task(step, pid)?.states.push((tid, state)),
+            Op::LastCall(_) => self.task(step, pid)?.last_calls.push(step),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn task(&mut self, step: &Step, pid: VirtPid) -> Result<&mut Task<'p>, ExecError> {
+        let task = self.tasks.get_mut(&pid).filter(|task| !task.dead);
+        task.ok_or_else(|| ExecError::step(step, "find the task", Errno::ESRCH))
+    }
+
+    /// Starts the longest run of ready steps of one actor as a batch.
+    fn start_batch(
+        &mut self,
+        actor: Actor,
+        lane: usize,
+        queue: &mut VecDeque<&'p Step>,
+    ) -> Result<Running<'p>, ExecError> {
+        let mut compiled = Compiled::new(actor);
+        let area = self.areas[lane];
+        let mut table = Table::new(&self.scratch, area);
+        while let Some(step) = queue.front().copied() {
+            let fits = step.actor == actor
+                && (compiled.is_empty() || self.is_ready(step))
+                && compile::is_batched(&step.op);
+            if !fits || !compiled.add(self, &mut table, step)? {
+                break;
+            }
+            queue.pop_front();
+        }
+        let Some(step) = compiled.first_step() else {
+            return Err(ExecError::new(format!("run a batch in {actor}"), Errno::EINVAL));
+        };
+        let state = table.mark();
+        let made = made_of(&mut self.tasks, actor);
+        let made = made.ok_or_else(|| ExecError::step(step, "find the task", Errno::ESRCH))?;
+        made.start(&self.scratch, &mut table)
+            .map_err(|error| ExecError::step(step, "", error))?;
+        Ok(Running { compiled, area, state })
+    }
+
+    fn finish_batch(&mut self, running: Running<'p>) -> Result<(), ExecError> {
+        let Running { compiled, area, state } = running;
+        let batch = || format!("run a batch in {}", compiled.actor);
+        let mut table = Table::new(&self.scratch, area);
+        table.rewind(state);
+        let made = made_of(&mut self.tasks, compiled.actor);
+        let made = made.ok_or_else(|| ExecError::new(batch(), Errno::ESRCH))?;
+        match made.finish(&table) {
+            Ok(Outcome::Done) => {}
+            Ok(Outcome::Failed(entry)) => return Err(compiled.failure(entry, table.ret(entry))),
+            Ok(Outcome::Exited(status)) => {
+                let why = format!("the task died, wait status {status:#x}");
+                return Err(ExecError::new(batch(), why));
+            }
+            Err(error) => return Err(ExecError::new(batch(), error)),
+        }
+        for step in compiled.into_steps() {
+            self.adopt(step)?;
+            self.done.extend(step.done);
+        }
+        Ok(())
+    }
+
+    /// Takes charge of what a batch has cloned.
+    fn adopt(&mut self, step: &'p Step) -> Result<(), ExecError> {
+        match (&step.op, step.actor) {
+            (Op::Fork { pid, .. }, Actor::Task(_)) => {
+                let leader = adopt_thread(step, *pid)?;
+                self.insert_task(*pid, leader);
+            }
+            (Op::Thread { tid }, Actor::Task(pid)) => {
+                let thread = adopt_thread(step, *tid)?;
+                self.task(step, pid)?.threads.insert(*tid, thread);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn insert_task(&mut self, pid: VirtPid, leader: Made) {
+        let lane = self.lanes.get(&pid).copied().unwrap_or(0);
+        let task = Task {
+            leader,
+            threads: BTreeMap::new(),
+            lane,
+            states: Vec::new(),
+            last_calls: Vec::new(),
+            dead: false,
+        };
+        self.tasks.insert(pid, task);
+    }
+
+    fn kill_all(&mut self) {
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            if !task.dead {
+                task.leader.kill();
+            }
+        }
+        self.routines.undo();
+    }
+}
+
+fn made_of<'t>(tasks: &'t mut BTreeMap<VirtPid, Task<'_>>, actor: Actor) -> Option<&'t mut Made> {
+    match actor {
+        Actor::Broker => None,
+        Actor::Task(pid) => Some(&mut tasks.get_mut(&pid)?.leader),
+        Actor::Thread { pid, tid } => tasks.get_mut(&pid)?.threads.get_mut(&tid),
+    }
+}
+
+/// A batch on its way.
+struct Running<'p> {
+    compiled: Compiled<'p>,
+    area: Area,
+    state: (usize, usize),
+}
+
+fn adopt_thread(step: &Step, tid: VirtPid) -> Result<Made, ExecError> {
+    let tid = host_pid(step, tid)?;
+    Made::adopt(tid).map_err(|error| ExecError::step(step, "", error))
+}
+
+/// The pid by which we know a task of the images. We are in the tree's pid namespace, so the
+/// numbers are the same; this is the only place that says so.
+fn host_pid(step: &Step, pid: VirtPid) -> Result<HostPid, ExecError> {
+    HostPid::new(pid.get() as i32)
+        .ok_or_else(|| ExecError::step(step, "", format!("{pid} is no pid")))
+}
+
+/// Tasks that share a descriptor table are one lane: descriptor 0 is the landing place of one of
+/// them at a time.
+fn lanes_of(plan: &Plan) -> HashMap<VirtPid, usize> {
+    let mut lanes = HashMap::new();
+    let mut count = 0;
+    for step in &plan.steps {
+        let Op::Fork { pid, flags, .. } = &step.op else {
+            continue;
+        };
+        let shared = (flags & libc::CLONE_FILES as u64 != 0).then_some(step.actor);
+        let lane = match shared {
+            Some(Actor::Task(parent)) => lanes.get(&parent).copied(),
+            _ => None,
+        };
+        lanes.insert(
+            *pid,
+            lane.unwrap_or_else(|| {
+                count += 1;
+                count - 1
+            }),
+        );
+    }
+    lanes
+}
