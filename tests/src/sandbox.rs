@@ -139,8 +139,9 @@ fn run_inside(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a whole program, not a test, in a sandbox: its `main` calls this and is started again.
-pub fn run_program(body: impl FnOnce(&Sandbox) -> Result<()>) -> Result<()> {
+/// Runs a whole program, not a test, in a sandbox: its `main` calls this, and is started again
+/// with the same arguments. `limit` is in seconds, 0 for none.
+pub fn run_program(limit: u32, body: impl FnOnce(&Sandbox) -> Result<()>) -> Result<()> {
     if env::var_os(INSIDE).is_some() {
         return body(&Sandbox::enter()?);
     }

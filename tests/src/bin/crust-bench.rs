@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     {
         ["write", path] => write_own_memory(Path::new(path)),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
-        [] => sandbox::run_program(measure),
+        [] => sandbox::run_program(0, measure),
         _ => anyhow::bail!("usage: crust-bench"),
     }
 }
