@@ -4,6 +4,15 @@
 //! untrusted input; every reader returns an `Error` that names the file, the entry and the byte.
 #![forbid(unsafe_code)]
 
+pub mod dir;
+pub mod entry;
+pub mod error;
+pub mod ids;
 pub mod kind;
+pub mod payload;
+pub mod sink;
 
+pub use dir::ImageDir;
+pub use error::{Error, Result};
 pub use kind::Kind;
+pub use sink::ImageSink;
