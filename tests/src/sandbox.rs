@@ -148,9 +148,10 @@ pub fn run_program(limit: u32, body: impl FnOnce(&Sandbox) -> Result<()>) -> Res
     if let Some(reason) = missing_privilege() {
         bail!("{reason}");
     }
-    let status = inside("0")?
+    let status = inside(&limit.to_string())?
+        .args(env::args_os().skip(1))
         .status()
-        .context("run timeout (coreutils) and unshare")?;
+        .context("run timeout (coreutils) and unshare (util-linux)")?;
     ensure!(status.success(), "inside the sandbox: {status}");
     Ok(())
 }
