@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod dir;
+pub mod dynamic;
 pub mod entry;
 pub mod error;
 pub mod ids;
+pub mod json;
 pub mod kind;
 pub mod payload;
 pub mod sink;

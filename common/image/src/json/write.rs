@@ -1,0 +1,431 @@
+//! Puts JSON out in the exact layout of CRIU's crit: compact or with four spaces per level, ASCII
+//! only. Written as it comes, so a payload of any size passes in constant memory.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use std::io::{self, Read, Write};
+
+/// How the JSON is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// One line, a space after each comma and colon.
+    Compact,
+    /// Every item on its own line, four spaces a level.
+    Pretty,
+}
+
+/// What JSON is told to: a stream of text or a tree in memory.
+pub trait Sink {
+    fn begin_object(&mut self) -> io::Result<()>;
+    fn end_object(&mut self) -> io::Result<()>;
+    fn begin_array(&mut self) -> io::Result<()>;
+    fn end_array(&mut self) -> io::Result<()>;
+    fn key(&mut self, key: &str) -> io::Result<()>;
+    fn string(&mut self, text: &str) -> io::Result<()>;
+    fn unsigned(&mut self, number: u64) -> io::Result<()>;
+    fn signed(&mut self, number: i64) -> io::Result<()>;
+    fn boolean(&mut self, value: bool) -> io::Result<()>;
+
+    /// Exactly `length` bytes of `from` (all of them when `None`) as one string of base64: a
+    /// newline after every 76 characters and at the end. Returns how many bytes there were.
+    fn base64(&mut self, from: &mut dyn Read, length: Option<u64>) -> io::Result<u64>;
+
+    /// A string of bytes at hand, as base64.
+    fn base64_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.base64(&mut &*bytes, Some(bytes.len() as u64))
+            .map(drop)
+    }
+}
+
+/// Bytes that become one line of 76 base64 characters.
+const LINE: usize = 57;
+/// How much of a payload is turned into text at once.
+const CHUNK: usize = LINE * 1024;
+
+/// Calls `line` with the base64 text of each 57 bytes of `from`, without the newline.
+pub(crate) fn base64_lines(
+    from: &mut dyn Read,
+    length: Option<u64>,
+    mut line: impl FnMut(&str) -> io::Result<()>,
+) -> io::Result<u64> {
+    let mut left = length.unwrap_or(u64::MAX);
+    let mut total = 0;
+    let mut chunk = Vec::new();
+    let mut text = String::new();
+    loop {
+        chunk.clear();
+        let want = left.min(CHUNK as u64);
+        from.take(want).read_to_end(&mut chunk)?;
+        for bytes in chunk.chunks(LINE) {
+            text.clear();
+            STANDARD.encode_string(bytes, &mut text);
+            line(&text)?;
+        }
+        total += chunk.len() as u64;
+        left -= chunk.len() as u64;
+        if left == 0 {
+            return Ok(total);
+        }
+        if (chunk.len() as u64) < want {
+            if length.is_some() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            return Ok(total);
+        }
+    }
+}
+
+/// Writes JSON text. The output is buffered here: give it a bare file.
+pub struct Writer<W: Write> {
+    out: io::BufWriter<W>,
+    layout: Layout,
+    depth: usize,
+    /// Nothing stands yet in the innermost array or object.
+    empty: bool,
+    /// A key was written, its value comes next.
+    after_key: bool,
+}
+
+impl<W: Write> Writer<W> {
+    pub fn new(out: W, layout: Layout) -> Writer<W> {
+        let out = io::BufWriter::with_capacity(1 << 16, out);
+        Writer {
+            out,
+            layout,
+            depth: 0,
+            empty: true,
+            after_key: false,
+        }
+    }
+
+    /// Ends a line: between the values of a stream, or at the end of the output.
+    pub fn newline(&mut self) -> io::Result<()> {
+        self.out.write_all(b"\n")
+    }
+
+    /// Writes out what is buffered and gives the output back.
+    pub fn finish(self) -> io::Result<W> {
+        self.out.into_inner().map_err(|error| error.into_error())
+    }
+
+    fn line_break(&mut self) -> io::Result<()> {
+        const SPACES: [u8; 64] = [b' '; 64];
+        self.out.write_all(b"\n")?;
+        let mut spaces = self.depth * 4;
+        while spaces > 0 {
+            let now = spaces.min(SPACES.len());
+            self.out.write_all(SPACES.get(..now).unwrap_or(&SPACES))?;
+            spaces -= now;
+        }
+        Ok(())
+    }
+
+    fn before_item(&mut self) -> io::Result<()> {
+        if !self.empty {
+            self.out.write_all(b",")?;
+            if self.layout == Layout::Compact {
+                self.out.write_all(b" ")?;
+            }
+        }
+        self.empty = false;
+        if self.layout == Layout::Pretty && self.depth > 0 {
+            self.line_break()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn before_value(&mut self) -> io::Result<()> {
+        if self.depth == 0 {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.after_key) {
+            return Ok(());
+        }
+        self.before_item()
+    }
+
+    fn begin(&mut self, bracket: u8) -> io::Result<()> {
+        self.before_value()?;
+        self.out.write_all(&[bracket])?;
+        self.depth += 1;
+        self.empty = true;
+        Ok(())
+    }
+
+    fn end(&mut self, bracket: u8) -> io::Result<()> {
+        self.depth = self.depth.saturating_sub(1);
+        if !self.empty && self.layout == Layout::Pretty {
+            self.line_break()?;
+        }
+        self.empty = false;
+        self.out.write_all(&[bracket])
+    }
+
+    fn quoted(&mut self, text: &str) -> io::Result<()> {
+        self.out.write_all(b"\"")?;
+        let bytes = text.as_bytes();
+        let plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\';
+        if bytes.iter().all(plain) {
+            self.out.write_all(bytes)?;
+        } else {
+            text.chars()
+                .try_for_each(|character| self.escaped(character))?;
+        }
+        self.out.write_all(b"\"")
+    }
+
+    fn escaped(&mut self, character: char) -> io::Result<()> {
+        match character {
+            '"' => self.out.write_all(b"\\\""),
+            '\\' => self.out.write_all(b"\\\\"),
+            '\n' => self.out.write_all(b"\\n"),
+            '\r' => self.out.write_all(b"\\r"),
+            '\t' => self.out.write_all(b"\\t"),
+            '\u{8}' => self.out.write_all(b"\\b"),
+            '\u{c}' => self.out.write_all(b"\\f"),
+            ' '..='~' => write!(self.out, "{character}"),
+            _ => {
+                let mut units = [0; 2];
+                let mut units = character.encode_utf16(&mut units).iter();
+                units.try_for_each(|unit| write!(self.out, "\\u{unit:04x}"))
+            }
+        }
+    }
+}
+
+impl<W: Write> Sink for Writer<W> {
+    fn begin_object(&mut self) -> io::Result<()> {
+        self.begin(b'{')
+    }
+
+    fn end_object(&mut self) -> io::Result<()> {
+        self.end(b'}')
+    }
+
+    fn begin_array(&mut self) -> io::Result<()> {
+        self.begin(b'[')
+    }
+
+    fn end_array(&mut self) -> io::Result<()> {
+        self.end(b']')
+    }
+
+    fn key(&mut self, key: &str) -> io::Result<()> {
+        self.before_item()?;
+        self.quoted(key)?;
+        self.after_key = true;
+        self.out.write_all(b": ")
+    }
+
+    fn string(&mut self, text: &str) -> io::Result<()> {
+        self.before_value()?;
+        self.quoted(text)
+    }
+
+    fn unsigned(&mut self, number: u64) -> io::Result<()> {
+        self.before_value()?;
+        write!(self.out, "{number}")
+    }
+
+    fn signed(&mut self, number: i64) -> io::Result<()> {
+        self.before_value()?;
+        write!(self.out, "{number}")
+    }
+
+    fn boolean(&mut self, value: bool) -> io::Result<()> {
+        self.before_value()?;
+        self.out.write_all(if value { b"true" } else { b"false" })
+    }
+
+    fn base64(&mut self, from: &mut dyn Read, length: Option<u64>) -> io::Result<u64> {
+        self.before_value()?;
+        self.out.write_all(b"\"")?;
+        let out = &mut self.out;
+        let total = base64_lines(from, length, |line| {
+            out.write_all(line.as_bytes())?;
+            out.write_all(b"\\n")
+        })?;
+        self.out.write_all(b"\"")?;
+        Ok(total)
+    }
+}
+
+/// Writes a tree.
+pub fn write_value(sink: &mut dyn Sink, value: &serde_json::Value) -> io::Result<()> {
+    use serde_json::Value;
+    match value {
+        Value::Null => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no image has a null",
+        )),
+        Value::Bool(value) => sink.boolean(*value),
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => sink.unsigned(number),
+            (None, Some(number)) => sink.signed(number),
+            (None, None) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{number} is no whole number of 64 bits"),
+            )),
+        },
+        Value::String(text) => sink.string(text),
+        Value::Array(items) => {
+            sink.begin_array()?;
+            items.iter().try_for_each(|item| write_value(sink, item))?;
+            sink.end_array()
+        }
+        Value::Object(members) => {
+            sink.begin_object()?;
+            for (key, value) in members {
+                sink.key(key)?;
+                write_value(sink, value)?;
+            }
+            sink.end_object()
+        }
+    }
+}
+
+/// Builds a tree instead of text.
+#[derive(Default)]
+pub struct TreeBuilder {
+    open: Vec<(Option<String>, serde_json::Value)>,
+    key: Option<String>,
+    done: Option<serde_json::Value>,
+}
+
+impl TreeBuilder {
+    /// The value, once all that was begun has ended.
+    pub fn into_value(self) -> Option<serde_json::Value> {
+        self.done
+    }
+
+    fn put(&mut self, key: Option<String>, value: serde_json::Value) {
+        match (self.open.last_mut(), key) {
+            (Some((_, serde_json::Value::Object(members))), Some(key)) => {
+                members.insert(key, value);
+            }
+            (Some((_, serde_json::Value::Array(items))), _) => items.push(value),
+            _ => self.done = Some(value),
+        }
+    }
+
+    fn scalar(&mut self, value: serde_json::Value) -> io::Result<()> {
+        let key = self.key.take();
+        self.put(key, value);
+        Ok(())
+    }
+
+    fn begin(&mut self, value: serde_json::Value) -> io::Result<()> {
+        let key = self.key.take();
+        self.open.push((key, value));
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if let Some((key, value)) = self.open.pop() {
+            self.put(key, value);
+        }
+        Ok(())
+    }
+}
+
+impl Sink for TreeBuilder {
+    fn begin_object(&mut self) -> io::Result<()> {
+        self.begin(serde_json::Value::Object(serde_json::Map::new()))
+    }
+
+    fn end_object(&mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn begin_array(&mut self) -> io::Result<()> {
+        self.begin(serde_json::Value::Array(Vec::new()))
+    }
+
+    fn end_array(&mut self) -> io::Result<()> {
+        self.end()
+    }
+
+    fn key(&mut self, key: &str) -> io::Result<()> {
+        self.key = Some(key.to_owned());
+        Ok(())
+    }
+
+    fn string(&mut self, text: &str) -> io::Result<()> {
+        self.scalar(text.into())
+    }
+
+    fn unsigned(&mut self, number: u64) -> io::Result<()> {
+        self.scalar(number.into())
+    }
+
+    fn signed(&mut self, number: i64) -> io::Result<()> {
+        self.scalar(number.into())
+    }
+
+    fn boolean(&mut self, value: bool) -> io::Result<()> {
+        self.scalar(value.into())
+    }
+
+    fn base64(&mut self, from: &mut dyn Read, length: Option<u64>) -> io::Result<u64> {
+        let mut text = String::new();
+        let total = base64_lines(from, length, |line| {
+            text.push_str(line);
+            text.push('\n');
+            Ok(())
+        })?;
+        self.scalar(text.into())?;
+        Ok(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(layout: Layout, value: &serde_json::Value) -> String {
+        let mut writer = Writer::new(Vec::new(), layout);
+        write_value(&mut writer, value).unwrap();
+        String::from_utf8(writer.finish().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn both_layouts() {
+        let value = serde_json::json!({"a": [], "b": {}, "c": [1, {"d": true}], "e": -5});
+        assert_eq!(
+            text(Layout::Compact, &value),
+            r#"{"a": [], "b": {}, "c": [1, {"d": true}], "e": -5}"#
+        );
+        let pretty = "{\n    \"a\": [],\n    \"b\": {},\n    \"c\": [\n        1,\n        {\n            \"d\": true\n        }\n    ],\n    \"e\": -5\n}";
+        assert_eq!(text(Layout::Pretty, &value), pretty);
+    }
+
+    #[test]
+    fn text_is_ascii() {
+        let value = serde_json::json!("a\"\\\n\r\t\u{8}\u{c}/\u{1}\u{7f}\u{e9}\u{1f600}");
+        assert_eq!(
+            text(Layout::Compact, &value),
+            r#""a\"\\\n\r\t\b\f/\u0001\u007f\u00e9\ud83d\ude00""#
+        );
+    }
+
+    #[test]
+    fn base64_breaks_lines_after_57_bytes() {
+        for (length, lines) in [(0, 0), (57, 1), (58, 2), (57 * 1024 + 1, 1025)] {
+            let mut tree = TreeBuilder::default();
+            tree.base64_bytes(&vec![7; length]).unwrap();
+            let value = tree.into_value().unwrap();
+            let encoded = value.as_str().unwrap();
+            assert_eq!(encoded.matches('\n').count(), lines, "{length}");
+            assert!(encoded.lines().all(|line| line.len() <= 76));
+        }
+    }
+
+    #[test]
+    fn a_payload_that_ends_early_is_an_error() {
+        let error = TreeBuilder::default()
+            .base64(&mut &[1u8, 2][..], Some(3))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
