@@ -200,7 +200,7 @@ fn makes_fd(nr: i64, args: &[OwnArg<'_>]) -> bool {
         libc::SYS_fcntl => number(1).is_some_and(|command| {
             command == libc::F_DUPFD as u64 || command == libc::F_DUPFD_CLOEXEC as u64
         }),
-        libc::SYS_ioctl => number(1) == Some(libc::TIOCGPTPEER as u64),
+        libc::SYS_ioctl => number(1) == Some(libc::TIOCGPTPEER),
         _ => false,
     }
 }

@@ -10,17 +10,43 @@ use crate::error::{Error, Result};
 use crate::memory::TaskMem;
 use crate::regs::Regs;
 use crate::stub;
-use crate::tracee::Stopped;
+use crate::tracee::{self, Stopped, Wait};
 use nix::errno::Errno;
 
 /// Entries walked before a table is taken for damaged; a table of ours has at most some hundreds.
 const MOST_ENTRIES: usize = 4096;
+/// A thread needs some microseconds for the three calls that this waits for.
+const MOST_INTERRUPTS: usize = 100_000;
 
-/// What the tail of a table holds, as far as it is needed here: the call before the healing entry
-/// sets the mask.
+/// What the tail of a table holds, as far as it is needed here.
 struct Way {
+    /// The thread's own registers.
     healed: Regs,
+    /// The mask that the tail is still to set.
     mask: Option<u64>,
+    /// The entry, if it is still to come, that puts back a signal action (remote.rs, shadowed).
+    action: Option<u64>,
+}
+
+/// Lets the thread go on until this entry is behind it. It runs free and is interrupted again:
+/// stepping or stopping it at system calls would leave it a SIGTRAP if we died meanwhile.
+fn run_past(thread: &mut Stopped, entry: u64) -> Result<()> {
+    for _ in 0..MOST_INTERRUPTS {
+        let regs = thread.regs()?;
+        if regs.0.rbx > entry {
+            return Ok(());
+        }
+        // Only a dead dumper's hand-back can be in hand, everything else is blocked.
+        thread.drop_signal();
+        thread.resume()?;
+        tracee::interrupt(thread.tid())?;
+        match tracee::wait_blocking(thread.tid())? {
+            Wait::Stopped(stop) => thread.stopped_again(stop),
+            Wait::Exited(_) => break,
+        }
+    }
+    let doing = "lead it out of the stub of a killed dumper";
+    Err(Error::new(thread.tid(), doing, Errno::ESRCH))
 }
 
 /// Leads the thread out if it is inside a left-over stub; true if it was.
@@ -29,10 +55,15 @@ pub fn lead_out(mem: &TaskMem, thread: &mut Stopped) -> Result<bool> {
     let Some(code) = stub_around(mem, regs.0.rip) else {
         return Ok(false);
     };
-    let way = find_way(mem, &regs, code).ok_or_else(|| {
+    let damaged = |thread: &Stopped| {
         let doing = "lead it out of the stub of a killed dumper: its table is damaged";
         Error::new(thread.tid(), doing, Errno::EPROTO)
-    })?;
+    };
+    let mut way = find_way(mem, &regs, code).ok_or_else(|| damaged(thread))?;
+    if let Some(action) = way.action {
+        run_past(thread, action)?;
+        way = find_way(mem, &thread.regs()?, code).ok_or_else(|| damaged(thread))?;
+    }
     // The signal in hand is the dead dumper's own: everything else was blocked, but a real one
     // that came behind the tail's last call is the program's.
     if way.mask.is_some() {
@@ -67,10 +98,11 @@ fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
     let (rsp, rip) = (mem.read_u64(slots).ok()?, mem.read_u64(slots + 8).ok()?);
     let entry = match stub::heal_progress((regs.0.rip - code) as usize) {
         stub::Progress::Calls => {
-            let (entry, mask) = walk_to_heal(mem, regs.0.rbx)?;
+            let walked = walk_to_heal(mem, regs.0.rbx)?;
             return Some(Way {
-                healed: healed(mem, regs, entry, rsp, rip)?,
-                mask: Some(mask),
+                healed: healed(mem, regs, walked.heal, rsp, rip)?,
+                mask: Some(walked.mask),
+                action: walked.action,
             });
         }
         stub::Progress::Popped(pops) => regs.0.rsp.checked_sub(8 * (pops as u64 + 1))?,
@@ -79,35 +111,60 @@ fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
             healed.0.rsp = rsp;
             healed.0.rip = rip;
             healed.0.orig_rax = u64::MAX;
-            return Some(Way { healed, mask: None });
+            return Some(Way {
+                healed,
+                mask: None,
+                action: None,
+            });
         }
     };
     Some(Way {
         healed: healed(mem, regs, entry, rsp, rip)?,
         mask: None,
+        action: None,
     })
 }
 
-/// From the entry in hand to the healing entry: its address, and the mask set right before it.
-fn walk_to_heal(mem: &TaskMem, mut entry: u64) -> Option<(u64, u64)> {
-    let mut mask_at = None;
+/// What a walk through the table has met.
+struct Walked {
+    heal: u64,
+    mask: u64,
+    action: Option<u64>,
+}
+
+/// From the entry in hand to the healing entry, before which the mask is always set.
+fn walk_to_heal(mem: &TaskMem, mut entry: u64) -> Option<Walked> {
+    let mut action = None;
     for _ in 0..MOST_ENTRIES {
         match mem.read_u64(entry).ok()? {
-            stub::HEAL => return Some((entry, mem.read_u64(mask_at?).ok()?)),
+            stub::HEAL => {
+                let mask_at = mem.read_u64(entry - stub::HEAL_ENTRY as u64 + 16).ok()?;
+                let mask = mem.read_u64(mask_at).ok()?;
+                return Some(Walked {
+                    heal: entry,
+                    mask,
+                    action,
+                });
+            }
             stub::JUMP => entry = mem.read_u64(entry + 8).ok()?,
             nr => {
-                if nr == libc::SYS_rt_sigprocmask as u64 {
-                    mask_at = Some(mem.read_u64(entry + 16).ok()?);
+                if nr == libc::SYS_rt_sigaction as u64 && sets_action(mem, entry)? {
+                    action = Some(entry);
                 }
                 entry += stub::HEAL_ENTRY as u64;
             }
         }
-        if mask_at.is_none() && mem.read_u64(entry).ok()? == stub::HEAL {
-            // Behind the call that sets the mask already.
-            mask_at = Some(mem.read_u64(entry - stub::HEAL_ENTRY as u64 + 16).ok()?);
-        }
     }
     None
+}
+
+/// Whether an rt_sigaction sets without asking, as only the tail's does.
+fn sets_action(mem: &TaskMem, entry: u64) -> Option<bool> {
+    let (new, old) = (
+        mem.read_u64(entry + 16).ok()?,
+        mem.read_u64(entry + 24).ok()?,
+    );
+    Some(new != 0 && old == 0)
 }
 
 fn healed(mem: &TaskMem, regs: &Regs, entry: u64, rsp: u64, rip: u64) -> Option<Regs> {

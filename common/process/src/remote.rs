@@ -129,7 +129,9 @@ impl<'m> Remote<'m> {
         self.mem.write_all_at(self.slots_at(), &slots)?;
         // The registers point at the tail before the mask changes: the tail restores the mask, so
         // there is no instant at which our death would leave signals blocked.
-        entered.thread.set_regs(&entered.regs_at(self.tail_at()))?;
+        entered
+            .thread
+            .set_regs(&entered.regs_at(self.quiet_tail_at()))?;
         entered.thread.set_sigmask(!(1 << (signal - 1)))?;
         Ok(entered)
     }
@@ -156,6 +158,12 @@ impl<'m> Remote<'m> {
 
     fn tail_at(&self) -> u64 {
         self.data_at() - TAIL as u64
+    }
+
+    /// The part of the tail that sets the mask and heals: all there is to do for a thread whose
+    /// signal actions are its own.
+    fn quiet_tail_at(&self) -> u64 {
+        self.tail_at() + 2 * stub::HEAL_ENTRY as u64
     }
 
     /// A signal that does nothing to the program when nobody traces it. Only a program that
@@ -217,20 +225,58 @@ impl Entered<'_, '_> {
 
     fn take_out(&mut self) -> Result<()> {
         if self.shadowed {
-            let mut batch = Batch::new();
-            let shadow = Arg::Val(self.shadow_at());
-            let signal = Arg::from(self.signal);
-            batch.call(
-                libc::SYS_rt_sigaction,
-                [signal, shadow, Arg::Val(0), Arg::Val(8)],
-            );
-            self.run(&mut batch)?;
+            self.put_back_action()?;
             self.shadowed = false;
         }
         // The mask first: until the registers are the thread's own, it is the tail that would run
         // without us, and that sets the same mask.
         self.thread.set_sigmask(self.mask)?;
         self.thread.set_regs(&self.own)
+    }
+
+    /// Behind this call the hand-back signal means something to the program again, so it cannot
+    /// hand back. The thread sleeps instead until we interrupt it, or for a moment if we are dead;
+    /// pselect6 is a sleep that leaves the thread's restart_block alone.
+    fn put_back_action(&mut self) -> Result<()> {
+        const UNTOUCHED: u64 = 0x7fff_0000;
+        const MOMENT: [u64; 2] = [0, 100_000_000];
+        let start = self.remote.table.start;
+        let timeout_at = start + 3 * stub::HEAL_ENTRY as u64;
+        let mut bytes = Vec::new();
+        let signal = self.signal as u64;
+        push_entry(
+            &mut bytes,
+            libc::SYS_rt_sigaction,
+            [signal, self.shadow_at(), 0, 8, 0, 0],
+        );
+        let ret_at = start + bytes.len() as u64 - 8;
+        bytes.truncate(bytes.len() - 8);
+        bytes.extend_from_slice(&UNTOUCHED.to_le_bytes());
+        push_entry(&mut bytes, libc::SYS_pselect6, [0, 0, 0, 0, timeout_at, 0]);
+        push_entry(
+            &mut bytes,
+            stub::JUMP as i64,
+            [self.remote.quiet_tail_at(), 0, 0, 0, 0, 0],
+        );
+        MOMENT
+            .iter()
+            .for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        self.remote.mem.write_all_at(start, &bytes)?;
+        self.thread.set_sigmask(!0)?;
+        self.thread.set_regs(&self.regs_at(start))?;
+        self.thread.resume()?;
+        while self.remote.mem.read_u64(ret_at)? == UNTOUCHED {
+            std::thread::yield_now();
+        }
+        let tid = self.thread.tid();
+        tracee::interrupt(tid)?;
+        match tracee::wait_blocking(tid)? {
+            Wait::Stopped(stop) => self.thread.stopped_again(stop),
+            Wait::Exited(_) => {
+                return Err(Error::new(tid, "put back a signal action", Errno::ESRCH));
+            }
+        }
+        Ok(())
     }
 
     fn room(&self) -> usize {
