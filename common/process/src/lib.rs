@@ -14,6 +14,7 @@ pub mod proc;
 pub mod regs;
 pub mod remote;
 pub mod scratch;
+pub mod shared_anon;
 pub mod stub;
 pub mod tracee;
 pub mod xstate;
