@@ -353,3 +353,122 @@ impl ImageSink for ImageDir {
         self.create_file(&kind.file_name(id))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{sink::write_entry, testing::TestDir};
+    use crust_proto::criu::FsEntry;
+    use std::{fs, io::Write, os::unix::fs::PermissionsExt};
+
+    fn inventory(dir: &ImageDir, img_version: u32) {
+        let entry = InventoryEntry {
+            img_version,
+            ..Default::default()
+        };
+        write_entry(dir, Kind::Inventory, None, &entry).unwrap();
+    }
+
+    #[test]
+    fn an_image_is_written_and_read_back() {
+        let at = TestDir::new();
+        let dir = at.subdir("d");
+        inventory(&dir, 2);
+        let entry = FsEntry {
+            cwd_id: 3,
+            ..Default::default()
+        };
+        write_entry(&dir, Kind::Fs, Some(7), &entry).unwrap();
+        assert_eq!(dir.read_entry(Kind::Fs, Some(7)).unwrap(), Some(entry));
+        assert_eq!(dir.read_entry::<FsEntry>(Kind::Fs, Some(8)).unwrap(), None);
+        assert_eq!(
+            dir.list().unwrap(),
+            [(Kind::Inventory, None), (Kind::Fs, Some(7))]
+        );
+        let mode = fs::metadata(at.path().join("d/fs-7.img"))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_set_without_inventory_is_incomplete() {
+        let at = TestDir::new();
+        let dir = at.subdir("d");
+        let told = dir.read_entry::<FsEntry>(Kind::Fs, Some(7)).unwrap_err();
+        assert!(matches!(told, Error::Missing { .. }), "{told}");
+        inventory(&dir, 3);
+        let told = dir.version().unwrap_err().to_string();
+        assert!(told.contains("img_version: 3 is neither 1 nor 2"), "{told}");
+    }
+
+    #[test]
+    fn symlinks_fifos_and_directories_are_no_images() {
+        let at = TestDir::new();
+        let dir = at.subdir("d");
+        inventory(&dir, 2);
+        let path = |name: &str| at.path().join("d").join(name);
+        std::os::unix::fs::symlink("inventory.img", path("fs-1.img")).unwrap();
+        nix::unistd::mkfifo(&path("fs-2.img"), Mode::S_IRWXU).unwrap();
+        fs::create_dir(path("fs-3.img")).unwrap();
+        for id in 1..=3 {
+            assert!(dir.read_entry::<FsEntry>(Kind::Fs, Some(id)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_new_image_never_writes_into_an_old_file() {
+        let at = TestDir::new();
+        let dir = at.subdir("d");
+        let (old, kept) = (at.path().join("d/files.img"), at.path().join("kept"));
+        fs::write(&kept, "other dump").unwrap();
+        fs::hard_link(&kept, &old).unwrap();
+        dir.create(Kind::Files, None).unwrap().finish().unwrap();
+        assert_eq!(fs::read(&kept).unwrap(), b"other dump");
+        fs::remove_file(&old).unwrap();
+        std::os::unix::fs::symlink(&kept, &old).unwrap();
+        dir.create(Kind::Files, None).unwrap().finish().unwrap();
+        assert_eq!(fs::read(&kept).unwrap(), b"other dump");
+    }
+
+    #[test]
+    fn an_older_dump_is_removed_and_nothing_else() {
+        let at = TestDir::new();
+        let dir = at.subdir("d");
+        inventory(&dir, 2);
+        for (kind, id) in [
+            (Kind::Files, None),
+            (Kind::Core, Some(7)),
+            (Kind::StatsDump, None),
+        ] {
+            dir.create(kind, id).unwrap().finish().unwrap();
+        }
+        let mut pages = dir.create_raw_file(Kind::Pages, Some(1)).unwrap();
+        pages.write_all(b"x").unwrap();
+        dir.set_parent(Path::new("../e")).unwrap();
+        fs::write(at.path().join("d/notes.txt"), "mine").unwrap();
+        assert_eq!(
+            dir.remove_images().unwrap(),
+            [
+                "inventory.img",
+                "core-7.img",
+                "pages-1.img",
+                "files.img",
+                "parent"
+            ]
+        );
+        assert_eq!(dir.names().unwrap(), ["notes.txt", "stats-dump"]);
+    }
+
+    #[test]
+    fn the_parent_is_found_relative_to_the_directory() {
+        let at = TestDir::new();
+        let (first, second) = (at.subdir("1"), at.subdir("2"));
+        assert!(second.parent().unwrap().is_none());
+        second.set_parent(Path::new("../1")).unwrap();
+        let parent = second.parent().unwrap().unwrap();
+        assert_eq!(parent.identity().unwrap(), first.identity().unwrap());
+        second.set_parent(Path::new("../nowhere")).unwrap();
+        assert!(second.parent().is_err());
+    }
+}

@@ -11,8 +11,12 @@ pub mod error;
 pub mod ids;
 pub mod json;
 pub mod kind;
+pub mod pages;
 pub mod payload;
 pub mod sink;
+
+#[cfg(test)]
+mod testing;
 
 pub use dir::ImageDir;
 pub use error::{Error, Result};
