@@ -1,1 +1,46 @@
-fn main() {}
+//! crit reads, checks, queries and edits checkpoint images.
+//!
+//! One module per verb; what an image means as JSON is in `crust_image::json`. Exit status: 0 done,
+//! 1 failed (one line on stderr names file, entry, field and byte), 2 wrong usage; a broken pipe
+//! ends it quietly.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod decode;
+mod dump;
+mod encode;
+mod explore;
+mod info;
+mod output;
+mod raw;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let Some(command) = arguments.command else {
+        cli::print_usage();
+        return ExitCode::from(1);
+    };
+    match run(command) {
+        Ok(status) => status,
+        // Whoever read our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::from(141),
+        Err(error) => {
+            eprintln!("crit: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
+    match command {
+        cli::Command::Decode(options) => decode::decode(&options)?,
+        cli::Command::Show(options) => decode::show(&options)?,
+        cli::Command::Encode(options) => encode::encode(&options)?,
+        cli::Command::Info(options) => info::info(&options)?,
+        cli::Command::X(options) => explore::explore(&options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,106 @@
+//! The command line: the verbs and options of CRIU's crit with their meanings, and ours.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Reads, checks, queries and edits the images of checkpoints (CRIU's and crust's).
+#[derive(Parser)]
+#[command(name = "crit", version, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Turn an image into JSON
+    Decode(Decode),
+    /// Show an image as JSON for people
+    Show(Show),
+    /// Turn JSON into an image
+    Encode(Encode),
+    /// Tell the kind of an image and how many entries it has
+    Info(Info),
+    /// Explore an image directory
+    X(Explore),
+}
+
+#[derive(Args)]
+pub struct Decode {
+    /// The image [default: stdin]
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Where the JSON goes [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// For people: indented, with hex numbers, flag names and addresses
+    #[arg(long)]
+    pub pretty: bool,
+    /// Leave payloads out
+    #[arg(long)]
+    pub nopl: bool,
+    /// Add "image_version" to images of version 1.0, which encode then gives back
+    #[arg(long)]
+    pub keep_version: bool,
+    /// Show messages whose required fields are missing too
+    #[arg(long)]
+    pub lenient: bool,
+}
+
+#[derive(Args)]
+pub struct Show {
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// Leave payloads out
+    #[arg(long)]
+    pub nopl: bool,
+    /// Show messages whose required fields are missing too
+    #[arg(long)]
+    pub lenient: bool,
+}
+
+#[derive(Args)]
+pub struct Encode {
+    /// The JSON [default: stdin]
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// The image [default: stdout]. An existing one is replaced only when all went well
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// The version of the image's head [default: the JSON's "image_version", else 1.1]
+    #[arg(long, value_name = "VERSION", value_parser = ["1.0", "1.1"])]
+    pub image_version: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Info {
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Explore {
+    /// The image directory
+    pub dir: PathBuf,
+    /// What to show
+    pub what: View,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum View {
+    /// The tree of tasks
+    Ps,
+    /// The descriptors of each task
+    Fds,
+    /// The memory areas of each task
+    Mems,
+    /// The pages of each task that were dumped
+    Rss,
+}
+
+/// Writes the usage to stderr, for a call without a verb.
+pub fn print_usage() {
+    eprint!("{}", Arguments::command().render_help());
+}
