@@ -19,6 +19,9 @@ pub struct Message {
     pub def: &'static MessageDef,
     fields: Vec<Field>,
     unknown: Vec<UnknownField>,
+    /// The number of the field read last, and whether all before stood in the canonical form.
+    last: u32,
+    canonical: bool,
 }
 
 /// One occurrence of a field. A repeated field has several in a row.
@@ -99,6 +102,8 @@ impl Message {
             def,
             fields: Vec::new(),
             unknown: Vec::new(),
+            last: 0,
+            canonical: true,
         }
     }
 
@@ -110,10 +115,17 @@ impl Message {
                 bytes,
                 at: 0,
                 base: 0,
+                canonical: true,
             },
             0,
         )?;
         Ok(message)
+    }
+
+    /// Whether the bytes it was read from are those [`Message::encode`] gives, which is the form
+    /// CRIU writes. Says nothing any more once the message was changed.
+    pub fn was_canonical(&self) -> bool {
+        self.canonical
     }
 
     /// The known fields in ascending number.
@@ -210,14 +222,11 @@ impl Message {
 
     /// The path of the first required field that is not there, sub-messages included.
     pub fn first_missing(&self) -> Option<String> {
+        // Both lists ascend in number.
+        let mut there = self.fields.iter().map(|field| field.def.number).peekable();
         for field in self.def.fields {
-            let required = field.label == Label::Required;
-            if required
-                && !self
-                    .fields
-                    .iter()
-                    .any(|there| there.def.number == field.number)
-            {
+            while there.next_if(|number| *number < field.number).is_some() {}
+            if field.label == Label::Required && there.peek() != Some(&field.number) {
                 return Some(field.name.to_owned());
             }
         }
@@ -256,6 +265,9 @@ impl Message {
                 return Err(at(start, "field number 0"));
             }
             let wire_type = (key & 7) as u8;
+            let ascending = number > self.last;
+            self.canonical &= number >= self.last;
+            self.last = number;
             let Some(def) = self.def.field(number) else {
                 self.push_unknown(UnknownField {
                     number,
@@ -263,6 +275,7 @@ impl Message {
                 });
                 continue;
             };
+            self.canonical &= ascending || def.label == Label::Repeated;
             self.merge_field(def, wire_type, &mut from, depth)
                 .map_err(|mut error| {
                     let dot = if error.field.is_empty() { "" } else { "." };
@@ -270,6 +283,7 @@ impl Message {
                     error
                 })?;
         }
+        self.canonical &= from.canonical;
         Ok(())
     }
 
@@ -293,12 +307,13 @@ impl Message {
                 }
                 // A message that comes twice is merged, as the encoding guide asks.
                 if def.label != Label::Repeated
-                    && let Some(Value::Message(there)) = self.get_mut(def.name)
+                    && let Some(Value::Message(there)) = self.there(def.number)
                 {
                     return there.merge(inner, depth + 1);
                 }
                 let mut message = Message::new(inner_def);
                 message.merge(inner, depth + 1)?;
+                self.canonical &= message.canonical;
                 self.push(def, Value::Message(Box::new(message)));
             }
             (given, meant) if given == meant => {
@@ -306,6 +321,7 @@ impl Message {
                 self.set_or_push(def, value);
             }
             (2, _) if def.label == Label::Repeated => {
+                self.canonical = false;
                 let mut packed = from.length_delimited()?;
                 while !packed.is_empty() {
                     let value = packed.scalar(&def.kind)?;
@@ -317,10 +333,20 @@ impl Message {
         Ok(())
     }
 
+    fn there(&mut self, number: u32) -> Option<&mut Value> {
+        if self.fields.last()?.def.number < number {
+            return None;
+        }
+        let mut fields = self.fields.iter_mut();
+        fields
+            .find(|field| field.def.number == number)
+            .map(|field| &mut field.value)
+    }
+
     /// The last occurrence of a field that is not repeated wins.
     fn set_or_push(&mut self, def: &'static FieldDef, value: Value) {
         if def.label != Label::Repeated
-            && let Some(there) = self.get_mut(def.name)
+            && let Some(there) = self.there(def.number)
         {
             *there = value;
             return;
@@ -464,6 +490,8 @@ struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
     base: usize,
+    /// No number so far had a shorter form.
+    canonical: bool,
 }
 
 impl<'a> Cursor<'a> {
@@ -497,6 +525,7 @@ impl<'a> Cursor<'a> {
             }
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
+                self.canonical &= *byte != 0 || shift == 0;
                 return Ok(value);
             }
         }
@@ -512,6 +541,7 @@ impl<'a> Cursor<'a> {
             bytes: self.take(length)?,
             at: 0,
             base,
+            canonical: true,
         })
     }
 
@@ -531,15 +561,31 @@ impl<'a> Cursor<'a> {
             .fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }
 
+    /// A number of which the low 32 bits count.
+    fn varint32(&mut self) -> Result<u32, WireError> {
+        let raw = self.varint()?;
+        self.canonical &= raw <= u64::from(u32::MAX);
+        Ok(raw as u32)
+    }
+
     fn scalar(&mut self, kind: &FieldKind) -> Result<Value, WireError> {
         Ok(match kind {
-            FieldKind::Uint32 => Value::Unsigned(self.varint()? & 0xffff_ffff),
+            FieldKind::Uint32 => Value::Unsigned(u64::from(self.varint32()?)),
             FieldKind::Uint64 => Value::Unsigned(self.varint()?),
-            FieldKind::Int32 => Value::Signed(i64::from(self.varint()? as i32)),
+            FieldKind::Int32 => {
+                // Negative numbers take ten bytes: the sign goes up to bit 63.
+                let raw = self.varint()?.cast_signed();
+                self.canonical &= i32::try_from(raw).is_ok();
+                Value::Signed(i64::from(raw as i32))
+            }
             FieldKind::Int64 => Value::Signed(self.varint()?.cast_signed()),
-            FieldKind::Sint32 => Value::Signed(unzigzag(self.varint()? & 0xffff_ffff)),
+            FieldKind::Sint32 => Value::Signed(unzigzag(u64::from(self.varint32()?))),
             FieldKind::Sint64 => Value::Signed(unzigzag(self.varint()?)),
-            FieldKind::Bool => Value::Bool(self.varint()? != 0),
+            FieldKind::Bool => {
+                let raw = self.varint()?;
+                self.canonical &= raw <= 1;
+                Value::Bool(raw != 0)
+            }
             FieldKind::Enum(_) => Value::Enum(self.varint()?.cast_signed()),
             FieldKind::Fixed32 => Value::Unsigned(u64::from(self.fixed32()?)),
             FieldKind::Sfixed32 => Value::Signed(i64::from(self.fixed32()?.cast_signed())),
@@ -611,6 +657,38 @@ mod tests {
         // fown_entry inside reg has none of its fields.
         let message = Message::decode(def("file_entry"), &[8, 1, 16, 1, 26, 2, 8, 1]).unwrap();
         assert_eq!(message.first_missing().as_deref(), Some("reg.flags"));
+    }
+
+    #[test]
+    fn canonical_is_what_encode_gives() {
+        let canonical = [8, 7, 16, 0, 0xa2, 6, 2, 1, 2];
+        let others: [&[u8]; 6] = [
+            &[16, 0, 8, 7],
+            &[8, 0x87, 0, 16, 0],
+            &[8, 6, 8, 7, 16, 0],
+            &[0xa2, 6, 0, 8, 7, 16, 0],
+            &[8, 7, 16, 0x80, 0x80, 0x80, 0x80, 0x10],
+            &[0x88, 0, 7, 16, 0],
+        ];
+        for bytes in others.into_iter().chain([&canonical[..]]) {
+            let message = Message::decode(def("pipe_data_entry"), bytes).unwrap();
+            assert_eq!(
+                message.was_canonical(),
+                message.encode() == bytes,
+                "{bytes:?}"
+            );
+            assert_eq!(message.was_canonical(), bytes == canonical, "{bytes:?}");
+        }
+        for (name, bytes) in [
+            ("netns_entry", &[10, 2, 1, 2][..]), // def_conf packed
+            ("autofs_entry", &[8, 0xff, 0xff, 0xff, 0xff, 0x0f]), // -1 in five bytes
+            ("reg_file_entry", &[56, 0x81, 0x80, 0x80, 0x80, 0x20]), // a sint32 of 33 bits
+            ("task_core_entry", &[0x90, 1, 2]),  // a bool of 2
+        ] {
+            let message = Message::decode(def(name), bytes).unwrap();
+            assert!(!message.was_canonical(), "{name}");
+            assert_ne!(message.encode(), bytes, "{name}");
+        }
     }
 
     #[test]

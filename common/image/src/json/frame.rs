@@ -334,7 +334,7 @@ fn decode_entry(
             error.to_string(),
         )
     })?;
-    let wire = (message.encode() != bytes).then_some(bytes);
+    let wire = (!message.was_canonical()).then_some(bytes);
     Ok(Entry {
         index,
         offset,

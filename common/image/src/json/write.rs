@@ -75,9 +75,49 @@ pub(crate) fn base64_lines(
     }
 }
 
+/// When the buffer is written out.
+const FULL: usize = 1 << 16;
+
+/// A buffer for very many very short writes, which `BufWriter` makes dear.
+struct Buffer<W: Write> {
+    out: W,
+    held: Vec<u8>,
+}
+
+impl<W: Write> Buffer<W> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.held.extend_from_slice(bytes);
+        if self.held.len() >= FULL {
+            self.write_out()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let written = self.out.write_all(&self.held);
+        self.held.clear();
+        written
+    }
+
+    fn decimal(&mut self, mut number: u64) -> io::Result<()> {
+        let mut digits = [0; 20];
+        let mut used = 0;
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+            used += 1;
+            if number == 0 {
+                break;
+            }
+        }
+        self.write_all(digits.get(digits.len() - used..).unwrap_or_default())
+    }
+}
+
 /// Writes JSON text. The output is buffered here: give it a bare file.
 pub struct Writer<W: Write> {
-    out: io::BufWriter<W>,
+    out: Buffer<W>,
     layout: Layout,
     depth: usize,
     /// Nothing stands yet in the innermost array or object.
@@ -88,7 +128,10 @@ pub struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     pub fn new(out: W, layout: Layout) -> Writer<W> {
-        let out = io::BufWriter::with_capacity(1 << 16, out);
+        let out = Buffer {
+            out,
+            held: Vec::with_capacity(FULL * 2),
+        };
         Writer {
             out,
             layout,
@@ -104,8 +147,9 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes out what is buffered and gives the output back.
-    pub fn finish(self) -> io::Result<W> {
-        self.out.into_inner().map_err(|error| error.into_error())
+    pub fn finish(mut self) -> io::Result<W> {
+        self.out.write_out()?;
+        Ok(self.out.out)
     }
 
     fn line_break(&mut self) -> io::Result<()> {
@@ -184,11 +228,11 @@ impl<W: Write> Writer<W> {
             '\t' => self.out.write_all(b"\\t"),
             '\u{8}' => self.out.write_all(b"\\b"),
             '\u{c}' => self.out.write_all(b"\\f"),
-            ' '..='~' => write!(self.out, "{character}"),
+            ' '..='~' => self.out.write_all(&[character as u8]),
             _ => {
                 let mut units = [0; 2];
                 let mut units = character.encode_utf16(&mut units).iter();
-                units.try_for_each(|unit| write!(self.out, "\\u{unit:04x}"))
+                units.try_for_each(|unit| self.out.write_all(format!("\\u{unit:04x}").as_bytes()))
             }
         }
     }
@@ -225,12 +269,15 @@ impl<W: Write> Sink for Writer<W> {
 
     fn unsigned(&mut self, number: u64) -> io::Result<()> {
         self.before_value()?;
-        write!(self.out, "{number}")
+        self.out.decimal(number)
     }
 
     fn signed(&mut self, number: i64) -> io::Result<()> {
         self.before_value()?;
-        write!(self.out, "{number}")
+        if number < 0 {
+            self.out.write_all(b"-")?;
+        }
+        self.out.decimal(number.unsigned_abs())
     }
 
     fn boolean(&mut self, value: bool) -> io::Result<()> {
