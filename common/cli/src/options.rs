@@ -119,6 +119,8 @@ pub struct Options {
     pub ghost_limit: u64,
     /// `--evasive-devices`.
     pub evasive_devices: bool,
+    /// `--file-locks`.
+    pub file_locks: bool,
     /// `--file-validation`.
     pub file_validation: FileValidation,
     /// `--network-lock`.
@@ -269,6 +271,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         link_remap: given.flag("link-remap"),
         ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
         evasive_devices: given.flag("evasive-devices"),
+        file_locks: given.flag("file-locks"),
         file_validation: given
             .choice("file-validation", FILE_VALIDATION)?
             .unwrap_or(FileValidation::BuildId),

@@ -212,7 +212,7 @@ pub const ROWS: &[Row] = &[
         "file-locks",
         Some('l'),
         Flag,
-        (NotYet, NotYet),
+        (Works, NotYet),
         "carry file locks",
     ),
     row(
