@@ -1,8 +1,25 @@
 //! crust-dump: freezes a process tree, writes its state into images, and lets it go on or ends it.
 #![forbid(unsafe_code)]
 
+mod cgroup;
+mod collect;
 mod context;
+mod dump;
 mod files;
+mod ids;
+mod interrupt;
+mod inventory;
+mod mm;
 mod refusal;
+mod stats;
+mod task;
+mod tree;
+mod write;
 
-fn main() {}
+use crust_cli::options::Tool;
+use crust_cli::run::main_of;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    main_of(Tool::Dump, dump::dump)
+}

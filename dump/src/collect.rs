@@ -1,0 +1,276 @@
+//! Collecting: everything the images will say of the frozen tree, but the pages themselves.
+//!
+//! Order matters: /proc is read and the pages of the stack's end are looked at before anything
+//! runs inside a task, whose table lies in just these pages.
+
+use crate::cgroup::{CgSets, cg_set_of};
+use crate::context::{Context, Task};
+use crate::files::{Descriptor, FileTable, PathOf};
+use crate::ids::KernelIds;
+use crate::mm::absent::collect_absent;
+use crate::mm::vmas::{Backing, Vma, plan_vmas};
+use crate::refusal::Refusal;
+use crate::task::facts::{TaskFacts, collect_facts};
+use crate::task::{Told, Traced, collect_told, collect_traced, refuse_task};
+use crate::tree::{Place, refuse_places};
+use anyhow::{Context as _, Result};
+use crust_process::freeze::{Frozen, FrozenTask, TaskState};
+use crust_process::proc::ProcDir;
+use crust_process::proc::stat::{Stat, parse_stat};
+use crust_proto::criu::{FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
+use nix::libc;
+use nix::sys::stat::Mode;
+use rayon::prelude::*;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// Words of the auxiliary vector that the peer's reader has room for.
+const AUXV_WORDS: usize = 44;
+
+/// A task with everything collected of it.
+#[derive(Debug)]
+pub struct Subject {
+    /// Where it is in [`Frozen::tasks`].
+    pub frozen: usize,
+    /// Where it is in [`Context::tasks`].
+    pub task: usize,
+    /// What /proc says.
+    pub facts: TaskFacts,
+    /// Its areas.
+    pub vmas: Vec<Vma>,
+    /// Pages at the end of the stack that were not there before we ran anything in the task.
+    pub absent: Vec<Range<u64>>,
+    /// What it told of itself.
+    pub told: Told,
+    /// What ptrace tells of each thread.
+    pub traced: Vec<Traced>,
+    /// The cgroup set of each thread.
+    pub cg_sets: Vec<u32>,
+    /// The objects it shares with others.
+    pub ids: TaskKobjIdsEntry,
+    /// Its address space.
+    pub mm: MmEntry,
+    /// Its directories.
+    pub fs: FsEntry,
+    /// Its descriptors, unless it shares the table of a task before it.
+    pub fdinfo: Option<Vec<FdinfoEntry>>,
+}
+
+/// A zombie.
+#[derive(Debug)]
+pub struct Zombie {
+    /// Its stat file.
+    pub stat: Stat,
+    /// Its wait status.
+    pub exit_code: i32,
+}
+
+/// The whole tree.
+#[derive(Debug)]
+pub struct Collected {
+    /// All tasks and zombies, in the order of pstree.img.
+    pub places: Vec<Place>,
+    /// The tasks.
+    pub subjects: Vec<Subject>,
+    /// The zombies.
+    pub zombies: Vec<Zombie>,
+    /// The numbers of shared objects.
+    pub ids: KernelIds,
+    /// The files.
+    pub files: FileTable,
+    /// The cgroup sets.
+    pub cgroups: CgSets,
+}
+
+/// What is known of a task before anything runs in it.
+struct Seen {
+    facts: TaskFacts,
+    absent: Vec<Range<u64>>,
+}
+
+/// Collects everything; what cannot be dumped goes to the list of refusals.
+pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
+    let seen: Result<Vec<Seen>> = ctx.tasks.par_iter().map(look).collect();
+    let mut ids = KernelIds::new()?;
+    let mut cgroups = CgSets::new()?;
+    let mut files = FileTable::new(ids.encode_own())?;
+    let mut subjects = Vec::new();
+    let mut tables = HashSet::new();
+    for (task, (index, seen)) in alive(frozen).into_iter().zip(seen?.into_iter().enumerate()) {
+        let view = ctx.tasks.get(index).context("a task without a view")?;
+        let mut subject = ask(ctx, &mut frozen.tasks[task], view, seen, &mut ids, &mut cgroups)
+            .with_context(|| format!("collect task {}", view.pid))?;
+        (subject.frozen, subject.task) = (task, index);
+        collect_files(ctx, view, &mut subject, &mut files, &mut tables)?;
+        subjects.push(subject);
+    }
+    let (places, zombies) = collect_tree(frozen, &subjects)?;
+    refuse_places(&places, ctx.options.shell_job).into_iter().for_each(|refusal| ctx.refuse(refusal));
+    Ok(Collected { places, subjects, zombies, ids, files, cgroups })
+}
+
+/// Indexes of the tasks that are not zombies.
+fn alive(frozen: &Frozen) -> Vec<usize> {
+    let is_alive = |task: &FrozenTask| !matches!(task.state, TaskState::Zombie(_));
+    (0..frozen.tasks.len()).filter(|index| is_alive(&frozen.tasks[*index])).collect()
+}
+
+fn look(task: &Task) -> Result<Seen> {
+    let facts = collect_facts(task.pid, &task.tids)?;
+    let absent = collect_absent(&facts.dir, &facts.stack())?;
+    Ok(Seen { facts, absent })
+}
+
+fn ask(
+    ctx: &Context,
+    frozen: &mut FrozenTask,
+    view: &Task,
+    seen: Seen,
+    ids: &mut KernelIds,
+    cgroups: &mut CgSets,
+) -> Result<Subject> {
+    let facts = seen.facts;
+    let (vmas, unsupported) = plan_vmas(&facts.areas);
+    for area in unsupported {
+        ctx.refuse(Refusal::new(view.pid, area.object, area.what));
+    }
+    let mut traced = Vec::new();
+    for (thread, facts) in frozen.threads.iter().zip(&facts.threads) {
+        traced.push(collect_traced(thread, facts.status.seccomp)?);
+    }
+    let told = collect_told(frozen, &view.mem, &facts)?;
+    refuse_task(view.pid, frozen, &facts, &told).into_iter().for_each(|refusal| ctx.refuse(refusal));
+    let (entry, foreign) = ids.collect(&facts.dir)?;
+    for kind in foreign {
+        let object = format!("its namespace {kind}");
+        ctx.refuse(Refusal::new(view.pid, object, "is not ours, which is not supported yet"));
+    }
+    let cg_sets = facts.threads.iter().map(|thread| cg_set_of(cgroups, thread)).collect();
+    let mm = encode_mm(&facts, &vmas, &told);
+    Ok(Subject {
+        frozen: 0,
+        task: 0,
+        absent: seen.absent,
+        traced,
+        cg_sets,
+        ids: entry,
+        mm,
+        fs: FsEntry { umask: facts.leader().and_then(|leader| leader.status.umask), ..FsEntry::default() },
+        fdinfo: None,
+        vmas,
+        told,
+        facts,
+    })
+}
+
+/// The address space, but its files and guard regions.
+fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
+    let Some(leader) = facts.leader() else {
+        return MmEntry::default();
+    };
+    let stat = &leader.stat;
+    MmEntry {
+        mm_start_code: stat.start_code,
+        mm_end_code: stat.end_code,
+        mm_start_data: stat.start_data,
+        mm_end_data: stat.end_data,
+        mm_start_stack: stat.start_stack,
+        mm_start_brk: stat.start_brk,
+        mm_brk: told.task.brk,
+        mm_arg_start: stat.arg_start,
+        mm_arg_end: stat.arg_end,
+        mm_env_start: stat.env_start,
+        mm_env_end: stat.env_end,
+        exe_file_id: 0,
+        mm_saved_auxv: facts.auxv.iter().copied().take(AUXV_WORDS).collect(),
+        vmas: vmas.iter().map(|vma| vma.entry).collect(),
+        dumpable: Some(told.task.dumpable),
+        aios: Vec::new(),
+        thp_disabled: Some(told.task.thp_disabled),
+    }
+}
+
+/// Files in the peer's order: mappings and executable, descriptors, directories.
+fn collect_files(
+    ctx: &Context,
+    task: &Task,
+    subject: &mut Subject,
+    files: &mut FileTable,
+    tables: &mut HashSet<u32>,
+) -> Result<()> {
+    collect_mapped(ctx, task, subject, files)?;
+    let exe = files.add_path(ctx, task, PathOf::Exe)?;
+    subject.mm.exe_file_id = exe.map_or(0, |file| file.id.0);
+    if tables.insert(subject.ids.files_id) {
+        let flags = &subject.told.task.cloexec;
+        let descriptors: Vec<Descriptor> = subject.facts.fds.iter().zip(flags)
+            .map(|(fd, cloexec)| Descriptor { fd: *fd, cloexec: *cloexec })
+            .collect();
+        subject.fdinfo = Some(files.dump_table(ctx, task, &descriptors)?);
+    }
+    let cwd = files.add_path(ctx, task, PathOf::Cwd)?;
+    let root = files.add_path(ctx, task, PathOf::Root)?;
+    subject.fs.cwd_id = cwd.map_or(0, |file| file.id.0);
+    subject.fs.root_id = root.map_or(0, |file| file.id.0);
+    Ok(())
+}
+
+/// Gives each file mapping the id of its file and the mode to open it with.
+fn collect_mapped(ctx: &Context, task: &Task, subject: &mut Subject, files: &mut FileTable) -> Result<()> {
+    let areas = &subject.facts.areas;
+    let named: HashMap<u64, _> = areas.iter().map(|area| (area.vma.start, &area.vma)).collect();
+    let mut known: HashMap<_, u64> = HashMap::new();
+    for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
+        if !matches!(vma.backing, Backing::File | Backing::Memfd) {
+            continue;
+        }
+        let fdflags = open_mode(&subject.facts.dir, &vma.range)?;
+        entry.fdflags = Some(fdflags);
+        let name = named.get(&vma.range.start).map(|area| (area.dev_major, area.dev_minor, area.inode, format!("{:?}", area.name)));
+        entry.shmid = match known.get(&name) {
+            Some(id) => *id,
+            None => {
+                let which = PathOf::Mapping { start: vma.range.start, end: vma.range.end };
+                let file = files.add_path(ctx, task, which)?;
+                let id = file.map_or(0, |file| u64::from(file.id.0));
+                known.insert(name, id);
+                id
+            }
+        };
+    }
+    Ok(())
+}
+
+/// What the file of a mapping was opened for: the permission bits of the link tell.
+fn open_mode(dir: &ProcDir, range: &Range<u64>) -> Result<u32> {
+    let name = format!("map_files/{:x}-{:x}", range.start, range.end);
+    let stat = nix::sys::stat::fstatat(dir.as_fd(), name.as_str(), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+        .with_context(|| format!("task {}: lstat {name}", dir.pid()))?;
+    let mode = Mode::from_bits_truncate(stat.st_mode);
+    Ok(match (mode.contains(Mode::S_IRUSR), mode.contains(Mode::S_IWUSR)) {
+        (true, true) => libc::O_RDWR as u32,
+        (false, true) => libc::O_WRONLY as u32,
+        _ => libc::O_RDONLY as u32,
+    })
+}
+
+fn collect_tree(frozen: &Frozen, subjects: &[Subject]) -> Result<(Vec<Place>, Vec<Zombie>)> {
+    let mut places = Vec::new();
+    let mut zombies = Vec::new();
+    for (index, task) in frozen.tasks.iter().enumerate() {
+        let is_root = index == 0;
+        if let TaskState::Zombie(exit_code) = task.state {
+            let text = ProcDir::open(task.pid)?.read("stat")?;
+            let stat = parse_stat(&text).with_context(|| format!("task {}: read stat", task.pid))?;
+            places.push(Place::new(task.pid, is_root, &stat, Vec::new()));
+            zombies.push(Zombie { stat, exit_code });
+            continue;
+        }
+        let subject = subjects.iter().find(|subject| subject.frozen == index);
+        let leader = subject.and_then(|subject| subject.facts.leader());
+        let stat = &leader.context("a task without a leader")?.stat;
+        let tids = task.threads.iter().map(|thread| thread.stopped.tid()).collect();
+        places.push(Place::new(task.pid, is_root, stat, tids));
+    }
+    Ok((places, zombies))
+}

@@ -1,0 +1,147 @@
+//! The dump from beginning to end: freeze, collect, refuse everything at once, write, let go.
+//!
+//! Whatever fails, the tree goes on as it was and the images written so far are removed. The
+//! inventory comes last: a directory without it is recognisably no dump.
+
+use crate::collect::{Collected, collect};
+use crate::context::{Context, Task};
+use crate::interrupt::Interrupt;
+use crate::refusal::Refusals;
+use crate::stats::{Stats, encode_stats};
+use crate::write::{write_images, write_inventory};
+use anyhow::{Context as _, Result, bail};
+use crust_cli::log::Log;
+use crust_cli::options::Options;
+use crust_cli::scripts::{self, Stage};
+use crust_image::sink::write_entry;
+use crust_image::{ImageDir, Kind};
+use crust_process::fds::PidFd;
+use crust_process::freeze::{Frozen, FrozenTask, TaskState, freeze_tree};
+use crust_process::memory::TaskMem;
+use crust_process::pid::HostPid;
+
+/// Dumps the tree the options name.
+pub fn dump(options: &Options, log: &Log) -> Result<()> {
+    let root = root_of(options)?;
+    let images = ImageDir::open(&options.images_dir)?;
+    images.check_writable()?;
+    let interrupt = Interrupt::block()?;
+    scripts::run(options, log, Stage::PreDump, Some(root.get()))?;
+
+    let mut frozen = freeze_tree(root, options.timeout)?;
+    log.info(format_args!("Frozen {} tasks in {:?}", frozen.tasks.len(), frozen.took));
+    let mut stats = Stats { freezing: frozen.took, ..Stats::default() };
+    let since = frozen.since;
+    let written = dump_frozen(options, log, &images, &mut frozen, &interrupt, &mut stats);
+    let mut collected = match written {
+        Ok(collected) => collected,
+        Err(error) => return Err(undo(error, log, frozen, &images)),
+    };
+    let_go(options, log, frozen, &mut collected)?;
+    stats.frozen = since.elapsed();
+    log.info(format_args!("Frozen for {:?}, {} pages written", stats.frozen, stats.pages));
+    write_stats(options, &stats)
+}
+
+fn root_of(options: &Options) -> Result<HostPid> {
+    let pid = options.tree.context("which task to dump is not said: give --tree PID")?;
+    HostPid::new(pid).with_context(|| format!("--tree {pid} is not a process id"))
+}
+
+/// Everything between the freeze and the thaw.
+fn dump_frozen(
+    options: &Options,
+    log: &Log,
+    images: &ImageDir,
+    frozen: &mut Frozen,
+    interrupt: &Interrupt,
+    stats: &mut Stats,
+) -> Result<Collected> {
+    let root = frozen.tasks.first().map(|task| task.pid.get());
+    let tasks: Result<Vec<Task>> = frozen.tasks.iter().filter(is_alive).map(view).collect();
+    let ctx = Context { options, log, tasks: tasks?, refusals: Refusals::default() };
+    let mut collected = collect(&ctx, frozen)?;
+    collected.files.settle(&ctx)?;
+    tell_refusals(&ctx)?;
+    interrupt.check()?;
+    // An older dump goes only now that this one can be made; its inventory goes first.
+    images.remove_images()?;
+    write_images(&ctx, images, frozen, &mut collected, interrupt, stats)?;
+    scripts::run(options, log, Stage::PostDump, root)?;
+    write_inventory(&ctx, images, &collected)?;
+    Ok(collected)
+}
+
+fn is_alive(task: &&FrozenTask) -> bool {
+    !matches!(task.state, TaskState::Zombie(_))
+}
+
+fn view(task: &FrozenTask) -> Result<Task> {
+    Ok(Task {
+        pid: task.pid,
+        virt: task.pid.get().unsigned_abs(),
+        ppid: task.ppid,
+        tids: task.threads.iter().map(|thread| thread.stopped.tid()).collect(),
+        pidfd: PidFd::open(task.pid)?.into(),
+        mem: TaskMem::open(task.pid)?,
+    })
+}
+
+/// All refusals go to the log, one line each, and into the one sentence of the failure.
+fn tell_refusals(ctx: &Context) -> Result<()> {
+    let refusals = ctx.refusals.take();
+    for refusal in &refusals {
+        ctx.log.error("dump", refusal);
+    }
+    let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    match list.as_slice() {
+        [] => Ok(()),
+        [one] => bail!("cannot dump: {one}"),
+        many => bail!("cannot dump, for {} reasons: {}", many.len(), many.join("; ")),
+    }
+}
+
+/// Lets the tree go on as it was and removes what was written.
+fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> anyhow::Error {
+    if let Err(thaw) = frozen.thaw() {
+        log.error("dump", format_args!("let the tree go on: {thaw}"));
+    }
+    if let Err(remove) = images.remove_images() {
+        log.error("dump", format_args!("remove the unfinished images: {remove}"));
+    }
+    error
+}
+
+/// The end that the options ask for.
+fn let_go(options: &Options, log: &Log, frozen: Frozen, collected: &mut Collected) -> Result<()> {
+    if options.leave_running {
+        log.info("Letting the tree go on");
+        frozen.thaw()?;
+        return collected.files.remove_links();
+    }
+    collected.files.keep_links();
+    if options.leave_stopped {
+        log.info("Leaving the tree stopped");
+        frozen.leave_stopped().context("leave the tree stopped")
+    } else {
+        log.info("Killing the tree");
+        frozen.kill().context("kill the dumped tree")
+    }
+}
+
+fn write_stats(options: &Options, stats: &Stats) -> Result<()> {
+    let entry = encode_stats(stats);
+    if options.display_stats {
+        print_stats(stats);
+    }
+    let work_dir = ImageDir::open(&options.work_dir)?;
+    Ok(write_entry(&work_dir, Kind::StatsDump, None, &entry)?)
+}
+
+fn print_stats(stats: &Stats) {
+    println!("Freezing time: {} us", stats.freezing.as_micros());
+    println!("Frozen time: {} us", stats.frozen.as_micros());
+    println!("Memory dump time: {} us", stats.memory.as_micros());
+    println!("Memory pages written: {} ({:#x})", stats.pages, stats.pages);
+    println!("Shared memory pages written: {} ({:#x})", stats.shmem_pages, stats.shmem_pages);
+}

@@ -1,0 +1,121 @@
+//! Which kernel objects tasks share: address space, descriptor table, fs, signal handlers, and
+//! the namespaces.
+//!
+//! The images number each kind on its own; the dumper's own objects come first (the inventory's
+//! root_ids), so a namespace with the dumper's number is one that no image describes.
+
+use anyhow::Result;
+use crust_process::kcmp::{TaskObject, TaskSorter};
+use crust_process::pid::HostPid;
+use crust_process::proc::ProcDir;
+use crust_proto::criu::TaskKobjIdsEntry;
+
+/// The number of the dumper's own object of each shared kind.
+const OWN: u32 = 1;
+
+/// The namespaces by their file in /proc/PID/ns, with the number the dumper's own has: all kinds
+/// are counted together, in the peer's order.
+const NAMESPACES: [(&str, u32); 8] = [
+    ("pid", 1),
+    ("net", 2),
+    ("ipc", 3),
+    ("uts", 4),
+    ("time", 5),
+    ("mnt", 6),
+    ("user", 7),
+    ("cgroup", 8),
+];
+/// What a task's children will be in, which differs after unshare(2) of these kinds.
+const FOR_CHILDREN: [(&str, &str); 2] = [("pid_for_children", "pid"), ("time_for_children", "time")];
+
+/// The numbers given out.
+#[derive(Debug)]
+pub struct KernelIds {
+    vm: TaskSorter,
+    files: TaskSorter,
+    fs: TaskSorter,
+    sighand: TaskSorter,
+    /// Our own namespaces: the kind and the text of the link; kinds the kernel has only.
+    own: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl KernelIds {
+    /// Looks at the dumper's own.
+    pub fn new() -> Result<KernelIds> {
+        let dir = ProcDir::open(HostPid::current())?;
+        let link = |(kind, _)| Some((kind, dir.readlink(&format!("ns/{kind}")).ok()?));
+        Ok(KernelIds {
+            vm: TaskSorter::new(TaskObject::Vm),
+            files: TaskSorter::new(TaskObject::Files),
+            fs: TaskSorter::new(TaskObject::Fs),
+            sighand: TaskSorter::new(TaskObject::Sighand),
+            own: NAMESPACES.into_iter().filter_map(link).collect(),
+        })
+    }
+
+    /// The numbers of the dumper's own objects.
+    pub fn encode_own(&self) -> TaskKobjIdsEntry {
+        self.encode(OWN, OWN, OWN, OWN)
+    }
+
+    /// The numbers of a task's objects. Its namespaces get the dumper's numbers: one that differs
+    /// is in the second list, by its name in /proc/PID/ns, for a refusal.
+    pub fn collect(&mut self, dir: &ProcDir) -> Result<(TaskKobjIdsEntry, Vec<&'static str>)> {
+        let pid = dir.pid();
+        let number = |sorter: &mut TaskSorter| -> Result<u32> {
+            Ok(OWN + 1 + sorter.group(pid)?.0 as u32)
+        };
+        let (vm, files) = (number(&mut self.vm)?, number(&mut self.files)?);
+        let (fs, sighand) = (number(&mut self.fs)?, number(&mut self.sighand)?);
+        Ok((self.encode(vm, files, fs, sighand), self.foreign_namespaces(dir)))
+    }
+
+    fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {
+        // A link that cannot be read is not ours: a pid namespace without its first process.
+        let differs = |name: &str, own: &[u8]| {
+            dir.readlink(&format!("ns/{name}")).map_or(true, |link| link != own)
+        };
+        let own_of = |kind: &str| self.own.iter().find(|(name, _)| *name == kind);
+        let now = self.own.iter().filter(|(kind, link)| differs(kind, link)).map(|(kind, _)| *kind);
+        let later = FOR_CHILDREN.iter().filter(|(name, kind)| {
+            own_of(kind).is_some_and(|(_, link)| differs(name, link))
+        });
+        now.chain(later.map(|(name, _)| *name)).collect()
+    }
+
+    fn encode(&self, vm_id: u32, files_id: u32, fs_id: u32, sighand_id: u32) -> TaskKobjIdsEntry {
+        let id = |kind: &str| {
+            self.own.iter().find(|(name, _)| *name == kind)?;
+            NAMESPACES.iter().find(|(name, _)| *name == kind).map(|(_, id)| *id)
+        };
+        TaskKobjIdsEntry {
+            vm_id,
+            files_id,
+            fs_id,
+            sighand_id,
+            pid_ns_id: id("pid"),
+            net_ns_id: id("net"),
+            ipc_ns_id: id("ipc"),
+            uts_ns_id: id("uts"),
+            mnt_ns_id: id("mnt"),
+            user_ns_id: id("user"),
+            cgroup_ns_id: id("cgroup"),
+            time_ns_id: id("time"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The numbers in every ids image of the corpus.
+    #[test]
+    fn the_dumpers_own_numbers_are_the_peers() {
+        let ids = KernelIds::new().expect("we have namespaces").encode_own();
+        assert_eq!((ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id), (1, 1, 1, 1));
+        let namespaces = [ids.pid_ns_id, ids.net_ns_id, ids.ipc_ns_id, ids.uts_ns_id, ids.mnt_ns_id];
+        assert_eq!(namespaces, [Some(1), Some(2), Some(3), Some(4), Some(6)]);
+        assert_eq!((ids.user_ns_id, ids.cgroup_ns_id), (Some(7), Some(8)));
+    }
+}

@@ -1,0 +1,38 @@
+//! SIGTERM, SIGINT and SIGHUP end a dump in good order: the tree runs on, the images go.
+//!
+//! They are blocked, not caught: a handler could do nothing but set a flag, and a signalfd is one.
+//! What is under way (copying memory, above all) asks it between its steps.
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Tells whether the dump was told to end.
+#[derive(Debug)]
+pub struct Interrupt(SignalFd);
+
+impl Interrupt {
+    /// Blocks the signals, and SIGCHLD, by which tracees report, in this thread and all that it
+    /// will start.
+    pub fn block() -> Result<Interrupt> {
+        let ending: SigSet = ENDING.into_iter().collect();
+        let mut blocked = ending;
+        blocked.add(Signal::SIGCHLD);
+        blocked.thread_block().context("block signals")?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Interrupt(SignalFd::with_flags(&ending, flags).context("signalfd")?))
+    }
+
+    /// An error if one of the signals has come.
+    pub fn check(&self) -> Result<()> {
+        match self.0.read_signal().context("read the signalfd")? {
+            None => Ok(()),
+            Some(info) => {
+                let name = Signal::try_from(info.ssi_signo as i32).map_or("a signal", Signal::as_str);
+                bail!("interrupted by {name} from process {}", info.ssi_pid)
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! inventory.img: what kind of set of images this is. It is written last: a directory without it
+//! is no dump.
+
+use anyhow::{Context, Result};
+use crust_cli::options::Options;
+use crust_proto::criu::{InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry, Timespec};
+use nix::time::{ClockId, clock_gettime};
+
+/// The set of images version 1.1 has the number 2.
+const IMG_VERSION: u32 = 2;
+
+/// The inventory of a dump. `own` are the dumper's own objects, `cg_set` its cgroup set.
+pub fn encode_inventory(options: &Options, own: TaskKobjIdsEntry, cg_set: u32) -> Result<InventoryEntry> {
+    Ok(InventoryEntry {
+        img_version: IMG_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(own),
+        ns_per_id: Some(true),
+        root_cg_set: Some(cg_set),
+        lsmtype: Some(Lsmtype::NoLsm.into()),
+        network_lock_method: Some(options.network_lock as u32),
+        // No plugin took part; a missing list would mean that all did.
+        plugins_entry: Some(PluginsEntry::default()),
+        dump_criu_run_id: Some(run_id()?),
+        ..InventoryEntry::default()
+    })
+}
+
+/// A uuid that nobody else has.
+fn run_id() -> Result<Vec<u8>> {
+    const FILE: &str = "/proc/sys/kernel/random/uuid";
+    let mut id = std::fs::read(FILE).with_context(|| format!("read {FILE}"))?;
+    id.truncate(id.trim_ascii_end().len());
+    Ok(id)
+}
+
+/// timens-0.img: the clocks as the tasks read them. Offsets of timers and sleeps count from here.
+pub fn encode_timens() -> Result<TimensEntry> {
+    Ok(TimensEntry {
+        monotonic: now(ClockId::CLOCK_MONOTONIC)?,
+        boottime: now(ClockId::CLOCK_BOOTTIME)?,
+    })
+}
+
+fn now(clock: ClockId) -> Result<Timespec> {
+    let time = clock_gettime(clock).with_context(|| format!("read {clock:?}"))?;
+    Ok(Timespec { tv_sec: time.tv_sec() as u64, tv_nsec: time.tv_nsec() as u64 })
+}

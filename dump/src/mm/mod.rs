@@ -1,0 +1,7 @@
+//! Memory: the areas of each address space, the pages in them, and objects of shared memory.
+
+pub mod absent;
+pub mod copy;
+pub mod pages;
+pub mod shmem;
+pub mod vmas;

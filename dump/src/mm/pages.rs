@@ -1,0 +1,87 @@
+//! Which pages of a task go into its images, and the pagemap image that says where they are.
+//!
+//! PAGEMAP_SCAN finds the pages: present or swapped, not the zero page, and in a mapping of a file
+//! only those the task has written (what is still the file's is the file's to bring back). The vdso
+//! is written whole: a restorer on another kernel compares it with its own. Runs are written to the
+//! pagemap while they are found, so nothing grows with the size of the task.
+
+use crate::mm::copy::{Copier, PAGE, PageSource};
+use anyhow::{Context, Result};
+use crust_image::sink::SinkWriter;
+use crust_image::{ImageSink, Kind};
+use crust_proto::criu::{PagemapEntry, PagemapHead};
+use std::fs::File;
+
+/// pagemap_entry.flags: the pages are in the pages file.
+const PRESENT: u32 = 4;
+/// The pages may be restored later, when they are touched.
+const LAZY: u32 = 2;
+
+/// A pagemap image under way, with its pages file.
+pub struct PagemapImage<'a, S> {
+    entries: SinkWriter,
+    copier: Copier<'a, S>,
+    /// The run that the next one may prolong.
+    last: Option<Run>,
+}
+
+/// Pages one after the other, with the same flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    addr: u64,
+    pages: u64,
+    flags: u32,
+}
+
+/// Begins the pagemap of an object (`kind` and `id` name its image).
+pub fn create_pagemap<'a, S: PageSource>(
+    images: &dyn ImageSink,
+    (kind, id): (Kind, u64),
+    pages_id: u32,
+    pages: &'a File,
+    source: &'a S,
+) -> Result<PagemapImage<'a, S>> {
+    let mut entries = images.create(kind, Some(id))?;
+    entries.entry(&PagemapHead { pages_id })?;
+    Ok(PagemapImage { entries, copier: Copier::new(source, pages), last: None })
+}
+
+impl<S: PageSource> PagemapImage<'_, S> {
+    /// Adds a run of pages behind all before it.
+    pub fn add(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
+        let flags = if lazy { PRESENT | LAZY } else { PRESENT };
+        self.copier.add(addr, pages)?;
+        match &mut self.last {
+            Some(last) if last.flags == flags && last.addr + last.pages * PAGE == addr => {
+                last.pages += pages;
+            }
+            _ => {
+                self.write_last()?;
+                self.last = Some(Run { addr, pages, flags });
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what is left; gives the number of pages written.
+    pub fn finish(mut self) -> Result<u64> {
+        self.write_last()?;
+        let pages = self.copier.finish()?;
+        self.entries.finish().context("write the end of a pagemap")?;
+        Ok(pages)
+    }
+
+    fn write_last(&mut self) -> Result<()> {
+        if let Some(run) = self.last.take() {
+            self.entries.entry(&PagemapEntry {
+                vaddr: run.addr,
+                // Readers of our time look at nr_pages only, and the peer writes 0 here.
+                compat_nr_pages: 0,
+                in_parent: None,
+                flags: Some(run.flags),
+                nr_pages: Some(run.pages),
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Objects of shared memory: memfds and memory mapped shared and anonymous.
+//!
+//! An object has a pagemap of its own, whose addresses are offsets; only pages that are there are
+//! written, which SEEK_DATA and SEEK_HOLE tell. An object without any page has no image.
+
+use crate::context::Context;
+use crate::files::FileTable;
+use crate::interrupt::Interrupt;
+use crate::mm::copy::PAGE;
+use crate::mm::pages::create_pagemap;
+use anyhow::{Context as _, Result};
+use crust_image::{ImageSink, Kind};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::ops::Range;
+
+/// Writes every object the files know of; its pages files are numbered from `first` on. Gives the
+/// number of pages.
+pub fn write_shmem(
+    ctx: &Context,
+    images: &dyn ImageSink,
+    files: &FileTable,
+    first: u32,
+    interrupt: &Interrupt,
+) -> Result<u64> {
+    let mut pages_id = first;
+    let mut pages = 0;
+    for object in files.shmem() {
+        let doing = || format!("dump the memory object {}", object.shmid);
+        let source = files.open_shmem(ctx, &object).with_context(doing)?;
+        let mut runs = Extents { file: &source, at: 0, size: object.size }.peekable();
+        if runs.peek().is_none() {
+            continue;
+        }
+        let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
+        let name = (Kind::PagemapShmem, u64::from(object.shmid));
+        let mut image = create_pagemap(images, name, pages_id, &file, &source)?;
+        for run in runs {
+            let run = run.with_context(doing)?;
+            interrupt.check()?;
+            image.add(run.start, (run.end - run.start) / PAGE, false).with_context(doing)?;
+        }
+        pages += image.finish().with_context(doing)?;
+        pages_id += 1;
+    }
+    Ok(pages)
+}
+
+/// The extents of a file that hold data, in whole pages.
+struct Extents<'a> {
+    file: &'a File,
+    at: u64,
+    size: u64,
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Range<u64>>;
+
+    fn next(&mut self) -> Option<Result<Range<u64>>> {
+        if self.at >= self.size {
+            return None;
+        }
+        let seek = |from: u64, whence| lseek(self.file, from as i64, whence).map(|at| at as u64);
+        let start = match seek(self.at, Whence::SeekData) {
+            Ok(start) => start / PAGE * PAGE,
+            Err(Errno::ENXIO) => return None,
+            Err(errno) => return Some(Err(errno).context("SEEK_DATA")),
+        };
+        let end = match seek(start.max(self.at), Whence::SeekHole) {
+            Ok(end) => end.next_multiple_of(PAGE),
+            Err(errno) => return Some(Err(errno).context("SEEK_HOLE")),
+        };
+        self.at = end;
+        Some(Ok(start..end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn only_pages_with_data_are_found() {
+        let name = format!("crust-extents-{}", std::process::id());
+        let file = File::from(nix::sys::memfd::memfd_create(name.as_str(), nix::sys::memfd::MFdFlags::empty()).expect("memfd"));
+        let size = 20 * PAGE + 100;
+        file.set_len(size).expect("truncate");
+        let runs = |file| -> Vec<_> { Extents { file, at: 0, size }.map(|run| run.expect("seeks")).collect() };
+        assert_eq!(runs(&file), []);
+        for page in [0, 1, 7, 20] {
+            file.write_all_at(b"x", page * PAGE).expect("write");
+        }
+        assert_eq!(runs(&file), [0..2 * PAGE, 7 * PAGE..8 * PAGE, 20 * PAGE..21 * PAGE]);
+    }
+}

@@ -1,0 +1,340 @@
+//! The areas of an address space: /proc/PID/smaps as vma_entry.
+//!
+//! Classification is pure; what a file mapping maps is asked by the caller, who opens
+//! /proc/PID/map_files. Memory mapped shared and anonymous is a file there too (a memfd without a
+//! name), and that is how the images have it on kernels that let it be opened. What no image can
+//! hold (a sealed area, a protection key, a userfaultfd registration) is a refusal.
+
+use crust_process::proc::maps::{MapsVma, VmaName};
+use crust_process::proc::smaps::{SmapsVma, VmFlag};
+use crust_proto::criu::VmaEntry;
+use nix::libc;
+use std::ops::Range;
+
+/// vma_entry.status (FORMAT 3).
+pub mod status {
+    /// An ordinary area.
+    pub const REGULAR: u32 = 1;
+    /// The gate page, which no restore maps.
+    pub const VSYSCALL: u32 = 4;
+    /// The code the kernel gives.
+    pub const VDSO: u32 = 8;
+    /// brk.
+    pub const HEAP: u32 = 0x20;
+    /// A private mapping of a file.
+    pub const FILE_PRIVATE: u32 = 0x40;
+    /// A shared mapping of a file.
+    pub const FILE_SHARED: u32 = 0x80;
+    /// Private memory.
+    pub const ANON_PRIVATE: u32 = 0x200;
+    /// The data of the vdso.
+    pub const VVAR: u32 = 0x1000;
+    /// The file is a memfd, or unnamed shared memory.
+    pub const MEMFD: u32 = 0x4000;
+    /// A guard region inside another area.
+    pub const GUARD: u32 = 0x10000;
+}
+
+const MAP_DROPPABLE: u32 = 8;
+
+/// What an area is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Private memory without a file.
+    Anonymous,
+    /// A file on a file system, or a device.
+    File,
+    /// A memfd or shared anonymous memory.
+    Memfd,
+    /// The vdso.
+    Vdso,
+    /// Its data, [vvar] and [vvar_vclock] as one.
+    Vvar,
+    /// The gate page.
+    Vsyscall,
+}
+
+/// An area that the images can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// What it is made of.
+    pub backing: Backing,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// As the images have it; `shmid` and `fdflags` of a file mapping are still open.
+    pub entry: VmaEntry,
+}
+
+impl Vma {
+    /// Whether pages of it belong to the task and are in its pagemap.
+    pub fn has_own_pages(&self) -> bool {
+        !self.shared && !matches!(self.backing, Backing::Vvar | Backing::Vsyscall)
+    }
+
+    /// Whether a restore may bring its pages later, when they are touched.
+    pub fn may_be_lazy(&self) -> bool {
+        self.backing == Backing::Anonymous && self.entry.flags & libc::MAP_LOCKED as u32 == 0
+    }
+}
+
+/// An area the images cannot hold, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The area and its name.
+    pub object: String,
+    /// Why.
+    pub what: String,
+}
+
+/// Sorts the areas of smaps into those to write and those to refuse.
+pub fn plan_vmas(areas: &[SmapsVma]) -> (Vec<Vma>, Vec<Unsupported>) {
+    let mut vmas: Vec<Vma> = Vec::with_capacity(areas.len());
+    let mut unsupported = Vec::new();
+    for area in areas {
+        match plan_vma(area) {
+            Ok(vma) => match vmas.last_mut() {
+                // Since 6.13 the data of the vdso is two areas; the images have one.
+                Some(last) if last.backing == Backing::Vvar && vma.backing == Backing::Vvar
+                    && last.range.end == vma.range.start =>
+                {
+                    last.range.end = vma.range.end;
+                    last.entry.end = vma.range.end;
+                }
+                _ => vmas.push(vma),
+            },
+            Err(what) => unsupported.push(Unsupported { object: object_of(&area.vma), what }),
+        }
+    }
+    (vmas, unsupported)
+}
+
+/// The entry of a guard region (MADV_GUARD_INSTALL): a range without an area of its own, at the
+/// end of the list.
+pub fn encode_guard(range: &Range<u64>) -> VmaEntry {
+    VmaEntry {
+        start: range.start,
+        end: range.end,
+        flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+        status: status::GUARD,
+        fd: -1,
+        ..VmaEntry::default()
+    }
+}
+
+fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
+    let backing = backing_of(area)?;
+    let special = matches!(backing, Backing::Vdso | Backing::Vvar | Backing::Vsyscall);
+    if !special {
+        refuse_flags(area)?;
+    }
+    let vma = &area.vma;
+    let file = matches!(backing, Backing::File | Backing::Memfd);
+    let entry = VmaEntry {
+        start: vma.start,
+        end: vma.end,
+        pgoff: if file { vma.offset } else { 0 },
+        shmid: 0,
+        prot: vma.perms.prot() as u32,
+        flags: flags_of(area, file),
+        status: status_of(backing, vma),
+        fd: -1,
+        madv: madv_of(area),
+        fdflags: None,
+    };
+    Ok(Vma { range: vma.start..vma.end, backing, shared: vma.perms.shared, entry })
+}
+
+fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
+    let vma = &area.vma;
+    Ok(match &vma.name {
+        VmaName::Vsyscall => Backing::Vsyscall,
+        VmaName::Vdso => Backing::Vdso,
+        VmaName::Vvar | VmaName::VvarVclock => Backing::Vvar,
+        VmaName::Memfd(_) | VmaName::AnonShmem(_) => Backing::Memfd,
+        // Private /dev/zero is private memory from the start; only the shared one is an object.
+        VmaName::ZeroShared if vma.perms.shared => Backing::Memfd,
+        VmaName::Empty | VmaName::Heap | VmaName::Stack | VmaName::Anon(_) if vma.inode == 0 => {
+            Backing::Anonymous
+        }
+        VmaName::Path { path, .. } if path.starts_with(b"/") => Backing::File,
+        VmaName::ZeroShared => Backing::File,
+        VmaName::SysV { key } => return Err(format!("is a SysV segment (key {key:#x}), which is not supported yet")),
+        VmaName::Aio => return Err("is the ring of an AIO context, which is not supported yet".into()),
+        VmaName::AnonHugepage => return Err("is memory in huge pages (MAP_HUGETLB), which is not supported yet".into()),
+        VmaName::Path { path, .. } => {
+            return Err(format!("maps {}, which is not supported", String::from_utf8_lossy(path)));
+        }
+        other => return Err(format!("is of a kind that is not supported ({other:?})")),
+    })
+}
+
+fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
+    const REFUSED: [(VmFlag, &str); 9] = [
+        (VmFlag::HugeTlb, "is memory in huge pages (hugetlb), which is not supported yet"),
+        (VmFlag::ShadowStack, "is a shadow stack, which is not supported yet"),
+        (VmFlag::UffdMissing, "is registered with userfaultfd"),
+        (VmFlag::UffdWp, "is registered with userfaultfd"),
+        (VmFlag::UffdMinor, "is registered with userfaultfd"),
+        (VmFlag::Sealed, "is sealed (mseal), which the images cannot hold"),
+        (VmFlag::Io, "is the memory of a device"),
+        (VmFlag::PfnMap, "is the memory of a device"),
+        (VmFlag::MixedMap, "is the memory of a device"),
+    ];
+    if let Some((_, what)) = REFUSED.iter().find(|(flag, _)| area.flags.has(*flag)) {
+        return Err((*what).into());
+    }
+    if let Some(key @ 1..) = area.protection_key {
+        return Err(format!("has protection key {key}, which the images cannot hold"));
+    }
+    match area.flags.unknown.first() {
+        Some(word) => Err(format!("has the unknown flag '{}'", String::from_utf8_lossy(word))),
+        None => Ok(()),
+    }
+}
+
+fn flags_of(area: &SmapsVma, file: bool) -> u32 {
+    let shared = area.vma.perms.shared;
+    let droppable = area.flags.has(VmFlag::Droppable);
+    let base = match (shared, droppable) {
+        (true, _) => libc::MAP_SHARED as u32,
+        (false, true) => MAP_DROPPABLE,
+        (false, false) => libc::MAP_PRIVATE as u32,
+    };
+    let bit = |on: bool, flag: i32| if on { flag as u32 } else { 0 };
+    base | bit(!file, libc::MAP_ANONYMOUS)
+        | bit(area.flags.has(VmFlag::GrowsDown), libc::MAP_GROWSDOWN)
+        | bit(area.flags.has(VmFlag::Locked), libc::MAP_LOCKED)
+        | bit(area.flags.has(VmFlag::NoReserve), libc::MAP_NORESERVE)
+}
+
+fn status_of(backing: Backing, vma: &MapsVma) -> u32 {
+    let file = if vma.perms.shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    match backing {
+        Backing::Anonymous if vma.name == VmaName::Heap => {
+            status::REGULAR | status::ANON_PRIVATE | status::HEAP
+        }
+        Backing::Anonymous => status::REGULAR | status::ANON_PRIVATE,
+        Backing::File => status::REGULAR | file,
+        Backing::Memfd => status::REGULAR | file | status::MEMFD,
+        Backing::Vdso => status::REGULAR | status::VDSO | status::ANON_PRIVATE,
+        Backing::Vvar => status::REGULAR | status::ANON_PRIVATE | status::VVAR,
+        Backing::Vsyscall => status::VSYSCALL | status::ANON_PRIVATE,
+    }
+}
+
+/// A bit for each MADV_ number whose effect lasts.
+fn madv_of(area: &SmapsVma) -> Option<u64> {
+    const ADVICE: [(VmFlag, i32); 8] = [
+        (VmFlag::RandRead, libc::MADV_RANDOM),
+        (VmFlag::SeqRead, libc::MADV_SEQUENTIAL),
+        (VmFlag::DontCopy, libc::MADV_DONTFORK),
+        (VmFlag::Mergeable, libc::MADV_MERGEABLE),
+        (VmFlag::HugePage, libc::MADV_HUGEPAGE),
+        (VmFlag::NoHugePage, libc::MADV_NOHUGEPAGE),
+        (VmFlag::DontDump, libc::MADV_DONTDUMP),
+        (VmFlag::WipeOnFork, libc::MADV_WIPEONFORK),
+    ];
+    if matches!(area.vma.name, VmaName::Vdso | VmaName::Vsyscall) {
+        return None;
+    }
+    // Droppable memory has these two by nature (mm/mmap.c).
+    let implied = |flag| {
+        area.flags.has(VmFlag::Droppable) && matches!(flag, VmFlag::DontDump | VmFlag::WipeOnFork)
+    };
+    let given = |(flag, _): &&(VmFlag, i32)| area.flags.has(*flag) && !implied(*flag);
+    let bits = ADVICE.iter().filter(given).fold(0, |bits, (_, number)| bits | 1 << number);
+    // [vvar] may not be copied on fork either, but the images tell only that it is not dumped.
+    let vvar = matches!(area.vma.name, VmaName::Vvar | VmaName::VvarVclock);
+    Some(if vvar { bits & 1 << libc::MADV_DONTDUMP } else { bits }).filter(|bits| *bits != 0)
+}
+
+fn object_of(vma: &MapsVma) -> String {
+    format!("the area {:x}-{:x}", vma.start, vma.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crust_process::proc::smaps::parse_smaps;
+
+    fn planned(text: &str) -> (Vec<Vma>, Vec<Unsupported>) {
+        plan_vmas(&parse_smaps(text.as_bytes()).expect("parses"))
+    }
+
+    /// Status, flags, prot and madv as CRIU 4.2 wrote them for such areas.
+    #[test]
+    fn areas_are_as_the_peer_has_them() {
+        let text = "\
+00400000-00401000 r--p 00001000 fe:00 77 /bin/loop
+VmFlags: rd mr mw me
+00500000-00502000 rw-p 00000000 00:00 0 [heap]
+VmFlags: rd wr mr mw me ac sd
+7f00000000-7f00002000 rw-p 00000000 00:00 0 
+VmFlags: rd wr mr mw me lo ac wf
+7f00010000-7f00012000 rw-s 00000000 00:01 19070 /memfd:wl-shared (deleted)
+VmFlags: rd wr sh mr mw me ms sd
+7f00020000-7f00022000 rw-s 00000000 00:01 19072 /dev/zero (deleted)
+VmFlags: rd wr sh mr mw me ms sd
+7f00030000-7f00034000 r--p 00000000 00:00 0 [vvar]
+VmFlags: rd mr pf io de dd sd
+7f00034000-7f00036000 r--p 00000000 00:00 0 [vvar_vclock]
+VmFlags: rd mr pf io de dd sd
+7f00036000-7f00038000 r-xp 00000000 00:00 0 [vdso]
+VmFlags: rd ex mr mw me de sd
+7fff000000-7fff021000 rw-p 00000000 00:00 0 [stack]
+VmFlags: rd wr mr mw me gd ac
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
+VmFlags: ex
+";
+        let (vmas, unsupported) = planned(text);
+        assert_eq!(unsupported, []);
+        let told: Vec<_> = vmas
+            .iter()
+            .map(|vma| (vma.entry.status, vma.entry.flags, vma.entry.prot, vma.entry.madv))
+            .collect();
+        let expected = [
+            (0x41, 0x2, 1, None),
+            (0x221, 0x22, 3, None),
+            (0x201, 0x2022, 3, Some(0x40000)),
+            (0x4081, 0x1, 3, None),
+            (0x4081, 0x1, 3, None),
+            (0x1201, 0x22, 1, Some(0x10000)),
+            (0x209, 0x22, 5, None),
+            (0x201, 0x122, 3, None),
+            (0x204, 0x22, 4, None),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(vmas[0].entry.pgoff, 0x1000);
+        assert_eq!(vmas[5].range, 0x7f00030000..0x7f00036000);
+        let own: Vec<bool> = vmas.iter().map(Vma::has_own_pages).collect();
+        assert_eq!(own, [true, true, true, false, false, false, true, true, false]);
+        let lazy: Vec<bool> = vmas.iter().map(Vma::may_be_lazy).collect();
+        assert_eq!(lazy, [false, true, false, false, false, false, false, true, false]);
+    }
+
+    #[test]
+    fn every_area_that_cannot_be_held_is_told() {
+        let text = "\
+7f00000000-7f00002000 rw-s 00000000 00:0d 5 anon_inode:[io_uring]
+VmFlags: rd wr
+7f00010000-7f00012000 rw-s 00000000 00:01 9 /SYSV0000abcd (deleted)
+VmFlags: rd wr
+7f00020000-7f00022000 rw-p 00000000 00:00 0 
+VmFlags: rd wr uw
+7f00030000-7f00032000 rw-p 00000000 00:00 0 
+ProtectionKey: 3
+VmFlags: rd wr
+7f00040000-7f00042000 rw-p 00000000 00:00 0 
+VmFlags: rd wr zz
+";
+        let (vmas, unsupported) = planned(text);
+        assert!(vmas.is_empty());
+        let told: Vec<&str> = unsupported.iter().map(|area| area.what.as_str()).collect();
+        for (what, word) in told.iter().zip(["io_uring", "SysV", "userfaultfd", "key 3", "'zz'"]) {
+            assert!(what.contains(word), "{what}");
+        }
+        assert_eq!(told.len(), 5);
+    }
+}

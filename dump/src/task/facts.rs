@@ -1,0 +1,133 @@
+//! What /proc says of a frozen task and its threads. Read on any thread, before anything runs
+//! inside the task.
+
+use anyhow::{Context, Result};
+use crust_process::pid::HostPid;
+use crust_process::proc::auxv::parse_auxv;
+use crust_process::proc::cgroup::{CgroupMembership, parse_cgroup};
+use crust_process::proc::ids::{parse_loginuid, parse_oom_score_adj, parse_personality};
+use crust_process::proc::maps::VmaName;
+use crust_process::proc::smaps::{SmapsVma, parse_smaps};
+use crust_process::proc::stat::{Stat, parse_stat};
+use crust_process::proc::status::{Status, parse_status};
+use crust_process::proc::timers::{PosixTimer, parse_timers};
+use crust_process::proc::{ParseError, ProcDir};
+use crust_process::remote::Site;
+use std::ops::Range;
+
+/// What /proc says of a thread.
+#[derive(Debug)]
+pub struct ThreadFacts {
+    /// task/TID/stat.
+    pub stat: Stat,
+    /// task/TID/status.
+    pub status: Status,
+    /// task/TID/comm, which unlike the name in status is cut nowhere and escapes nothing.
+    pub comm: Vec<u8>,
+    /// task/TID/cgroup.
+    pub cgroup: Vec<CgroupMembership>,
+}
+
+/// What /proc says of a task.
+#[derive(Debug)]
+pub struct TaskFacts {
+    /// The directory, for rooms that need more.
+    pub dir: ProcDir,
+    /// The numbers of its descriptors, ascending.
+    pub fds: Vec<i32>,
+    /// Its areas.
+    pub areas: Vec<SmapsVma>,
+    /// The words of its auxiliary vector.
+    pub auxv: Vec<u64>,
+    /// Its POSIX timers.
+    pub timers: Vec<PosixTimer>,
+    /// personality(2).
+    pub personality: u32,
+    /// The audit login id; `None` on a kernel without auditing.
+    pub loginuid: Option<u32>,
+    /// oom_score_adj.
+    pub oom_score_adj: i32,
+    /// The label of a security module, if one is active and gave one.
+    pub lsm_label: Option<Vec<u8>>,
+    /// Its threads, the leader first.
+    pub threads: Vec<ThreadFacts>,
+}
+
+/// Reads everything of a task with these threads (the leader first).
+pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
+    let dir = ProcDir::open(pid)?;
+    let threads: Result<Vec<_>> = tids.iter().map(|tid| collect_thread(&dir, *tid)).collect();
+    let mut text = Vec::new();
+    Ok(TaskFacts {
+        fds: dir.fds()?,
+        threads: threads?,
+        areas: parsed(&dir, "smaps", &mut text, parse_smaps)?,
+        auxv: parsed(&dir, "auxv", &mut text, parse_auxv)?.words,
+        timers: parsed(&dir, "timers", &mut text, parse_timers)?,
+        personality: parsed(&dir, "personality", &mut text, parse_personality)?,
+        loginuid: parsed(&dir, "loginuid", &mut text, parse_loginuid).ok(),
+        oom_score_adj: parsed(&dir, "oom_score_adj", &mut text, parse_oom_score_adj)?,
+        lsm_label: lsm_label(&dir),
+        dir,
+    })
+}
+
+fn collect_thread(task: &ProcDir, tid: HostPid) -> Result<ThreadFacts> {
+    let dir = task.task(tid)?;
+    let mut text = Vec::new();
+    let stat = parsed(&dir, "stat", &mut text, parse_stat)?;
+    Ok(ThreadFacts {
+        status: parsed(&dir, "status", &mut text, parse_status)?,
+        cgroup: parsed(&dir, "cgroup", &mut text, parse_cgroup)?,
+        // comm in stat is raw and ends at the last parenthesis: the very bytes of the name.
+        comm: stat.comm.clone(),
+        stat,
+    })
+}
+
+fn parsed<T>(
+    dir: &ProcDir,
+    name: &str,
+    text: &mut Vec<u8>,
+    parse: impl FnOnce(&[u8]) -> Result<T, ParseError>,
+) -> Result<T> {
+    dir.read_into(name, text)?;
+    parse(text).with_context(|| format!("task {}: read {name}", dir.pid()))
+}
+
+/// Without an active security module the read fails (EINVAL).
+fn lsm_label(dir: &ProcDir) -> Option<Vec<u8>> {
+    let mut label = dir.read("attr/current").ok()?;
+    while label.last().is_some_and(|byte| matches!(byte, b'\n' | 0)) {
+        label.pop();
+    }
+    Some(label).filter(|label| !label.is_empty())
+}
+
+impl TaskFacts {
+    /// What the kernel calls the leader.
+    pub fn leader(&self) -> Option<&ThreadFacts> {
+        self.threads.first()
+    }
+
+    /// Where a stub may go: the vdso first, whose last bytes are unused, then the code of files.
+    pub fn site(&self, main_rsp: u64) -> Site {
+        let is_code = |area: &&SmapsVma| {
+            area.vma.perms.exec && !area.vma.perms.shared && matches!(area.vma.name, VmaName::Path { .. })
+        };
+        let range = |area: &SmapsVma| area.vma.start..area.vma.end;
+        let vdso = self.areas.iter().filter(|area| area.vma.name == VmaName::Vdso);
+        Site {
+            code: vdso.chain(self.areas.iter().filter(is_code)).map(range).collect(),
+            stack: self.stack(),
+            main_rsp,
+            caught: self.leader().map_or(0, |leader| leader.status.sig_cgt),
+        }
+    }
+
+    /// The main stack; empty if the task has unmapped it.
+    pub fn stack(&self) -> Range<u64> {
+        let stack = self.areas.iter().find(|area| area.vma.name == VmaName::Stack);
+        stack.map_or(0..0, |area| area.vma.start..area.vma.end)
+    }
+}

@@ -1,0 +1,272 @@
+//! What only the task itself can tell, asked in one batch of system calls run inside it.
+//!
+//! Everything here reads and changes nothing: the batch may be cut short at any call by our own
+//! death. (umask(2) could be asked too, but only by setting it; /proc/PID/status has it.)
+
+use crate::task::signals::{SIGACTION_LEN, SIGNALS, STACK_LEN, has_action};
+use crust_process::batch::{Arg, Batch, BufId, CallId};
+use crust_process::error::{Error, Result};
+use crust_process::pid::HostPid;
+use crust_process::remote::Entered;
+use nix::libc;
+
+/// The resources of getrlimit(2) that the kernel numbers from 0 on.
+const RLIMITS: u64 = 16;
+const ITIMERS: u64 = 3;
+/// membarrier(2), since Linux 6.3.
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
+/// prctl(2) options that libc does not name everywhere.
+const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_THP_DISABLE: u64 = 42;
+
+/// A timer's interval and what is left, in seconds and parts of them as the call counts these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimerValue {
+    /// Seconds and parts of the interval.
+    pub interval: (u64, u64),
+    /// Seconds and parts until it expires; 0 is disarmed.
+    pub left: (u64, u64),
+}
+
+/// What a thread tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThreadAnswers {
+    /// The alternate signal stack, as stack_t.
+    pub altstack: [u8; STACK_LEN],
+    /// What the kernel clears when the thread exits.
+    pub tid_address: u64,
+    /// The list of robust futexes and the length of its head.
+    pub robust_list: (u64, u64),
+    /// The signal sent when the parent dies, 0 for none.
+    pub pdeath_signal: u32,
+    /// PR_GET_SECUREBITS.
+    pub securebits: u32,
+    /// sched_getscheduler(2), with SCHED_RESET_ON_FORK.
+    pub sched_policy: u32,
+}
+
+/// What a task tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskAnswers {
+    /// Signal number and the kernel's struct sigaction, for each that can be changed.
+    pub actions: Vec<(u32, [u8; SIGACTION_LEN])>,
+    /// ITIMER_REAL, VIRTUAL, PROF in microseconds.
+    pub itimers: [TimerValue; ITIMERS as usize],
+    /// POSIX timers by the ids asked for: nanoseconds and the overrun count.
+    pub posix_timers: Vec<(TimerValue, u32)>,
+    /// Soft and hard limits in the kernel's order.
+    pub rlimits: Vec<(u64, u64)>,
+    /// PR_GET_DUMPABLE.
+    pub dumpable: i32,
+    /// PR_GET_CHILD_SUBREAPER.
+    pub child_subreaper: bool,
+    /// PR_GET_THP_DISABLE.
+    pub thp_disabled: bool,
+    /// The commands registered with membarrier(2); 0 on kernels that cannot say.
+    pub membarriers: u32,
+    /// Where brk is.
+    pub brk: u64,
+    /// The descriptors asked for that execve(2) closes.
+    pub cloexec: Vec<bool>,
+    /// What the leader tells of itself.
+    pub leader: ThreadAnswers,
+}
+
+/// Asks the leader about itself and the task. `timers` are the ids of the task's POSIX timers,
+/// `fds` its descriptors.
+pub fn collect_task(
+    entered: &mut Entered,
+    pid: HostPid,
+    timers: &[u64],
+    fds: &[i32],
+) -> Result<TaskAnswers> {
+    let mut asked = Asked::new(pid);
+    let actions: Vec<_> = (1..=SIGNALS)
+        .filter(|signal| has_action(*signal))
+        .map(|signal| {
+            let buf = asked.batch.zeroed(SIGACTION_LEN);
+            let args = [Arg::Val(signal.into()), Arg::Val(0), buf.into(), Arg::Val(8)];
+            (signal, asked.must(libc::SYS_rt_sigaction, args, "rt_sigaction"), buf)
+        })
+        .collect();
+    let itimers: Vec<BufId> = (0..ITIMERS)
+        .map(|which| asked.fill(libc::SYS_getitimer, [Arg::Val(which)], 32, "getitimer"))
+        .collect();
+    let timers: Vec<_> = timers.iter().map(|id| asked.posix_timer(*id)).collect();
+    let rlimits: Vec<BufId> = (0..RLIMITS)
+        .map(|resource| {
+            let args = [Arg::Val(0), Arg::Val(resource), Arg::Val(0)];
+            asked.fill(libc::SYS_prlimit64, args, 16, "prlimit64")
+        })
+        .collect();
+    let dumpable = asked.prctl(libc::PR_GET_DUMPABLE as u64, "prctl(PR_GET_DUMPABLE)");
+    let thp = asked.may(libc::SYS_prctl, [Arg::Val(PR_GET_THP_DISABLE), 0.into(), 0.into(), 0.into(), 0.into()]);
+    let subreaper = asked.prctl_fills(libc::PR_GET_CHILD_SUBREAPER as u64, 4, "prctl(PR_GET_CHILD_SUBREAPER)");
+    let membarriers = asked.may(libc::SYS_membarrier, [Arg::Val(MEMBARRIER_CMD_GET_REGISTRATIONS), 0.into(), 0.into()]);
+    // 0 is below any heap: the call only tells.
+    let brk = asked.must(libc::SYS_brk, [Arg::Val(0)], "brk");
+    let fds: Vec<CallId> = fds
+        .iter()
+        .map(|fd| asked.must(libc::SYS_fcntl, [(*fd).into(), libc::F_GETFD.into()], "fcntl(F_GETFD)"))
+        .collect();
+    let leader = ThreadQuestions::ask(&mut asked);
+
+    let batch = asked.run(entered)?;
+    let shadowed = entered.shadowed_action()?;
+    let optional = |call: CallId| batch.result(call).unwrap_or(0);
+    Ok(TaskAnswers {
+        actions: actions
+            .into_iter()
+            .map(|(signal, _, buf)| match shadowed {
+                Some((own, action)) if own == signal as i32 => (signal, action),
+                _ => (signal, batch.array(buf)),
+            })
+            .collect(),
+        itimers: std::array::from_fn(|which| timer_value(&batch, itimers[which])),
+        posix_timers: timers
+            .into_iter()
+            .map(|(buf, overrun)| (timer_value(&batch, buf), optional(overrun) as u32))
+            .collect(),
+        rlimits: rlimits.into_iter().map(|buf| (word(&batch, buf, 0), word(&batch, buf, 8))).collect(),
+        dumpable: batch.ret(dumpable) as i32,
+        child_subreaper: word32(&batch, subreaper) != 0,
+        // Bit 0 is the flag; newer kernels add more bits about its scope.
+        thp_disabled: optional(thp) != 0,
+        membarriers: optional(membarriers) as u32,
+        brk: batch.ret(brk) as u64,
+        cloexec: fds.into_iter().map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0).collect(),
+        leader: leader.answers(&batch),
+    })
+}
+
+/// Asks a thread that is not the leader about itself.
+pub fn collect_thread(entered: &mut Entered, tid: HostPid) -> Result<ThreadAnswers> {
+    let mut asked = Asked::new(tid);
+    let questions = ThreadQuestions::ask(&mut asked);
+    let batch = asked.run(entered)?;
+    Ok(questions.answers(&batch))
+}
+
+/// The questions asked of every thread.
+struct ThreadQuestions {
+    altstack: BufId,
+    tid_address: BufId,
+    robust: (BufId, BufId),
+    pdeath_signal: BufId,
+    securebits: CallId,
+    policy: CallId,
+}
+
+impl ThreadQuestions {
+    fn ask(asked: &mut Asked) -> ThreadQuestions {
+        let robust = (asked.batch.zeroed(8), asked.batch.zeroed(8));
+        let args = [Arg::Val(0), robust.0.into(), robust.1.into()];
+        asked.must(libc::SYS_get_robust_list, args, "get_robust_list");
+        ThreadQuestions {
+            robust,
+            altstack: asked.fill(libc::SYS_sigaltstack, [Arg::Val(0)], STACK_LEN, "sigaltstack"),
+            tid_address: asked.prctl_fills(PR_GET_TID_ADDRESS, 8, "prctl(PR_GET_TID_ADDRESS)"),
+            pdeath_signal: asked.prctl_fills(libc::PR_GET_PDEATHSIG as u64, 4, "prctl(PR_GET_PDEATHSIG)"),
+            securebits: asked.prctl(libc::PR_GET_SECUREBITS as u64, "prctl(PR_GET_SECUREBITS)"),
+            policy: asked.must(libc::SYS_sched_getscheduler, [Arg::Val(0)], "sched_getscheduler"),
+        }
+    }
+
+    fn answers(&self, batch: &Batch) -> ThreadAnswers {
+        ThreadAnswers {
+            altstack: batch.array(self.altstack),
+            tid_address: word(batch, self.tid_address, 0),
+            robust_list: (word(batch, self.robust.0, 0), word(batch, self.robust.1, 0)),
+            pdeath_signal: word32(batch, self.pdeath_signal),
+            securebits: batch.ret(self.securebits) as u32,
+            sched_policy: batch.ret(self.policy) as u32,
+        }
+    }
+}
+
+/// A batch that remembers which of its calls must not fail.
+struct Asked {
+    tid: HostPid,
+    batch: Batch,
+    required: Vec<(CallId, &'static str)>,
+}
+
+impl Asked {
+    fn new(tid: HostPid) -> Asked {
+        Asked { tid, batch: Batch::new(), required: Vec::new() }
+    }
+
+    /// A call that old kernels may not have.
+    fn may<const N: usize>(&mut self, nr: i64, args: [Arg; N]) -> CallId {
+        self.batch.call(nr, args)
+    }
+
+    fn must<const N: usize>(&mut self, nr: i64, args: [Arg; N], what: &'static str) -> CallId {
+        let call = self.batch.call(nr, args);
+        self.required.push((call, what));
+        call
+    }
+
+    /// A call whose last argument is the address of `len` bytes to fill.
+    fn fill<const N: usize>(&mut self, nr: i64, args: [Arg; N], len: usize, what: &'static str) -> BufId {
+        let buf = self.batch.zeroed(len);
+        let mut all = [Arg::Val(0); 6];
+        all[..N].copy_from_slice(&args);
+        all[N] = buf.into();
+        self.must(nr, all, what);
+        buf
+    }
+
+    fn prctl(&mut self, option: u64, what: &'static str) -> CallId {
+        self.must(libc::SYS_prctl, [Arg::Val(option), 0.into(), 0.into(), 0.into(), 0.into()], what)
+    }
+
+    fn prctl_fills(&mut self, option: u64, len: usize, what: &'static str) -> BufId {
+        self.fill(libc::SYS_prctl, [Arg::Val(option)], len, what)
+    }
+
+    fn posix_timer(&mut self, id: u64) -> (BufId, CallId) {
+        let value = self.fill(libc::SYS_timer_gettime, [Arg::Val(id)], 32, "timer_gettime");
+        (value, self.must(libc::SYS_timer_getoverrun, [Arg::Val(id)], "timer_getoverrun"))
+    }
+
+    fn run(mut self, entered: &mut Entered) -> Result<Batch> {
+        entered.run(&mut self.batch)?;
+        for (call, what) in &self.required {
+            if let Err(errno) = self.batch.result(*call) {
+                // The kernel's own errno says more than EPROTO, even if it should never come.
+                return Err(Error::new(self.tid, format!("{what}, run in the task"), errno));
+            }
+        }
+        Ok(self.batch)
+    }
+}
+
+fn timer_value(batch: &Batch, buf: BufId) -> TimerValue {
+    let at = |offset| word(batch, buf, offset);
+    TimerValue { interval: (at(0), at(8)), left: (at(16), at(24)) }
+}
+
+fn word(batch: &Batch, buf: BufId, at: usize) -> u64 {
+    let bytes = batch.bytes(buf).get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u64::from_le_bytes)
+}
+
+fn word32(batch: &Batch, buf: BufId) -> u32 {
+    u32::from_le_bytes(batch.array(buf))
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_value_has_interval_and_rest() {
+        let mut batch = Batch::new();
+        let words = [1u64, 2, 3, 4];
+        let buf = batch.buffer(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
+        assert_eq!(timer_value(&batch, buf), TimerValue { interval: (1, 2), left: (3, 4) });
+        assert_eq!(word(&batch, buf, 32), 0);
+    }
+}
