@@ -55,13 +55,22 @@ pub fn owner(fd: BorrowedFd) -> Result<Owner> {
     };
     let signum = fcntl_get(fd, F_GETSIG)? as u32;
     if ex.pid == 0 {
-        return Ok(Owner { signum, ..Owner::default() });
+        return Ok(Owner {
+            signum,
+            ..Owner::default()
+        });
     }
     let mut uids = [0u32; 2];
     // SAFETY: F_GETOWNER_UIDS fills the two words of uids, which outlives the call.
     let got = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWNER_UIDS, &mut uids) };
     Errno::result(got)?;
-    Ok(Owner { uid: uids[0], euid: uids[1], signum, pid_type: ex.kind as u32, pid: ex.pid })
+    Ok(Owner {
+        uid: uids[0],
+        euid: uids[1],
+        signum,
+        pid_type: ex.kind as u32,
+        pid: ex.pid,
+    })
 }
 
 /// The status flags of the description, the access mode among them (F_GETFL).
@@ -138,7 +147,13 @@ pub fn statx(fd: BorrowedFd) -> Result<Statx> {
     let mask = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
     // SAFETY: the empty path and st outlive the call.
     let got = unsafe {
-        libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &mut st)
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            mask,
+            &mut st,
+        )
     };
     Errno::result(got)?;
     Ok(Statx {
@@ -165,7 +180,11 @@ pub struct PollState {
 
 /// Polls once without waiting.
 pub fn poll_state(fd: BorrowedFd) -> Result<PollState> {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: 0, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
     // SAFETY: one pollfd, which outlives the call.
     Errno::result(unsafe { libc::poll(&mut poll, 1, 0) })?;
     Ok(PollState {
@@ -237,20 +256,25 @@ pub fn sockopt_int(socket: BorrowedFd, level: i32, name: i32) -> Result<i32> {
     let mut value = [0u8; 4];
     let len = sockopt_bytes(socket, level, name, &mut value)?;
     // Some options are a single byte, for example IP_MULTICAST_TTL.
-    Ok(if len == 1 { i32::from(value[0]) } else { i32::from_ne_bytes(value) })
+    Ok(if len == 1 {
+        i32::from(value[0])
+    } else {
+        i32::from_ne_bytes(value)
+    })
 }
 
 /// Reads a socket option into `value` and gives the length the kernel filled.
-pub fn sockopt_bytes(
-    socket: BorrowedFd,
-    level: i32,
-    name: i32,
-    value: &mut [u8],
-) -> Result<usize> {
+pub fn sockopt_bytes(socket: BorrowedFd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
     let mut len = value.len() as libc::socklen_t;
     // SAFETY: value is writable for len bytes and both outlive the call.
     let got = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &mut len,
+        )
     };
     Errno::result(got)?;
     Ok((len as usize).min(value.len()))
@@ -336,7 +360,11 @@ impl<'fd> PeekOffset<'fd> {
     /// Remembers the offset and sets it to the start of the queue.
     pub fn rewind(socket: BorrowedFd<'fd>) -> Result<PeekOffset<'fd>> {
         let before = sockopt_int(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-        let offset = PeekOffset { socket, before, restored: false };
+        let offset = PeekOffset {
+            socket,
+            before,
+            restored: false,
+        };
         offset.set(0)?;
         Ok(offset)
     }
@@ -386,6 +414,8 @@ pub struct Peeked {
     pub sender: Vec<u8>,
 }
 
+/// include/linux/socket.h, since Linux 6.5.
+const SCM_PIDFD: i32 = 0x04;
 /// SCM_MAX_FD of the kernel (include/net/scm.h).
 const MAX_RIGHTS: usize = 253;
 
@@ -396,7 +426,10 @@ pub fn peek_message(socket: BorrowedFd, room: usize) -> Result<Option<Peeked>> {
     // Rights, credentials, a pidfd and a security label may come together; u64s align the buffer.
     let mut control = [0u64; (MAX_RIGHTS * size_of::<i32>() + 512) / 8];
     let mut sender = vec![0u8; size_of::<libc::sockaddr_un>()];
-    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let mut iov = libc::iovec {
+        iov_base: data.as_mut_ptr().cast(),
+        iov_len: data.len(),
+    };
     // SAFETY: msghdr is plain integers and pointers, for which zero is a value.
     let mut msg: libc::msghdr = unsafe { std::mem::zeroed() };
     msg.msg_name = sender.as_mut_ptr().cast();
@@ -433,17 +466,20 @@ fn rights_of(msg: &libc::msghdr) -> Vec<OwnedFd> {
     while !next.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers that lie inside the buffer.
         let header = unsafe { std::ptr::read_unaligned(next) };
-        let descriptors =
-            header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS;
+        // SO_PASSPIDFD asks for a descriptor of the sender; it is taken too, to be closed.
+        let kept = header.cmsg_type == libc::SCM_RIGHTS;
+        let installed =
+            header.cmsg_level == libc::SOL_SOCKET && (kept || header.cmsg_type == SCM_PIDFD);
         // SAFETY: CMSG_LEN(0) is the length of a header, no memory is touched.
         let head = unsafe { libc::CMSG_LEN(0) } as usize;
         let count = header.cmsg_len.saturating_sub(head) / size_of::<i32>();
         // SAFETY: the data of the message follows its header.
         let data = unsafe { libc::CMSG_DATA(next) }.cast::<i32>();
-        for index in 0..if descriptors { count } else { 0 } {
+        for index in 0..if installed { count } else { 0 } {
             // SAFETY: index is below the count of descriptors in the message, each of which the
             // kernel has just installed for us.
-            rights.push(unsafe { OwnedFd::from_raw_fd(data.add(index).read_unaligned()) });
+            let fd = unsafe { OwnedFd::from_raw_fd(data.add(index).read_unaligned()) };
+            rights.extend(kept.then_some(fd));
         }
         // SAFETY: next is a header of this message.
         next = unsafe { libc::CMSG_NXTHDR(msg, next) };
@@ -570,20 +606,30 @@ mod tests {
 
     #[test]
     fn peeking_sees_every_message_and_its_descriptors_and_leaves_them() {
-        let (one, two) =
-            socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty()).unwrap();
+        let (one, two) = socketpair(
+            AddressFamily::Unix,
+            SockType::Datagram,
+            None,
+            SockFlag::empty(),
+        )
+        .unwrap();
         let sent = File::open("/dev/null").unwrap();
         let rights = [sent.as_raw_fd()];
-        for (text, control) in
-            [(&b"first"[..], &[ControlMessage::ScmRights(&rights)][..]), (b"", &[]), (b"last", &[])]
-        {
+        for (text, control) in [
+            (&b"first"[..], &[ControlMessage::ScmRights(&rights)][..]),
+            (b"", &[]),
+            (b"last", &[]),
+        ] {
             let iov = [IoSlice::new(text)];
             sendmsg::<()>(one.as_raw_fd(), &iov, control, MsgFlags::empty(), None).unwrap();
         }
         for _ in 0..2 {
             let offset = PeekOffset::rewind(two.as_fd()).unwrap();
             let first = peek_message(two.as_fd(), 64).unwrap().unwrap();
-            assert_eq!((first.data.as_slice(), first.rights.len()), (&b"first"[..], 1));
+            assert_eq!(
+                (first.data.as_slice(), first.rights.len()),
+                (&b"first"[..], 1)
+            );
             assert_eq!(link_of(first.rights[0].as_fd()).unwrap(), "/dev/null");
             let mut rest = Vec::new();
             while let Some(message) = peek_message(two.as_fd(), 64).unwrap() {
@@ -599,7 +645,12 @@ mod tests {
     #[test]
     fn holes_are_left_out() {
         let path = std::env::temp_dir().join(format!("crust-extents-{}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
         std::fs::remove_file(&path).unwrap();
         file.set_len(1 << 30).unwrap();
         nix::sys::uio::pwrite(&file, b"x", 1 << 20).unwrap();

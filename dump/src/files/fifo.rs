@@ -1,0 +1,32 @@
+//! mkfifo(3): a pipe that is met by a name.
+//!
+//! The entry is a pair: a FIFO, which names the pipe by the inode number, and a REG with path,
+//! flags and owner, which the restorer opens. The waiting data is a pipe's (pipe.rs).
+
+use super::{FileTable, OpenFile, RoomResult, pipe, regfile};
+use crate::context::Context;
+use crust_image::ids::FileId;
+use crust_proto::criu::{FdTypes, FifoEntry, FileEntry};
+
+/// Dumps a descriptor.
+pub fn dump(
+    ctx: &Context,
+    table: &mut FileTable,
+    file: &OpenFile,
+    id: FileId,
+) -> RoomResult<FileEntry> {
+    let pipe_id = pipe::note_fifo(table, file)?;
+    let regf_id = table.give_id();
+    let reg = regfile::dump(ctx, table, file, regf_id)?;
+    table.entries.push(reg);
+    Ok(FileEntry {
+        r#type: FdTypes::Fifo as i32,
+        id: id.0,
+        fifo: Some(FifoEntry {
+            id: id.0,
+            pipe_id,
+            regf_id: Some(regf_id.0),
+        }),
+        ..FileEntry::default()
+    })
+}

@@ -1,0 +1,504 @@
+//! The files of the tasks: every open file description, once, with an id.
+//!
+//! [`FileTable`] finds the descriptions that descriptors share. A descriptor is compared first
+//! with the same number of the parent (fork inheritance answers nearly always), then inside the
+//! bucket of (device, inode, flags, position) by kcmp(2), which gives an order, so a bucket of
+//! ten thousand eventfds costs a binary search each. A description seen for the first time goes to
+//! the room of its kind. Ids count from 1 in the order of discovery, as the peer's.
+//!
+//! A taken descriptor is the task's own description: nobody here seeks it or sets its flags.
+//! Collecting writes nothing; `write.rs` puts everything into images when no refusal stands.
+
+mod build_id;
+mod epoll;
+mod eventfd;
+mod fifo;
+mod file_lock;
+mod ghost;
+mod inotify;
+mod kind;
+mod link_remap;
+mod memfd;
+mod mounts;
+mod namespace;
+mod path;
+mod pidfd;
+mod pipe;
+mod regfile;
+mod remap;
+mod signalfd;
+mod sock_options;
+mod socket;
+mod timerfd;
+mod unix_queue;
+mod unix_socket;
+mod write;
+
+pub use crust_image::ids::FileId;
+pub use path::PathOf;
+
+use crate::context::{Context, Task};
+use crate::refusal::Refusal;
+use anyhow::{Context as _, Result};
+use crust_process::descriptor::{self, Statx};
+use crust_process::fds;
+use crust_process::kcmp;
+use crust_process::pid::HostPid;
+use crust_process::proc::fdinfo::{Fdinfo, parse_fdinfo};
+use crust_proto::criu::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry};
+use kind::{InternalDevices, Kind};
+use nix::errno::Errno;
+use nix::libc;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// A descriptor of a task: its number and whether execve(2) closes it. The flag belongs to the
+/// number, not to the description, so only the task (or fdinfo) can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The number.
+    pub fd: i32,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+}
+
+/// Where a description can be compared by kcmp(2): a number in a table, the task's or, for
+/// descriptors in flight, our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    pid: HostPid,
+    fd: i32,
+}
+
+/// A description whose id is given out.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    id: FileId,
+    kind: FdTypes,
+    place: Place,
+    /// Device and inode, for file locks and epoll targets.
+    inode: (u64, u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Bucket {
+    inode: (u64, u64),
+    flags: u32,
+    pos: u64,
+}
+
+/// Everything found so far.
+#[derive(Debug)]
+pub struct FileTable {
+    devices: InternalDevices,
+    next_id: u32,
+    entries: Vec<FileEntry>,
+    /// Each list in the order of kcmp(2).
+    buckets: HashMap<Bucket, Vec<Known>>,
+    /// The descriptors of each dumped table.
+    tables: HashMap<HostPid, BTreeMap<i32, Known>>,
+    /// Copies of descriptors in flight, kept so that kcmp can compare them.
+    in_flight: Vec<OwnedFd>,
+    paths: path::Paths,
+    mounts: mounts::Mounts,
+    remaps: remap::Remaps,
+    ghosts: ghost::Ghosts,
+    links: link_remap::Links,
+    memfds: memfd::Memfds,
+    pipes: pipe::Pipes,
+    unix: unix_socket::Sockets,
+    locks: file_lock::Locks,
+    /// The numbers of the namespaces that the dumper and the tree live in.
+    own_ids: TaskKobjIdsEntry,
+}
+
+/// An open file description as a room sees it.
+pub(crate) struct OpenFile<'a> {
+    /// The task in whose table it was found.
+    task: &'a Task,
+    /// Where the task has it.
+    holder: Holder,
+    /// Our copy of the descriptor.
+    fd: BorrowedFd<'a>,
+    /// Its attributes; missing only for the `fd` directory of a dead process.
+    stat: Option<Statx>,
+    /// F_GETFL, as images have it.
+    flags: u32,
+    pos: u64,
+    /// The text of the /proc link.
+    link: Vec<u8>,
+}
+
+/// Where a task has a description.
+#[derive(Clone, Debug)]
+pub(crate) enum Holder {
+    /// Under this number in its table.
+    Number(i32),
+    /// Behind this magic link: an executable, a mapping, a directory.
+    Link(String),
+    /// In the queue of a socket.
+    InFlight,
+}
+
+/// Why a room gave no entry.
+#[derive(Debug)]
+pub(crate) enum Problem {
+    /// The images could not hold it: reported with all others.
+    Refused {
+        /// What is missing.
+        what: String,
+        /// What the user may try.
+        hint: String,
+    },
+    /// Looking at it failed.
+    Failed(anyhow::Error),
+}
+
+/// The result of a room.
+pub(crate) type RoomResult<T> = Result<T, Problem>;
+
+impl Problem {
+    fn refused(what: impl Into<String>) -> Problem {
+        Problem::Refused {
+            what: what.into(),
+            hint: String::new(),
+        }
+    }
+
+    fn with_hint(what: impl Into<String>, hint: impl Into<String>) -> Problem {
+        Problem::Refused {
+            what: what.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Problem {
+    fn from(error: anyhow::Error) -> Problem {
+        Problem::Failed(error)
+    }
+}
+
+impl OpenFile<'_> {
+    /// The attributes, for kinds that always have them.
+    fn stat(&self) -> RoomResult<&Statx> {
+        self.stat
+            .as_ref()
+            .ok_or_else(|| Problem::refused("fstat fails with ENOENT"))
+    }
+
+    /// What the kernel tells of the descriptor in fdinfo, from the task's table or from ours.
+    fn fdinfo(&self) -> RoomResult<Fdinfo> {
+        Ok(match self.holder {
+            Holder::Number(number) => read_fdinfo(self.task.pid, number)?,
+            _ => read_fdinfo(HostPid::current(), self.fd.as_raw_fd())?,
+        })
+    }
+
+    /// Who is told of input and output.
+    fn fown(&self, ctx: &Context) -> RoomResult<FownEntry> {
+        let owner = descriptor::owner(self.fd).context("F_GETOWN_EX")?;
+        Ok(FownEntry {
+            uid: owner.uid,
+            euid: owner.euid,
+            signum: owner.signum,
+            pid_type: owner.pid_type,
+            pid: ctx
+                .task(owner.pid)
+                .map_or(owner.pid as u32, |task| task.virt),
+        })
+    }
+
+    /// For messages: the number and what it leads to.
+    fn name(&self) -> String {
+        let link = String::from_utf8_lossy(&self.link);
+        match &self.holder {
+            Holder::Number(number) => format!("fd {number} ({link})"),
+            Holder::Link(path) => format!("{path} ({link})"),
+            Holder::InFlight => format!("a descriptor in flight ({link})"),
+        }
+    }
+}
+
+/// Reads and parses /proc/PID/fdinfo/N.
+pub(crate) fn read_fdinfo(pid: HostPid, number: i32) -> Result<Fdinfo> {
+    let path = format!("/proc/{pid}/fdinfo/{number}");
+    let text = std::fs::read(&path).with_context(|| format!("task {pid}: read {path}"))?;
+    parse_fdinfo(&text).with_context(|| format!("task {pid}: {path}"))
+}
+
+impl FileTable {
+    /// An empty table. `own_ids` has the numbers of the namespaces that the dumper and the tree
+    /// live in.
+    pub fn new(own_ids: TaskKobjIdsEntry) -> Result<FileTable> {
+        Ok(FileTable {
+            devices: InternalDevices::learn().context("learning the kernel's internal devices")?,
+            next_id: 1,
+            entries: Vec::new(),
+            buckets: HashMap::new(),
+            tables: HashMap::new(),
+            in_flight: Vec::new(),
+            paths: path::Paths::default(),
+            mounts: mounts::Mounts::default(),
+            remaps: remap::Remaps::default(),
+            ghosts: ghost::Ghosts::default(),
+            links: link_remap::Links::default(),
+            memfds: memfd::Memfds::default(),
+            pipes: pipe::Pipes::default(),
+            unix: unix_socket::Sockets::default(),
+            locks: file_lock::Locks::default(),
+            own_ids,
+        })
+    }
+
+    /// Dumps the descriptors of a task's table, for its fdinfo image; those that cannot be dumped
+    /// are refused by name and left out.
+    pub fn dump_table(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        descriptors: &[Descriptor],
+    ) -> Result<Vec<FdinfoEntry>> {
+        self.tables.insert(task.pid, BTreeMap::new());
+        let mut entries = Vec::with_capacity(descriptors.len());
+        for descriptor in descriptors {
+            let Some(known) = self.dump_descriptor(ctx, task, descriptor.fd)? else {
+                continue;
+            };
+            if let Some(table) = self.tables.get_mut(&task.pid) {
+                table.insert(descriptor.fd, known);
+            }
+            entries.push(FdinfoEntry {
+                id: known.id.0,
+                flags: u32::from(descriptor.cloexec) * libc::FD_CLOEXEC as u32,
+                r#type: known.kind as i32,
+                fd: descriptor.fd as u32,
+                xattr_security_selinux: None,
+            });
+        }
+        file_lock::dump(ctx, self, task)?;
+        epoll::settle_targets(ctx, self, task)?;
+        Ok(entries)
+    }
+
+    fn dump_descriptor(&mut self, ctx: &Context, task: &Task, fd: i32) -> Result<Option<Known>> {
+        let place = Place { pid: task.pid, fd };
+        if let Some(known) = self.same_number_of_parent(task, place)? {
+            return Ok(Some(known));
+        }
+        let taken = fds::take(task.pidfd.as_fd(), task.pid, fd)?;
+        self.intern(ctx, task, place, taken.as_fd())
+    }
+
+    /// The parent's description under the same number, if it is this one.
+    fn same_number_of_parent(&self, task: &Task, place: Place) -> Result<Option<Known>> {
+        let table = HostPid::new(task.ppid).and_then(|parent| self.tables.get(&parent));
+        match table.and_then(|table| table.get(&place.fd)) {
+            Some(known) if compare(known.place, place)? == Ordering::Equal => Ok(Some(*known)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The id of a description in flight in a socket. Our copy is kept for later comparisons.
+    fn intern_in_flight(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        copy: OwnedFd,
+    ) -> Result<Option<FileId>> {
+        let place = Place {
+            pid: HostPid::current(),
+            fd: copy.as_raw_fd(),
+        };
+        let before = self.next_id;
+        let known = self.intern(ctx, task, place, copy.as_fd())?;
+        if self.next_id != before {
+            self.in_flight.push(copy);
+        }
+        Ok(known.map(|known| known.id))
+    }
+
+    /// The id of a description, given out now if it is new.
+    fn intern(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        place: Place,
+        fd: BorrowedFd,
+    ) -> Result<Option<Known>> {
+        let holder = if place.pid == task.pid {
+            Holder::Number(place.fd)
+        } else {
+            Holder::InFlight
+        };
+        let doing = || format!("task {}: fd {}", task.pid, place.fd);
+        let file = look_at(task, holder, fd, &self.devices).with_context(doing)?;
+        let inode = match &file.stat {
+            Some(stat) => (stat.dev, stat.ino),
+            None => (0, read_fdinfo(place.pid, place.fd)?.ino.unwrap_or(0)),
+        };
+        let bucket = Bucket {
+            inode,
+            flags: file.flags,
+            pos: file.pos,
+        };
+        let list = self.buckets.entry(bucket).or_default();
+        let slot = match search(list, place)? {
+            Ok(found) => return Ok(list.get(found).copied()),
+            Err(slot) => slot,
+        };
+        let kind = kind::classify(file.stat.as_ref(), file.flags, &file.link, &self.devices);
+        let id = FileId(self.next_id);
+        self.next_id += 1;
+        let known = Known {
+            id,
+            kind: fd_type(&kind, &file),
+            place,
+            inode,
+        };
+        // Known before its room runs: a socket may be in flight in its own queue.
+        list.insert(slot, known);
+        match self.room(ctx, &kind, &file, id) {
+            Ok(entry) => self.entries.push(entry),
+            Err(problem) => {
+                refuse_or_fail(ctx, &file, problem)?;
+                return Ok(None);
+            }
+        }
+        Ok(Some(known))
+    }
+
+    /// Gives the description to the room of its kind.
+    fn room(
+        &mut self,
+        ctx: &Context,
+        kind: &Kind,
+        file: &OpenFile,
+        id: FileId,
+    ) -> RoomResult<FileEntry> {
+        match kind {
+            Kind::Regular => regfile::dump(ctx, self, file, id),
+            Kind::Memfd => memfd::dump(ctx, self, file, id),
+            Kind::Pipe => pipe::dump(ctx, self, file, id),
+            Kind::Fifo => fifo::dump(ctx, self, file, id),
+            Kind::Socket => socket::dump(ctx, self, file, id),
+            Kind::Eventfd => eventfd::dump(ctx, file, id),
+            Kind::Eventpoll => epoll::dump(ctx, file, id),
+            Kind::Signalfd => signalfd::dump(ctx, file, id),
+            Kind::Timerfd => timerfd::dump(ctx, file, id),
+            Kind::Inotify => inotify::dump(ctx, self, file, id),
+            Kind::Pidfd => pidfd::dump(ctx, file, id),
+            Kind::Namespace => namespace::dump(self, file, id),
+            Kind::Tty => Err(Problem::refused("terminals are not dumped yet")),
+            Kind::Unsupported(name) => Err(Problem::refused(format!("is {name}"))),
+        }
+    }
+
+    /// Gives out an id for an entry that is no descriptor: a path, a fifo's file, a link remap.
+    fn give_id(&mut self) -> FileId {
+        let id = FileId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+}
+
+/// Reads what every room needs of a description.
+fn look_at<'a>(
+    task: &'a Task,
+    holder: Holder,
+    fd: BorrowedFd<'a>,
+    devices: &InternalDevices,
+) -> Result<OpenFile<'a>> {
+    let flags = descriptor::status_flags(fd).context("F_GETFL")?;
+    let stat = match descriptor::statx(fd) {
+        Ok(stat) => Some(stat),
+        // The `fd` and `fdinfo` directories of a dead process; what else has no inode any more
+        // fails in its room.
+        Err(Errno::ENOENT) => None,
+        Err(errno) => return Err(errno).context("statx"),
+    };
+    let link = link_of(fd, stat.as_ref(), devices).context("readlink of the descriptor")?;
+    Ok(OpenFile {
+        task,
+        holder,
+        fd,
+        stat,
+        flags: flags as u32,
+        pos: descriptor::position(fd).context("reading the position")?,
+        link,
+    })
+}
+
+/// The text of the link. For pipes and sockets, of which there may be thousands, it is known
+/// without asking.
+fn link_of(
+    fd: BorrowedFd,
+    stat: Option<&Statx>,
+    devices: &InternalDevices,
+) -> nix::Result<Vec<u8>> {
+    match stat {
+        Some(stat) if stat.dev == devices.pipe => Ok(format!("pipe:[{}]", stat.ino).into_bytes()),
+        Some(stat) if stat.dev == devices.socket => {
+            Ok(format!("socket:[{}]", stat.ino).into_bytes())
+        }
+        _ => descriptor::link_of(fd).map(descriptor::bytes_of),
+    }
+}
+
+/// Where a place is in a list in kcmp's order, or where it belongs.
+fn search(list: &[Known], place: Place) -> Result<Result<usize, usize>> {
+    let mut failure = None;
+    let found = list.binary_search_by(|known| {
+        compare(known.place, place).unwrap_or_else(|error| {
+            failure.get_or_insert(error);
+            Ordering::Less
+        })
+    });
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(found),
+    }
+}
+
+fn compare(one: Place, other: Place) -> Result<Ordering> {
+    kcmp::file(one.pid, one.fd, other.pid, other.fd).with_context(|| {
+        let Place { pid, fd } = one;
+        format!(
+            "kcmp of fd {fd} of task {pid} and fd {} of task {}",
+            other.fd, other.pid
+        )
+    })
+}
+
+fn fd_type(kind: &Kind, file: &OpenFile) -> FdTypes {
+    match kind {
+        Kind::Regular => FdTypes::Reg,
+        Kind::Memfd => FdTypes::Memfd,
+        Kind::Pipe => FdTypes::Pipe,
+        Kind::Fifo => FdTypes::Fifo,
+        Kind::Socket => socket::fd_type(file),
+        Kind::Eventfd => FdTypes::Eventfd,
+        Kind::Eventpoll => FdTypes::Eventpoll,
+        Kind::Signalfd => FdTypes::Signalfd,
+        Kind::Timerfd => FdTypes::Timerfd,
+        Kind::Inotify => FdTypes::Inotify,
+        Kind::Pidfd => FdTypes::Pidfd,
+        Kind::Namespace => FdTypes::Ns,
+        Kind::Tty => FdTypes::Tty,
+        Kind::Unsupported(_) => FdTypes::Und,
+    }
+}
+
+/// A refusal joins the list, a failure ends the dump with its subject named.
+fn refuse_or_fail(ctx: &Context, file: &OpenFile, problem: Problem) -> Result<()> {
+    match problem {
+        Problem::Refused { what, hint } => {
+            ctx.refuse(Refusal::new(file.task.pid, file.name(), what).hint(hint));
+            Ok(())
+        }
+        Problem::Failed(error) => {
+            Err(error).with_context(|| format!("task {}: {}", file.task.pid, file.name()))
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Files that a task holds by other means than a descriptor: its executable, its mapped files, its
+//! working directory and its root.
+//!
+//! All are magic links in /proc/PID, opened with O_PATH: nothing blocks and no permission is
+//! asked. Executables and mapped files are one entry for each inode and name, as the peer has
+//! them; directories are one for each task. Shared anonymous memory and memfds, seen through a
+//! mapping, are MEMFD entries.
+
+use super::kind::Kind;
+use super::{FileTable, Holder, OpenFile, Problem, RoomResult, kind, look_at, memfd, regfile};
+use crate::context::{Context, Task};
+use crate::refusal::Refusal;
+use anyhow::{Context as _, Result};
+use crust_image::ids::FileId;
+use crust_proto::criu::{FdTypes, FileEntry};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::AsFd;
+
+/// Which file of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathOf {
+    /// What execve(2) was given.
+    Exe,
+    /// The working directory.
+    Cwd,
+    /// The root directory.
+    Root,
+    /// The file mapped at these addresses, which must be those of one vma.
+    Mapping {
+        /// First address.
+        start: u64,
+        /// Address behind the last.
+        end: u64,
+    },
+}
+
+impl PathOf {
+    /// The magic link, below /proc/PID.
+    fn link(self) -> String {
+        match self {
+            PathOf::Exe => "exe".into(),
+            PathOf::Cwd => "cwd".into(),
+            PathOf::Root => "root".into(),
+            PathOf::Mapping { start, end } => format!("map_files/{start:x}-{end:x}"),
+        }
+    }
+
+    /// Whether several users share one entry.
+    fn is_shared(self) -> bool {
+        matches!(self, PathOf::Exe | PathOf::Mapping { .. })
+    }
+}
+
+impl fmt::Display for PathOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathOf::Exe => f.write_str("the executable"),
+            PathOf::Cwd => f.write_str("the working directory"),
+            PathOf::Root => f.write_str("the root directory"),
+            PathOf::Mapping { start, end } => write!(f, "the file mapped at {start:x}-{end:x}"),
+        }
+    }
+}
+
+/// An entry of files.img that a path has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathFile {
+    /// Its id.
+    pub id: FileId,
+    /// REG, or MEMFD for a mapping of a memfd or of shared anonymous memory.
+    pub kind: FdTypes,
+}
+
+/// Entries that are shared, by device, inode and name.
+#[derive(Debug, Default)]
+pub struct Paths {
+    shared: HashMap<(u64, u64, Vec<u8>), PathFile>,
+}
+
+impl FileTable {
+    /// The entry of a file that a task holds by a path; `None` when it was refused.
+    ///
+    /// This opens and looks, some ten microseconds each: a caller with thousands of mappings of
+    /// one file should remember the answer by the device and inode that maps tells.
+    pub fn add_path(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        which: PathOf,
+    ) -> Result<Option<PathFile>> {
+        let path = format!("/proc/{}/{}", task.pid, which.link());
+        let doing = || format!("task {}: {which}: {path}", task.pid);
+        let fd = open(
+            path.as_str(),
+            OFlag::O_PATH | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .with_context(doing)?;
+        let holder = Holder::Link(path.clone());
+        let file = look_at(task, holder, fd.as_fd(), &self.devices).with_context(doing)?;
+        let key = file
+            .stat
+            .map(|stat| (stat.dev, stat.ino, file.link.clone()));
+        let key = key.filter(|_| which.is_shared());
+        if let Some(known) = key.as_ref().and_then(|key| self.paths.shared.get(key)) {
+            return Ok(Some(*known));
+        }
+        let id = self.give_id();
+        match self.path_entry(ctx, &file, id) {
+            Ok((entry, kind)) => {
+                self.entries.push(entry);
+                let known = PathFile { id, kind };
+                if let Some(key) = key {
+                    self.paths.shared.insert(key, known);
+                }
+                Ok(Some(known))
+            }
+            Err(Problem::Refused { what, hint }) => {
+                let object = format!("{which} ({})", String::from_utf8_lossy(&file.link));
+                ctx.refuse(Refusal::new(task.pid, object, what).hint(hint));
+                Ok(None)
+            }
+            Err(Problem::Failed(error)) => Err(error).with_context(doing),
+        }
+    }
+
+    fn path_entry(
+        &mut self,
+        ctx: &Context,
+        file: &OpenFile,
+        id: FileId,
+    ) -> RoomResult<(FileEntry, FdTypes)> {
+        // O_PATH itself must not count: a memfd is one however it was opened.
+        match kind::classify(file.stat.as_ref(), 0, &file.link, &self.devices) {
+            Kind::Memfd => Ok((memfd::dump_mapping(self, file, id)?, FdTypes::Memfd)),
+            Kind::Unsupported(name) if !file.link.starts_with(b"/") => {
+                Err(Problem::refused(format!("is {name}")))
+            }
+            _ => Ok((regfile::dump_path(ctx, self, file, id)?, FdTypes::Reg)),
+        }
+    }
+}

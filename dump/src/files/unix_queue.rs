@@ -1,0 +1,121 @@
+//! What waits in a unix socket: bytes, packets, and descriptors in flight.
+//!
+//! MSG_PEEK shows a message without taking it; SO_PEEK_OFF makes each peek go on behind the last.
+//! The offset belongs to the socket, which the task shares, so it is put back in any case. A
+//! descriptor in flight is a description like any other, known perhaps only from here, and gets
+//! its id from the table.
+//!
+//! Not kept, as the images have no field: the sender's address of a datagram, credentials. A
+//! datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
+//! of the same queue misses it.
+
+use super::{FileTable, OpenFile, Problem, RoomResult};
+use crate::context::Context;
+use anyhow::{Context as _, Result};
+use crust_image::ids::FileId;
+use crust_image::kind::Kind;
+use crust_image::sink::ImageSink;
+use crust_process::descriptor::{PeekOffset, Peeked, peek_message};
+use crust_process::sockdiag::UnixSocket;
+use crust_proto::criu::{ScmEntry, SkPacketEntry};
+use nix::libc;
+
+/// Room for the largest datagram that default buffers allow; a larger one is read in parts.
+const DATAGRAM_ROOM: usize = 256 << 10;
+
+/// A queued message.
+#[derive(Debug)]
+pub struct Packet {
+    entry: SkPacketEntry,
+    data: Vec<u8>,
+}
+
+/// Collects the queue of a socket that is not listening.
+pub fn collect(
+    ctx: &Context,
+    table: &mut FileTable,
+    file: &OpenFile,
+    id: FileId,
+    socket: &UnixSocket,
+) -> RoomResult<()> {
+    let is_stream = i32::from(socket.sock_type) == libc::SOCK_STREAM;
+    // Only of a stream does the length tell that nothing waits: a packet may be empty.
+    if is_stream && socket.rqlen == 0 {
+        return Ok(());
+    }
+    let room = if is_stream {
+        socket.rqlen as usize
+    } else {
+        DATAGRAM_ROOM
+    };
+    // Where nobody can write any more, these answer no bytes at the end, again and again.
+    let shut = i32::from(socket.sock_type) == libc::SOCK_SEQPACKET && socket.shutdown & 1 != 0;
+    for message in peek_all(file, room, is_stream || shut)? {
+        if message.rights_truncated {
+            return Err(Problem::refused(
+                "descriptors in flight could not be looked at: our own descriptor table is full",
+            ));
+        }
+        let mut rights = Vec::with_capacity(message.rights.len());
+        for copy in message.rights {
+            if let Some(right) = table.intern_in_flight(ctx, file.task, copy)? {
+                rights.push(right.0);
+            }
+        }
+        let entry = SkPacketEntry {
+            id_for: id.0,
+            length: message.data.len() as u32,
+            scm: encode_rights(rights),
+        };
+        table.unix.packets.push(Packet {
+            entry,
+            data: message.data,
+        });
+    }
+    Ok(())
+}
+
+fn encode_rights(rights: Vec<u32>) -> Vec<ScmEntry> {
+    if rights.is_empty() {
+        return Vec::new();
+    }
+    vec![ScmEntry {
+        r#type: libc::SCM_RIGHTS as u32,
+        rights,
+    }]
+}
+
+/// All messages of the queue, each whole. `empty_ends`: a message of no bytes is the end.
+fn peek_all(file: &OpenFile, room: usize, empty_ends: bool) -> Result<Vec<Peeked>> {
+    let offset = PeekOffset::rewind(file.fd).context("SO_PEEK_OFF")?;
+    let mut messages: Vec<Peeked> = Vec::new();
+    let mut goes_on = false;
+    while let Some(message) = peek_message(file.fd, room).context("peeking the queue")? {
+        let truncated = message.truncated;
+        if message.data.is_empty() && empty_ends {
+            break;
+        }
+        match messages.last_mut().filter(|_| goes_on) {
+            // The rest of a message longer than the room; its descriptors came with each part.
+            Some(last) => last.data.extend(message.data),
+            None => messages.push(message),
+        }
+        goes_on = truncated;
+    }
+    offset.finish().context("putting SO_PEEK_OFF back")?;
+    Ok(messages)
+}
+
+/// Writes sk-queues.img.
+pub fn write(table: &FileTable, sink: &dyn ImageSink) -> Result<()> {
+    if table.unix.packets.is_empty() {
+        return Ok(());
+    }
+    let mut image = sink.create(Kind::SkQueues, None)?;
+    for packet in &table.unix.packets {
+        image.entry(&packet.entry)?;
+        image.payload(&packet.data)?;
+    }
+    image.finish()?;
+    Ok(())
+}
