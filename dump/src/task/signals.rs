@@ -25,7 +25,7 @@ pub fn encode_action(raw: &[u8; SIGACTION_LEN]) -> SaEntry {
         flags: word(8),
         restorer: word(16),
         mask: word(24),
-        compat_sigaction: None,
+        compat_sigaction: Some(false),
         mask_extended: None,
     }
 }
