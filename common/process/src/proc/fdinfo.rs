@@ -15,13 +15,13 @@ const O_CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 
 /// A parsed fdinfo file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FdInfo {
+pub struct Fdinfo {
     /// Position in the file.
     pub pos: i64,
     /// O_* of the description, and O_CLOEXEC of the descriptor.
     pub flags: u32,
     /// Mount, as in mountinfo; since 3.15.
-    pub mnt_id: Option<i32>,
+    pub mnt_id: Option<u32>,
     /// Inode; since 5.14.
     pub ino: Option<u64>,
     /// Locks this description holds on its inode.
@@ -50,7 +50,7 @@ pub struct FdInfo {
     pub other: Vec<Vec<u8>>,
 }
 
-impl FdInfo {
+impl Fdinfo {
     /// FD_CLOEXEC of the descriptor.
     pub fn cloexec(&self) -> bool {
         self.flags & O_CLOEXEC != 0
@@ -192,8 +192,8 @@ pub struct PidfdInfo {
 }
 
 /// Parses the whole of a fdinfo file.
-pub fn parse_fdinfo(text: &[u8]) -> Result<FdInfo, ParseError> {
-    let mut info = FdInfo::default();
+pub fn parse_fdinfo(text: &[u8]) -> Result<Fdinfo, ParseError> {
+    let mut info = Fdinfo::default();
     let mut seen = (false, false);
     for line in lines("fdinfo", text) {
         match line.key_value() {
@@ -217,8 +217,17 @@ pub fn parse_fdinfo(text: &[u8]) -> Result<FdInfo, ParseError> {
     }
 }
 
+/// The flags line alone, for a reader that wants close-on-exec of many descriptors and not the
+/// ten thousand targets of an epoll.
+pub fn parse_fdinfo_flags(text: &[u8]) -> Result<u32, ParseError> {
+    let flags = lines("fdinfo", text).find_map(|line| line.value_of("flags").ok());
+    flags
+        .ok_or_else(|| Line::new("fdinfo", 0, b"").error("flags"))?
+        .octal("flags")
+}
+
 fn parse_detail(
-    info: &mut FdInfo,
+    info: &mut Fdinfo,
     line: Line<'_>,
     key: &[u8],
     value: &[u8],
@@ -246,12 +255,12 @@ fn parse_detail(
     Ok(())
 }
 
-fn pidfd(info: &mut FdInfo) -> &mut PidfdInfo {
+fn pidfd(info: &mut Fdinfo) -> &mut PidfdInfo {
     info.pidfd.get_or_insert_default()
 }
 
 fn parse_eventfd(
-    info: &mut FdInfo,
+    info: &mut Fdinfo,
     line: Line<'_>,
     key: &[u8],
     mut words: Words<'_>,
@@ -292,7 +301,7 @@ fn parse_epoll_target(mut words: Words<'_>) -> Result<EpollTarget, ParseError> {
 }
 
 fn parse_timerfd(
-    info: &mut FdInfo,
+    info: &mut Fdinfo,
     line: Line<'_>,
     key: &[u8],
     mut words: Words<'_>,
@@ -356,7 +365,7 @@ fn parse_handle(mut words: Words<'_>) -> Result<Option<Handle>, ParseError> {
     }
 }
 
-fn parse_fanotify(info: &mut FdInfo, line: Line<'_>) -> Result<(), ParseError> {
+fn parse_fanotify(info: &mut Fdinfo, line: Line<'_>) -> Result<(), ParseError> {
     let fanotify = info.fanotify.get_or_insert_default();
     let mut words = line.words();
     words.tagged("fanotify")?;

@@ -3,7 +3,7 @@
 use super::super::locks::LockKind;
 use super::*;
 
-fn parse(head: &str, tail: &str) -> Result<FdInfo, ParseError> {
+fn parse(head: &str, tail: &str) -> Result<Fdinfo, ParseError> {
     parse_fdinfo(format!("{head}{tail}").as_bytes())
 }
 
@@ -19,6 +19,8 @@ fn the_common_head() -> Result<(), ParseError> {
     assert!(info.cloexec());
     assert_eq!(info.status_flags(), 0o100002);
     assert_eq!((info.mnt_id, info.ino), (Some(27), Some(10067975)));
+    assert_eq!(parse_fdinfo_flags(HEAD.as_bytes()), Ok(info.flags));
+    assert!(parse_fdinfo_flags(b"pos:\t0\n").is_err());
     let old = parse(OLD, "")?;
     assert!(!old.cloexec());
     assert_eq!((old.mnt_id, old.ino), (None, None));
