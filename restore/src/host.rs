@@ -128,7 +128,7 @@ impl Host {
             limits,
             nice: nice()?,
             oom_score_adj: number("/proc/self/oom_score_adj")?,
-            personality: nix::sys::personality::get()?.bits() as u32,
+            personality: personality()?,
             pid_max: number("/proc/sys/kernel/pid_max")?,
             own_pid: std::process::id(),
             session: nix::unistd::getsid(None)?.as_raw() as u32,
@@ -190,6 +190,13 @@ fn creds() -> anyhow::Result<Creds> {
         securebits: 0,
         no_new_privs: status.no_new_privs.unwrap_or(false),
     })
+}
+
+/// /proc/self/personality, in hex.
+fn personality() -> anyhow::Result<u32> {
+    let text = read("/proc/self/personality")?;
+    let parsed = u32::from_str_radix(text.trim(), 16);
+    parsed.map_err(|_| anyhow::anyhow!("read /proc/self/personality: {text:?} is no number"))
 }
 
 /// Field 19 of /proc/self/stat; the name in field 2 may hold anything, so counted behind its `)`.

@@ -1,1 +1,26 @@
-fn main() {}
+//! crust-restore: brings a process tree back from its images.
+#![forbid(unsafe_code)]
+
+mod exec;
+mod files;
+mod host;
+mod mm;
+mod plan;
+mod restore;
+mod stats;
+mod task;
+mod tree;
+
+use crust_cli::options::Tool;
+use crust_cli::run::main_of;
+use std::cell::Cell;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mirrored = Cell::new(None);
+    let code = main_of(Tool::Restore, |options, log| {
+        mirrored.set(restore::restore(options, log)?);
+        Ok(())
+    });
+    mirrored.get().map_or(code, ExitCode::from)
+}

@@ -2,10 +2,11 @@
 //! images, host and options give the same plan, byte for byte. Each room validates what it reads
 //! and pushes steps; what it cannot bring back it refuses, and all refusals are told together.
 
+pub mod calls;
 pub mod order;
 pub mod print;
 pub mod refusal;
-mod slots;
+pub mod slots;
 pub mod step;
 
 use crate::host::Host;

@@ -24,6 +24,14 @@ impl Display for Text<'_> {
     }
 }
 
+/// One operation, for messages.
+pub fn op(op: &Op) -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    let _ = write_op(&mut text, op);
+    text
+}
+
 fn write_step(f: &mut Formatter<'_>, step: &Step) -> fmt::Result {
     let mut line = format!("{:<8} ", step.actor.to_string());
     write_op(&mut line, &step.op)?;
@@ -98,34 +106,7 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
         Op::Reap { pid } => write!(out, "reap {pid}"),
         Op::Stop { signal } => write!(out, "stop by signal {signal}"),
         Op::SetRegs(state) => {
-            let [
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                _,
-                ax,
-                _,
-                _,
-                _,
-                _,
-                _,
-                ip,
-                ..,
-                sp,
-                _,
-                fs,
-                _,
-                _,
-                _,
-                _,
-                _,
-            ] = state.gpregs;
+            let [ax, ip, sp, fs] = [10, 16, 19, 21].map(|at| state.gpregs[at]);
             write!(
                 out,
                 "set registers ip {ip:#x} sp {sp:#x} ax {ax:#x} fs_base {fs:#x}"
@@ -289,10 +270,10 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             write_facts(out, expect)?;
             write!(out, " -> {}", Slot(*slot))
         }
-        Routine::FeedPayload { image, entry, slot } => {
+        Routine::FeedPayload { image, pipe_id, slot } => {
             write!(
                 out,
-                "feed payload of {image} entry {entry} into {}",
+                "feed data of {image} pipe {pipe_id:#x} into {}",
                 Slot(*slot)
             )
         }
@@ -324,24 +305,29 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             let then = if *unlink { " and unlink it" } else { "" };
             write!(out, "{then}")
         }
-        Routine::SendPacket { entry, via, rights } => {
-            write!(out, "send sk-queues entry {entry} by {}", Slot(*via))?;
+        Routine::SendPacket {
+            receiver,
+            nth,
+            via,
+            rights,
+        } => {
+            write!(out, "send packet {nth} of sk-queues for {receiver:#x} by {}", Slot(*via))?;
             for right in rights {
                 write!(out, " with {}", Slot(*right))?;
             }
             Ok(())
         }
-        Routine::ArmTimerAt {
+        Routine::ArmTimer {
             slot,
             clock,
             flags,
             left,
             interval,
-        } => write!(
-            out,
-            "arm timer {} flags {flags:#x} at now of clock {clock} + {left} ns, every {interval} ns",
-            Slot(*slot)
-        ),
+            ticks,
+        } => {
+            write!(out, "arm timer {} of clock {clock}", Slot(*slot))?;
+            write!(out, " flags {flags:#x}: {left} ns left, every {interval} ns, {ticks} unread")
+        }
         Routine::Unlink { path } => {
             out.push_str("unlink ");
             write_str(out, path)

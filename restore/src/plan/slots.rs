@@ -74,7 +74,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
         | Routine::BindUnix { slot, .. }
-        | Routine::ArmTimerAt { slot, .. }
+        | Routine::ArmTimer { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
         Routine::SendPacket { via, rights, .. } => {
             slots.needs.push(*via);

@@ -314,32 +314,37 @@ pub enum Routine {
     /// The packet or segment of a sk-queues entry is sent, so that it lies in the queue of the
     /// socket at the other end.
     SendPacket {
-        /// Index of the entry in sk-queues.img.
-        entry: usize,
+        /// `id_for` of the entry in sk-queues.img: the file id of the receiving socket.
+        receiver: u32,
+        /// Which of its entries, from 0.
+        nth: usize,
         /// The socket to send by.
         via: SlotId,
         /// Descriptors that go with it, in their order.
         rights: Vec<SlotId>,
     },
-    /// Arms a timerfd to an absolute time: the clock's now and what was left.
-    ArmTimerAt {
+    /// Arms a timerfd: relative, or to the clock's now and what was left, and sets the count of
+    /// expirations that nobody has read.
+    ArmTimer {
         /// The timerfd.
         slot: SlotId,
         /// Its clock.
         clock: i32,
-        /// Flags of timerfd_settime(2), TFD_TIMER_ABSTIME among them.
+        /// Flags of timerfd_settime(2).
         flags: i32,
-        /// Nanoseconds left.
+        /// Nanoseconds left, 0 if it is not armed or has expired.
         left: u64,
         /// Nanoseconds between expirations, 0 for one only.
         interval: u64,
+        /// Unread expirations.
+        ticks: u64,
     },
-    /// The payload of an image entry is written into a descriptor (pipe data, socket queues).
+    /// The bytes of a pipes-data or fifo-data entry are written into a descriptor.
     FeedPayload {
-        /// Image kind by its crit name.
+        /// Image kind by its crit name: PIPES_DATA or FIFO_DATA.
         image: &'static str,
-        /// Index of the entry.
-        entry: usize,
+        /// `pipe_id` of the entry.
+        pipe_id: u32,
         /// The descriptor.
         slot: SlotId,
     },

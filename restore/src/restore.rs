@@ -1,0 +1,135 @@
+//! The restore from beginning to end: read, plan, refuse everything at once, execute, let go.
+//!
+//! Nothing is touched until the plan is whole: `--plan` prints it and stops there. A failure of
+//! the execution leaves no task and no file behind.
+
+use crate::exec::routines::preflight::problems_of_files;
+use crate::exec::{ExecError, Restored, execute};
+use crate::host::Host;
+use crate::plan::print::Text;
+use crate::plan::step::Plan;
+use crate::plan::{Refusal, plan};
+use crate::stats::encode_stats;
+use anyhow::{Context as _, Result, bail};
+use crust_cli::log::Log;
+use crust_cli::options::{Options, PlanFormat};
+use crust_cli::scripts::{self, Stage};
+use crust_image::checkpoint::Checkpoint;
+use crust_image::sink::write_entry;
+use crust_image::{ImageDir, Kind};
+use crust_process::pid::HostPid;
+use nix::sys::wait::{WaitStatus, waitpid};
+use std::fs;
+use std::io::Write;
+use std::time::Instant;
+
+/// Bit that a shell adds to the number of the signal that killed a program.
+const KILLED: i32 = 128;
+
+/// Restores the tree of the images directory. Gives the exit status to end with, if it is the
+/// root's.
+pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
+    let start = Instant::now();
+    let images = ImageDir::open(&options.images_dir)?;
+    let checkpoint = Checkpoint::load(&images)?;
+    let host = Host::probe()?;
+    log.debug(format_args!("Images read in {:?}", start.elapsed()));
+    let plan = plan(&checkpoint, &host, options).map_err(|refusals| refused(log, &refusals))?;
+    log.info(format_args!("Planned {} steps in {:?}", plan.steps.len(), start.elapsed()));
+    if let Some(format) = options.plan {
+        print_plan(&plan, format)?;
+        return Ok(None);
+    }
+    check_files(log, &plan)?;
+    scripts::run(options, log, Stage::PreRestore, None)?;
+    let restored = execute(&plan, &images, |root| before_release(options, log, root))?;
+    scripts::run(options, log, Stage::PostResume, Some(restored.root.get()))?;
+    tell(log, &restored);
+    write_stats(options, &checkpoint, &restored)?;
+    if options.restore_detached {
+        return Ok(None);
+    }
+    wait_for(restored.root).map(Some)
+}
+
+/// All refusals go to the log, one line each, and into the one sentence of the failure.
+fn refused(log: &Log, refusals: &[Refusal]) -> anyhow::Error {
+    for refusal in refusals {
+        log.error("restore", refusal);
+    }
+    let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    match list.as_slice() {
+        [one] => anyhow::anyhow!("cannot restore: {one}"),
+        many => anyhow::anyhow!("cannot restore, for {} reasons: {}", many.len(), many.join("; ")),
+    }
+}
+
+/// Every executable, library and open file that is gone or has changed, before anything is done.
+fn check_files(log: &Log, plan: &Plan) -> Result<()> {
+    let problems = problems_of_files(plan);
+    for problem in &problems {
+        log.error("restore", problem);
+    }
+    match problems.as_slice() {
+        [] => Ok(()),
+        [one] => bail!("cannot restore: {one}"),
+        many => bail!("cannot restore, {} files are not as they were: {}", many.len(), many.join("; ")),
+    }
+}
+
+fn print_plan(plan: &Plan, format: PlanFormat) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let printed = match format {
+        PlanFormat::Text => write!(out, "{}", Text(plan)),
+        PlanFormat::Json => {
+            serde_json::to_writer(&mut out, plan).context("write the plan")?;
+            writeln!(out)
+        }
+    };
+    printed.context("write the plan")
+}
+
+/// What must be done while the tree is whole but does not run yet.
+fn before_release(options: &Options, log: &Log, root: HostPid) -> Result<(), ExecError> {
+    let failed = |what: &str, why: String| ExecError {
+        what: what.to_owned(),
+        why,
+    };
+    if let Some(pidfile) = &options.pidfile {
+        let written = fs::write(pidfile, root.to_string());
+        written.map_err(|why| failed(&format!("write {}", pidfile.display()), why.to_string()))?;
+    }
+    for stage in [Stage::PostRestore, Stage::NetworkUnlock, Stage::PreResume] {
+        let run = scripts::run(options, log, stage, Some(root.get()));
+        run.map_err(|why| failed("run an action script", format!("{why:#}")))?;
+    }
+    Ok(())
+}
+
+fn tell(log: &Log, restored: &Restored) {
+    for (phase, ended) in &restored.phases {
+        log.debug(format_args!("{phase:?} ended at {ended:?}"));
+    }
+    log.info(format_args!("Restored: the root is {}", restored.root));
+}
+
+fn write_stats(options: &Options, checkpoint: &Checkpoint, restored: &Restored) -> Result<()> {
+    let work_dir = ImageDir::open(&options.work_dir)?;
+    let entry = encode_stats(checkpoint, &restored.phases);
+    if options.display_stats {
+        println!("{entry:?}");
+    }
+    Ok(write_entry(&work_dir, Kind::StatsRestore, None, &entry)?)
+}
+
+/// The root is our child: its end is ours.
+fn wait_for(root: HostPid) -> Result<u8> {
+    loop {
+        match waitpid(nix::unistd::Pid::from(root), None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok((KILLED + signal as i32) as u8),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => bail!("wait for the root task {root}: {errno}"),
+        }
+    }
+}

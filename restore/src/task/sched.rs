@@ -1,0 +1,74 @@
+//! Scheduler policy, real-time priority and nice value, by thread; those that differ from what the
+//! thread inherits from crust-restore.
+
+use super::Thread;
+use crate::plan::step::{Arg, Call, Phase};
+use crate::plan::{Planner, Refusal};
+use nix::libc;
+
+const PRIO_PROCESS: i64 = 0;
+
+/// Plans them.
+pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
+    let policy = thread.own.sched_policy.unwrap_or(0);
+    let nice = thread.own.sched_nice.unwrap_or(0);
+    let origin = thread.origin("scheduling");
+    let priority = match policy_of(policy, thread.own.sched_prio) {
+        Ok(priority) => priority,
+        Err(why) => {
+            planner.refuse(Refusal::new(origin, why));
+            return;
+        }
+    };
+    if !(-20..=19).contains(&nice) {
+        planner.refuse(Refusal::new(origin, format!("sched_nice {nice} is no nice value")));
+        return;
+    }
+    if nice != planner.host.nice {
+        let args = vec![
+            Arg::named("PRIO_PROCESS", PRIO_PROCESS),
+            Arg::Int(0),
+            Arg::Int(nice.into()),
+        ];
+        let call = Call::new("setpriority", libc::SYS_setpriority, args);
+        planner.call(Phase::Creds, thread.actor(), call, origin.clone());
+    }
+    if policy != 0 {
+        let name = ["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "", "SCHED_IDLE"];
+        let name = name.get(policy as usize).copied().unwrap_or("policy");
+        let args = vec![
+            Arg::Int(0),
+            Arg::named(name, policy),
+            Arg::bytes(priority.to_le_bytes()),
+        ];
+        let call = Call::new("sched_setscheduler", libc::SYS_sched_setscheduler, args);
+        planner.call(Phase::Creds, thread.actor(), call, origin);
+    }
+}
+
+/// The sched_priority that goes with a policy.
+fn policy_of(policy: u32, priority: Option<u32>) -> Result<i32, String> {
+    let policy = policy as i32;
+    match policy {
+        libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE => Ok(0),
+        libc::SCHED_FIFO | libc::SCHED_RR => match priority {
+            Some(priority @ 1..=99) => Ok(priority as i32),
+            other => Err(format!("sched_prio {other:?} is no real-time priority")),
+        },
+        _ => Err(format!("sched_policy {policy} cannot be restored yet")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies() {
+        assert_eq!(policy_of(0, None), Ok(0));
+        assert_eq!(policy_of(1, Some(50)), Ok(50));
+        assert!(policy_of(2, None).is_err());
+        assert!(policy_of(2, Some(100)).is_err());
+        assert!(policy_of(6, None).is_err());
+    }
+}

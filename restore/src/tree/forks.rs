@@ -1,0 +1,256 @@
+//! The steps that make the tree and take its helpers away: forks, sessions and groups in
+//! `Phase::Fork`, the deaths of helpers and zombies in `Phase::Deaths`.
+//!
+//! A helper has no exit signal, so that its parent sees no SIGCHLD of it; the parent reaps it
+//! (__WALL). A task that a helper forked goes to the parent it belongs to when the helper dies:
+//! that parent is a subreaper for the moment, and only one parent at a time, or a nearer one
+//! would catch the orphan.
+
+use super::kin::{Kin, Node, Role, origin_of};
+use super::procfs::early_threads;
+use super::{State, Task};
+use crate::plan::calls::prctl;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, SlotId};
+use crate::plan::{Planner, Refusal, StepId};
+use nix::libc;
+
+/// Pushes all steps of the tree.
+pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
+    for node in &kin.nodes {
+        if let Role::Helper(_) = node.role {
+            planner.tree.helpers.insert(node.pid);
+        }
+    }
+    refuse_sharing(planner, kin);
+    let leads = (0..kin.nodes.len()).map(|at| plan_node(planner, kin, at)).collect::<Vec<_>>();
+    plan_joins(planner, kin, &leads);
+    plan_early_threads(planner);
+    plan_helpers_deaths(planner, kin);
+    plan_zombies(planner, kin);
+}
+
+/// The root, forked by the broker. Its memory is cleared before anybody is forked from it:
+/// children are cheap then.
+pub fn plan_root(planner: &mut Planner<'_>, root: &Task) {
+    let op = Op::Fork {
+        pid: root.pid,
+        flags: 0,
+        exit_signal: libc::SIGCHLD,
+    };
+    planner.push(Phase::Root, Actor::Broker, op, root.origin(format!("task {}", root.pid)));
+    let origin = root.origin("an empty address space");
+    planner.push(Phase::Root, Actor::Task(root.pid), Op::ClearMemory, origin);
+}
+
+/// What one process does in the fork phase; gives the step that makes it a leader.
+fn plan_node(planner: &mut Planner<'_>, kin: &Kin, at: usize) -> Option<StepId> {
+    let node = kin.nodes.get(at)?;
+    let (actor, origin) = (Actor::Task(node.pid), origin_of(node));
+    let children = || kin.nodes.iter().filter(|child| child.maker == Some(at));
+    for child in children().filter(|child| child.before_setsid) {
+        plan_fork(planner, kin, node, child);
+    }
+    let mut leads = None;
+    if node.leads_session {
+        let call = Call::new("setsid", libc::SYS_setsid, vec![]);
+        leads = Some(planner.call(Phase::Fork, actor, call, origin));
+    } else if node.leads_group {
+        leads = Some(planner.call(Phase::Fork, actor, setpgid(0), origin));
+    }
+    for child in children().filter(|child| !child.before_setsid) {
+        plan_fork(planner, kin, node, child);
+    }
+    if let Role::Helper(_) = node.role {
+        for &tid in &node.threads {
+            planner.push(Phase::Fork, actor, Op::Thread { tid }, origin_of(node));
+        }
+    }
+    leads
+}
+
+fn setpgid(group: i64) -> Call {
+    Call::new("setpgid", libc::SYS_setpgid, vec![Arg::Int(0), Arg::Int(group)])
+}
+
+fn plan_fork(planner: &mut Planner<'_>, kin: &Kin, maker: &Node, child: &Node) {
+    let exit_signal = match child.role {
+        Role::Task(_) => libc::SIGCHLD,
+        Role::Helper(_) => 0,
+    };
+    let flags = match (task_of(planner, maker), task_of(planner, child)) {
+        (Some(parent), Some(task)) => clone_flags(parent, task),
+        _ => 0,
+    };
+    let op = Op::Fork {
+        pid: child.pid,
+        flags,
+        exit_signal,
+    };
+    let before = child.before_setsid && kin.nodes.len() > 1;
+    let mut origin = origin_of(child);
+    if before {
+        origin.what.push_str(", born before its parent leaves its session");
+    }
+    planner.push(Phase::Fork, Actor::Task(maker.pid), op, origin);
+}
+
+fn task_of<'t>(planner: &'t Planner<'_>, node: &Node) -> Option<&'t Task> {
+    match node.role {
+        Role::Task(at) => planner.tree.tasks.get(at),
+        Role::Helper(_) => None,
+    }
+}
+
+fn clone_flags(parent: &Task, child: &Task) -> u64 {
+    let (Some(parent), Some(child)) = (&parent.ids, &child.ids) else { return 0 };
+    let mut flags = 0;
+    if parent.files_id == child.files_id {
+        flags |= libc::CLONE_FILES;
+    }
+    if parent.fs_id == child.fs_id {
+        flags |= libc::CLONE_FS;
+    }
+    flags as u64
+}
+
+/// Sharing that cannot be made: an address space of two tasks, or a table between tasks that are
+/// not parent and child.
+fn refuse_sharing(planner: &mut Planner<'_>, kin: &Kin) {
+    let mut refusals = Vec::new();
+    for (at, node) in kin.nodes.iter().enumerate() {
+        let Some(task) = task_of(planner, node) else { continue };
+        let Some(ids) = &task.ids else { continue };
+        let maker = node.maker.and_then(|maker| kin.nodes.get(maker));
+        let maker = maker.and_then(|maker| task_of(planner, maker));
+        let maker_ids = maker.and_then(|maker| maker.ids.as_ref());
+        for other in kin.nodes.iter().take(at).filter_map(|node| task_of(planner, node)) {
+            let Some(others) = &other.ids else { continue };
+            let mut refuse = |what: &str| {
+                let image = format!("ids-{}.img", task.pid);
+                let origin = Origin::new(image, Some(0), format!("task {}", task.pid));
+                let why = format!("shares {what} with task {}, which cannot be restored yet", other.pid);
+                refusals.push(Refusal::new(origin, why));
+            };
+            if others.vm_id == ids.vm_id {
+                refuse("its address space");
+            } else if others.sighand_id == ids.sighand_id {
+                refuse("its signal actions");
+            }
+            let by_maker = |id: u32, maker_id: Option<u32>| maker_id == Some(id);
+            let (files, fs) = (maker_ids.map(|ids| ids.files_id), maker_ids.map(|ids| ids.fs_id));
+            if others.files_id == ids.files_id && !by_maker(ids.files_id, files) {
+                refuse("its descriptor table, not being its child,");
+            }
+            if others.fs_id == ids.fs_id && !by_maker(ids.fs_id, fs) {
+                refuse("its directories and umask, not being its child,");
+            }
+        }
+    }
+    refusals.into_iter().for_each(|refusal| planner.refuse(refusal));
+}
+
+/// Groups are joined when their leaders lead.
+fn plan_joins(planner: &mut Planner<'_>, kin: &Kin, leads: &[Option<StepId>]) {
+    let inherited = inherited_groups(kin);
+    for (at, node) in kin.nodes.iter().enumerate() {
+        let Some(leader) = node.joins else { continue };
+        if inherited.get(at) == Some(&Some(leader)) {
+            continue;
+        }
+        let Some(group) = kin.nodes.get(leader) else { continue };
+        let call = setpgid(group.pid.get().into());
+        let join = planner.call(Phase::Fork, Actor::Task(node.pid), call, origin_of(node));
+        if let Some(&Some(leads)) = leads.get(leader) {
+            planner.in_turn(leads, join);
+        }
+    }
+}
+
+/// The group, by its leader, that each process has after its fork without doing anything.
+fn inherited_groups(kin: &Kin) -> Vec<Option<usize>> {
+    let mut inherited: Vec<Option<usize>> = Vec::new();
+    for node in &kin.nodes {
+        let group = node.maker.and_then(|at| {
+            let maker = kin.nodes.get(at)?;
+            let leads = maker.leads_session || maker.leads_group;
+            if leads && !node.before_setsid {
+                Some(at)
+            } else {
+                inherited.get(at).copied().flatten()
+            }
+        });
+        inherited.push(group);
+    }
+    inherited
+}
+
+fn plan_early_threads(planner: &mut Planner<'_>) {
+    let early: Vec<(Task, Vec<_>)> = planner
+        .tree
+        .alive()
+        .map(|task| (task.clone(), early_threads(&planner.tree, task)))
+        .collect();
+    for (task, threads) in early {
+        for tid in threads {
+            let origin = task.origin(format!("thread {tid}, a file below whose /proc entry is open"));
+            planner.push(Phase::Fork, Actor::Task(task.pid), Op::Thread { tid }, origin);
+        }
+    }
+}
+
+/// Helpers die from the last made to the first: a helper's helper before itself.
+fn plan_helpers_deaths(planner: &mut Planner<'_>, kin: &Kin) {
+    let mut last: Option<SlotId> = None;
+    for (at, node) in kin.nodes.iter().enumerate().rev() {
+        let (Role::Helper(_), Some(maker)) = (&node.role, node.maker) else { continue };
+        let Some(maker) = kin.nodes.get(maker) else { continue };
+        let orphan = |child: &&Node| child.maker == Some(at) && child.parent != Some(at);
+        let adopter = kin.nodes.iter().find(orphan).and_then(|child| child.parent);
+        let adopter = adopter.and_then(|parent| kin.nodes.get(parent));
+        if let Some(adopter) = adopter {
+            let on = plan_subreaper(planner, adopter, node, true);
+            last.into_iter().for_each(|last| planner.after(on, last));
+            last = Some(planner.done(on));
+        }
+        let origin = origin_of(node);
+        let die = Op::Die { status: 0 };
+        let die = planner.push(Phase::Deaths, Actor::Task(node.pid), die, origin.clone());
+        last.into_iter().for_each(|last| planner.after(die, last));
+        let reap = Op::Reap { pid: node.pid };
+        let reap = planner.push(Phase::Deaths, Actor::Task(maker.pid), reap, origin);
+        planner.in_turn(die, reap);
+        if let Some(adopter) = adopter {
+            let off = plan_subreaper(planner, adopter, node, false);
+            planner.in_turn(reap, off);
+            last = Some(planner.done(off));
+        } else {
+            last = Some(planner.done(reap));
+        }
+    }
+}
+
+fn plan_subreaper(planner: &mut Planner<'_>, adopter: &Node, helper: &Node, on: bool) -> StepId {
+    let origin = Origin {
+        what: format!("the children of helper {} go to task {}", helper.pid, adopter.pid),
+        ..origin_of(helper)
+    };
+    let args = [Arg::Int(on.into())];
+    let call = prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, args);
+    planner.call(Phase::Deaths, Actor::Task(adopter.pid), call, origin)
+}
+
+/// Zombies die when all helpers are gone: one may have forked a helper.
+fn plan_zombies(planner: &mut Planner<'_>, kin: &Kin) {
+    for node in &kin.nodes {
+        let Some(task) = task_of(planner, node) else { continue };
+        if let State::Zombie(status) = task.state {
+            let origin = Origin::new(
+                format!("core-{}.img", node.pid),
+                Some(0),
+                format!("zombie {}", node.pid),
+            );
+            let die = Op::Die { status };
+            planner.push(Phase::Deaths, Actor::Task(node.pid), die, origin);
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Who forks whom. A session is entered by setsid, or inherited from the one who forks; there is
+//! no third way. So a task whose session is not that of its parent was forked while the parent was
+//! in it, or by somebody else, who is gone and left it as an orphan:
+//!
+//! - the parent leads a session now: it was in another before. It is born into that one, forks
+//!   this child, and only then calls setsid. This asks the same of its own parent.
+//! - the session's leader is dead: a helper under its pid leads it, forks the task, and dies.
+//! - the session's leader is alive but no ancestor: a helper of it forks the task, and dies.
+//!
+//! An orphan goes to the nearest ancestor that is a subreaper: its parent is one for that moment.
+//! Groups are joined, not inherited, but need their leader alive in the same session: a helper
+//! stands in for a dead one.
+
+use super::Task;
+use crate::plan::Refusal;
+use crate::plan::step::Origin;
+use crust_image::ids::VirtPid;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a node stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A task of the images, by its index.
+    Task(usize),
+    /// A process that lives only while the tree is made, and why.
+    Helper(String),
+}
+
+/// A process to be forked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its pid.
+    pub pid: VirtPid,
+    /// Task or helper.
+    pub role: Role,
+    /// Who forks it, as an index; `None` for the root.
+    pub maker: Option<usize>,
+    /// Whose child it is at the end.
+    pub parent: Option<usize>,
+    /// It is forked before its maker calls setsid.
+    pub before_setsid: bool,
+    /// It calls setsid.
+    pub leads_session: bool,
+    /// It makes a group of its own, besides a session.
+    pub leads_group: bool,
+    /// The leader of the group it joins; `None` to stay with what it inherits or leads.
+    pub joins: Option<usize>,
+    /// Threads besides the leader that must exist while files are opened.
+    pub threads: Vec<VirtPid>,
+    /// The pstree entry that asks for it.
+    pub entry: usize,
+}
+
+/// All processes, makers before whom they make.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Kin {
+    /// The processes; the first is the root.
+    pub nodes: Vec<Node>,
+}
+
+/// A dead process below whose /proc entry a file is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcHelper {
+    /// Its pid.
+    pub pid: VirtPid,
+    /// Its threads.
+    pub threads: Vec<VirtPid>,
+}
+
+/// What decides about names.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    /// The root may be in a session of somebody else: it joins ours.
+    pub shell_job: bool,
+    /// Above all pids.
+    pub pid_max: u32,
+    /// Ours.
+    pub own_pid: u32,
+}
+
+/// Arranges tasks (checked by the caller: a root first, parents before children) and helpers.
+pub fn arrange(
+    tasks: &[Task],
+    proc_helpers: &[ProcHelper],
+    names: Names,
+) -> Result<Kin, Vec<Refusal>> {
+    let mut room = Room::new(tasks, names);
+    room.plan_sessions();
+    room.plan_groups();
+    for helper in proc_helpers {
+        // A helper that leads a session or group has the pid already: it serves.
+        if let Some(node) = room.nodes.iter_mut().find(|node| node.pid == helper.pid) {
+            node.threads = helper.threads.clone();
+            continue;
+        }
+        let why = format!("dead process {} of an open /proc file", helper.pid);
+        let node = room.helper(helper.pid, Some(0), 0, why);
+        if let Some(node) = room.nodes.get_mut(node) {
+            node.threads = helper.threads.clone();
+        }
+    }
+    if room.faults.is_empty() {
+        Ok(Kin {
+            nodes: makers_first(room.nodes),
+        })
+    } else {
+        Err(room.faults)
+    }
+}
+
+struct Room<'t> {
+    tasks: &'t [Task],
+    names: Names,
+    nodes: Vec<Node>,
+    /// Node of each task, by its pid.
+    by_pid: BTreeMap<u32, usize>,
+    taken: BTreeSet<u32>,
+    /// The session into which each task is born, where that matters.
+    birth: Vec<Option<u32>>,
+    /// Helpers that lead a session or group, by its id.
+    leaders: BTreeMap<u32, usize>,
+    faults: Vec<Refusal>,
+}
+
+impl<'t> Room<'t> {
+    fn new(tasks: &'t [Task], names: Names) -> Room<'t> {
+        let mut by_pid = BTreeMap::new();
+        let mut taken = BTreeSet::from([0, 1, names.own_pid]);
+        for (at, task) in tasks.iter().enumerate() {
+            by_pid.insert(task.pid.get(), at);
+            taken.extend([task.pid.get(), task.pgid, task.sid]);
+            taken.extend(task.threads.iter().map(|tid| tid.get()));
+        }
+        let nodes = tasks.iter().enumerate().map(|(at, task)| {
+            let parent = task.parent.and_then(|pid| by_pid.get(&pid.get()).copied());
+            Node {
+                pid: task.pid,
+                role: Role::Task(at),
+                maker: parent,
+                parent,
+                before_setsid: false,
+                leads_session: task.sid == task.pid.get(),
+                leads_group: task.pgid == task.pid.get() && task.sid != task.pid.get(),
+                joins: None,
+                threads: Vec::new(),
+                entry: task.entry,
+            }
+        });
+        Room {
+            nodes: nodes.collect(),
+            birth: vec![None; tasks.len()],
+            leaders: BTreeMap::new(),
+            faults: Vec::new(),
+            tasks,
+            names,
+            by_pid,
+            taken,
+        }
+    }
+
+    /// The session of whoever started the root, if the root is in it.
+    fn outside(&self) -> Option<u32> {
+        let root = self.tasks.first()?;
+        let inside = self.by_pid.contains_key(&root.sid);
+        (!inside && self.names.shell_job).then_some(root.sid)
+    }
+
+    fn fault(&mut self, task: &Task, why: String) -> &mut Refusal {
+        let origin = task.origin(format!("task {}", task.pid));
+        self.faults.push(Refusal::new(origin, why));
+        let last = self.faults.len() - 1;
+        &mut self.faults[last]
+    }
+
+    /// Decides for each task into which session it must be born, children before parents, and
+    /// finds those that their parent cannot fork there.
+    fn plan_sessions(&mut self) {
+        let mut orphans = Vec::new();
+        for at in (0..self.tasks.len()).rev() {
+            let Some(task) = self.tasks.get(at) else { continue };
+            let leads = task.sid == task.pid.get();
+            // A root is born into our session, which is that of no task unless it is a shell job.
+            let mut birth = if leads { None } else { Some(task.sid) };
+            for child in (at + 1..self.tasks.len()).filter(|&c| self.tasks[c].parent == Some(task.pid)) {
+                let Some(wanted) = self.birth[child].filter(|&wanted| wanted != task.sid) else {
+                    continue;
+                };
+                if leads && task.parent.is_some() && *birth.get_or_insert(wanted) == wanted {
+                    self.nodes[child].before_setsid = true;
+                } else {
+                    orphans.push((child, wanted));
+                }
+            }
+            self.birth[at] = birth;
+        }
+        self.check_root();
+        orphans.reverse();
+        for (at, session) in orphans {
+            self.plan_orphan(at, session);
+        }
+    }
+
+    fn check_root(&mut self) {
+        let Some(root) = self.tasks.first() else { return };
+        let inside = |id: u32| self.by_pid.contains_key(&id);
+        let foreign = root.sid != root.pid.get();
+        if foreign && (inside(root.sid) || self.outside().is_none()) {
+            let why = format!("the root is in session {} of a process that is not its ancestor", root.sid);
+            self.fault(root, why).hint = "try --shell-job".to_owned();
+        }
+    }
+
+    /// A task that somebody else must fork, in this session.
+    fn plan_orphan(&mut self, at: usize, session: u32) {
+        let Some(task) = self.tasks.get(at) else { return };
+        let Some(parent) = self.nodes[at].parent else { return };
+        let maker = match self.by_pid.get(&session) {
+            Some(&leader) => {
+                let Some(pid) = self.free_pid() else {
+                    self.fault(task, "no pid is free for a helper".to_owned());
+                    return;
+                };
+                let why = format!("forks task {} in session {session}", task.pid);
+                self.helper(pid, Some(leader), task.entry, why)
+            }
+            None => match self.dead_leader(at, session, parent) {
+                Some(maker) => maker,
+                None => return,
+            },
+        };
+        if !self.descends(maker, parent) || self.descends(maker, at) {
+            let why = format!(
+                "is in session {session}, whose leader cannot have been a descendant of its parent {}",
+                self.nodes[parent].pid
+            );
+            self.fault(task, why);
+            return;
+        }
+        let another = |node: &Node| node.maker == Some(maker) && node.parent != Some(maker);
+        if self.nodes.iter().any(|node| another(node) && node.parent != Some(parent)) {
+            let why = format!("orphans of session {session} have more than one parent");
+            self.fault(task, why);
+            return;
+        }
+        self.nodes[at].maker = Some(maker);
+    }
+
+    /// The helper that leads a session whose leader is dead.
+    fn dead_leader(&mut self, at: usize, session: u32, parent: usize) -> Option<usize> {
+        if let Some(&leader) = self.leaders.get(&session) {
+            return Some(leader);
+        }
+        let task = self.tasks.get(at)?;
+        let pid = VirtPid::new(session);
+        let used_by_thread = self.tasks.iter().flat_map(|task| &task.threads).any(|tid| tid.get() == session);
+        let Some(pid) = pid.filter(|_| !used_by_thread) else {
+            self.fault(task, format!("sid {session} is no process that could have led a session"));
+            return None;
+        };
+        let why = format!("dead leader of session {session}");
+        let helper = self.helper(pid, Some(parent), task.entry, why);
+        self.nodes[helper].leads_session = true;
+        self.leaders.insert(session, helper);
+        Some(helper)
+    }
+
+    fn helper(&mut self, pid: VirtPid, maker: Option<usize>, entry: usize, why: String) -> usize {
+        self.taken.insert(pid.get());
+        self.nodes.push(Node {
+            pid,
+            role: Role::Helper(why),
+            maker,
+            parent: maker,
+            before_setsid: false,
+            leads_session: false,
+            leads_group: false,
+            joins: None,
+            threads: Vec::new(),
+            entry,
+        });
+        self.nodes.len() - 1
+    }
+
+    /// From the top: pids at the bottom are those of the host's own processes.
+    fn free_pid(&self) -> Option<VirtPid> {
+        let free = (2..self.names.pid_max).rev().find(|pid| !self.taken.contains(pid));
+        free.and_then(VirtPid::new)
+    }
+
+    /// Whether one node is made by another or by one that is.
+    fn descends(&self, mut node: usize, from: usize) -> bool {
+        // As many steps as nodes: a ring of makers ends too.
+        for _ in 0..self.nodes.len() {
+            match self.nodes.get(node).and_then(|node| node.maker) {
+                Some(maker) if maker == from => return true,
+                Some(maker) => node = maker,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    fn plan_groups(&mut self) {
+        for at in 0..self.tasks.len() {
+            let task = &self.tasks[at];
+            if task.pgid == task.pid.get() || self.stays_outside(task) {
+                continue;
+            }
+            if let Some(leader) = self.group_leader(at) {
+                self.nodes[at].joins = Some(leader);
+            }
+        }
+    }
+
+    /// In a group of the session outside: it is ours, which every task inherits.
+    fn stays_outside(&self, task: &Task) -> bool {
+        let group_of_root = self.tasks.first().is_some_and(|root| root.pgid == task.pgid);
+        self.outside() == Some(task.sid) && group_of_root && !self.by_pid.contains_key(&task.pgid)
+    }
+
+    fn group_leader(&mut self, at: usize) -> Option<usize> {
+        let task = &self.tasks[at];
+        if let Some(&leader) = self.leaders.get(&task.pgid) {
+            return Some(leader);
+        }
+        if let Some(&leader) = self.by_pid.get(&task.pgid) {
+            let other = &self.tasks[leader];
+            if other.sid != task.sid || other.pgid != task.pgid {
+                let why = format!("group {} is led by a task of session {}", task.pgid, other.sid);
+                self.fault(task, why);
+                return None;
+            }
+            return Some(leader);
+        }
+        let session = self.by_pid.get(&task.sid).or(self.leaders.get(&task.sid)).copied();
+        let maker = session.or((self.outside() == Some(task.sid)).then_some(0));
+        let pid = VirtPid::new(task.pgid).filter(|pid| !self.is_thread(*pid));
+        let (Some(maker), Some(pid)) = (maker, pid) else {
+            let why = format!("pgid {} is no process that could have led a group", task.pgid);
+            self.fault(task, why);
+            return None;
+        };
+        let why = format!("dead leader of group {pid}");
+        let helper = self.helper(pid, Some(maker), task.entry, why);
+        self.nodes[helper].leads_group = true;
+        self.leaders.insert(task.pgid, helper);
+        Some(helper)
+    }
+
+    fn is_thread(&self, tid: VirtPid) -> bool {
+        self.tasks.iter().any(|task| task.threads.contains(&tid))
+    }
+}
+
+/// Puts makers before whom they make; indices change with it. Nodes that no root leads to (a ring
+/// of makers, which `descends` has refused) cannot be.
+fn makers_first(nodes: Vec<Node>) -> Vec<Node> {
+    let mut made: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for (at, node) in nodes.iter().enumerate() {
+        if let Some(children) = node.maker.and_then(|maker| made.get_mut(maker)) {
+            children.push(at);
+        }
+    }
+    let mut order = vec![0];
+    let mut next = 0;
+    while let Some(&at) = order.get(next) {
+        order.extend(made.get(at).into_iter().flatten());
+        next += 1;
+    }
+    let mut place = vec![0; nodes.len()];
+    for (to, &from) in order.iter().enumerate() {
+        place[from] = to;
+    }
+    let moved = |at: usize| place.get(at).copied().unwrap_or(0);
+    let mut slots: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
+    let taken = order.iter().filter_map(|&at| slots.get_mut(at)?.take());
+    taken
+        .map(|node| Node {
+            maker: node.maker.map(moved),
+            parent: node.parent.map(moved),
+            joins: node.joins.map(moved),
+            ..node
+        })
+        .collect()
+}
+
+/// An origin for what is asked by a pstree entry.
+pub fn origin_of(node: &Node) -> Origin {
+    let what = match &node.role {
+        Role::Task(_) => format!("task {}", node.pid),
+        Role::Helper(why) => format!("helper {}: {why}", node.pid),
+    };
+    Origin::new("pstree.img", Some(node.entry), what)
+}
