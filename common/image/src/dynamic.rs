@@ -256,13 +256,16 @@ impl Message {
     }
 
     fn merge(&mut self, mut from: Cursor<'_>, depth: usize) -> Result<(), WireError> {
+        // Each field takes at least two bytes, and most messages have each of theirs once.
+        self.fields
+            .reserve(self.def.fields.len().min(from.bytes.len() / 2));
         while !from.is_empty() {
             let start = from.offset();
             let key = from.varint()?;
             let number =
                 u32::try_from(key >> 3).map_err(|_| at(start, "field number out of range"))?;
-            if number == 0 {
-                return Err(at(start, "field number 0"));
+            if !(1..1 << 29).contains(&number) {
+                return Err(at(start, "field number out of range"));
             }
             let wire_type = (key & 7) as u8;
             let ascending = number > self.last;

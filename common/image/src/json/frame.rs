@@ -274,6 +274,10 @@ impl<R: Read> FrameReader<R> {
             let what = "an ipc_msg that is not in canonical form";
             return Err(Error::at(Some(outer.index), offset, what));
         }
+        if let Some(missing) = entry.message.first_missing() {
+            let what = format!("the required field {missing} of the ipc_msg is missing");
+            return Err(Error::at(Some(outer.index), offset, what));
+        }
         Ok(entry)
     }
 }

@@ -391,6 +391,10 @@ impl<R: Read> Base64Reader<'_, R> {
             // What follows padding can only be white space: find out before decoding.
             return Ok(true);
         }
+        if self.text.starts_with(b"...<") {
+            let what = "the payload was left out (--nopl): there is nothing to encode";
+            return Err(self.from.error(what));
+        }
         let text: Vec<u8> = self.text.drain(..whole).collect();
         BASE64
             .decode_vec(text, out)
