@@ -79,6 +79,11 @@ fn read_locked() -> Result<HashSet<u64>> {
 }
 
 impl Locks {
+    /// The entries of filelocks.img.
+    pub fn entries(&self) -> &[FileLockEntry] {
+        &self.entries
+    }
+
     /// The entry of a lock that was not seen before.
     fn note(&mut self, task: &Task, fd: i32, known: &Known, lock: &Lock) -> Option<FileLockEntry> {
         if lock.blocked {

@@ -502,3 +502,6 @@ fn refuse_or_fail(ctx: &Context, file: &OpenFile, problem: Problem) -> Result<()
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,6 +30,14 @@ pub struct Packet {
     data: Vec<u8>,
 }
 
+impl Packet {
+    /// The message of the image.
+    #[cfg(test)]
+    pub fn entry(&self) -> &SkPacketEntry {
+        &self.entry
+    }
+}
+
 /// Collects the queue of a socket that is not listening.
 pub fn collect(
     ctx: &Context,
