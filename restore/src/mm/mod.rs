@@ -9,7 +9,7 @@
 
 mod layout;
 mod pages;
-mod shmem;
+pub mod shmem;
 mod vmas;
 
 use crate::plan::calls::close;
