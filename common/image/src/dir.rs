@@ -249,6 +249,8 @@ impl ImageDir {
         let target = match readlinkat(&self.fd, PARENT_LINK) {
             Ok(target) => PathBuf::from(target),
             Err(Errno::ENOENT) => return Ok(None),
+            // No link: a directory in place of it will do.
+            Err(Errno::EINVAL) => PathBuf::from(PARENT_LINK),
             Err(errno) => {
                 let doing = "read the link to the previous dump";
                 return Err(Error::io(&self.shown(PARENT_LINK), doing, errno));
