@@ -156,6 +156,20 @@ pub fn run_program(limit: u32, body: impl FnOnce(&Sandbox) -> Result<()>) -> Res
     Ok(())
 }
 
+/// Closes what the shell or CI runner that started the tests left open: guests would inherit it,
+/// and their dumps differ from machine to machine.
+fn close_inherited() -> Result<()> {
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .context("list our own descriptors")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2) {
+        // EBADF for the descriptor of the listing itself.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
+}
+
 impl Sandbox {
     /// Sets up the inside: an own file system where guests live, loopback up.
     fn enter() -> Result<Self> {
@@ -163,6 +177,7 @@ impl Sandbox {
             nix::unistd::getpid().as_raw() == 1,
             "the sandbox is no pid namespace of its own"
         );
+        close_inherited()?;
         mount(
             Some("crust-golden"),
             GOLDEN,
