@@ -370,10 +370,10 @@ fn shown(values: &[String]) -> String {
     values.iter().map(cut).collect::<Vec<_>>().join(" | ")
 }
 
-fn justified(image: &str, path: &str) -> bool {
-    JUSTIFIED
-        .iter()
-        .any(|(in_image, at, _)| image.starts_with(in_image) && path.starts_with(at))
+fn justified(set: &str, image: &str, path: &str) -> bool {
+    JUSTIFIED.iter().any(|(in_set, in_image, at, _)| {
+        set == *in_set && image == *in_image && path.starts_with(at)
+    })
 }
 
 fn differences(set: &str, criu: &(Images, Pids), crust: &(Images, Pids)) -> Vec<String> {
