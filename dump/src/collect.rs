@@ -90,13 +90,13 @@ struct Seen {
 
 /// Collects everything; what cannot be dumped goes to the list of refusals.
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
-    let seen: Result<Vec<Seen>> = ctx.tasks.par_iter().map(look).collect();
+    let seen = for_each_task(&ctx.tasks, look)?;
     let mut ids = KernelIds::new()?;
     let mut cgroups = CgSets::new()?;
     let mut files = FileTable::new(ids.encode_own())?;
     let mut subjects = Vec::new();
     let mut tables = HashSet::new();
-    for (task, (index, seen)) in alive(frozen).into_iter().zip(seen?.into_iter().enumerate()) {
+    for (task, (index, seen)) in alive(frozen).into_iter().zip(seen.into_iter().enumerate()) {
         let view = ctx.tasks.get(index).context("a task without a view")?;
         let mut subject = ask(ctx, &mut frozen.tasks[task], view, seen, &mut ids, &mut cgroups)
             .with_context(|| format!("collect task {}", view.pid))?;
@@ -107,6 +107,17 @@ pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
     let (places, zombies) = collect_tree(frozen, &subjects)?;
     refuse_places(&places, ctx.options.shell_job).into_iter().for_each(|refusal| ctx.refuse(refusal));
     Ok(Collected { places, subjects, zombies, ids, files, cgroups })
+}
+
+/// Runs `work` on all tasks at once; on one alone without starting threads for it.
+pub fn for_each_task<T: Sync, R: Send>(
+    tasks: &[T],
+    work: impl Fn(&T) -> Result<R> + Send + Sync,
+) -> Result<Vec<R>> {
+    match tasks {
+        [only] => Ok(vec![work(only)?]),
+        all => all.par_iter().map(work).collect(),
+    }
 }
 
 /// Indexes of the tasks that are not zombies.

@@ -1,6 +1,6 @@
 //! Writing: everything collected goes into the images, pages in parallel, the inventory last.
 
-use crate::collect::{Collected, Subject, Zombie};
+use crate::collect::{Collected, Subject, Zombie, for_each_task};
 use crate::context::{Context, Task};
 use crate::inventory::{encode_inventory, encode_timens};
 use crate::interrupt::Interrupt;
@@ -22,7 +22,6 @@ use crust_image::{ImageSink, Kind};
 use crust_process::freeze::{Frozen, TaskState};
 use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::tracee::Queue;
-use rayon::prelude::*;
 use std::time::Instant;
 
 /// The time namespace of the dumper, for which there is an image too.
@@ -96,7 +95,7 @@ fn write_cores(
             stat: facts.stat.clone(),
             status: facts.status.clone(),
             answers: answers.clone(),
-            seccomp_filter: chains.add(&traced.filters),
+            seccomp_filter: chains.add(&traced.filters, task.threads.len() == 1),
             cg_set: *cg_set,
         };
         let fpregs = fpregs_of(&state)?;
@@ -147,17 +146,13 @@ fn write_memory(
     stats: &mut Stats,
 ) -> Result<()> {
     let start = Instant::now();
-    let pages: Result<Vec<u64>> = collected
-        .subjects
-        .par_iter()
-        .enumerate()
-        .map(|(index, subject)| {
-            let task = ctx.tasks.get(subject.task).context("a task without a view")?;
-            write_task_memory(images, task, subject, index as u32 + 1, interrupt)
-                .with_context(|| format!("dump the memory of task {}", task.pid))
-        })
-        .collect();
-    stats.pages = pages?.iter().sum();
+    let numbered: Vec<(u32, &Subject)> = (1..).zip(&collected.subjects).collect();
+    let pages = for_each_task(&numbered, |(pages_id, subject)| {
+        let task = ctx.tasks.get(subject.task).context("a task without a view")?;
+        write_task_memory(images, task, subject, *pages_id, interrupt)
+            .with_context(|| format!("dump the memory of task {}", task.pid))
+    })?;
+    stats.pages = pages.iter().sum();
     let first = collected.subjects.len() as u32 + 1;
     stats.shmem_pages = write_shmem(ctx, images, &collected.files, first, interrupt)?;
     stats.memory = start.elapsed();

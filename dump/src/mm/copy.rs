@@ -68,6 +68,8 @@ impl<'a, S: PageSource> Copier<'a, S> {
     /// 64 MiB: large enough that the end of a batch, where one thread waits for the other, does
     /// not count; what is kept for each is its list of runs only.
     const BATCH_PAGES: u64 = 16384;
+    /// 2 MiB are copied in the time it takes to start threads.
+    const PIECES_ALONE: usize = 8;
 
     /// Copies from `source` to the beginning of `out`.
     pub fn new(source: &'a S, out: &'a File) -> Copier<'a, S> {
@@ -110,13 +112,13 @@ impl<'a, S: PageSource> Copier<'a, S> {
     fn flush(&mut self) -> Result<()> {
         let pieces = std::mem::take(&mut self.pieces);
         let (source, out) = (self.source, self.out);
-        match pieces.as_slice() {
-            [] => {}
-            // Not worth waking a second thread.
-            [only] => copy_piece(source, out, only, &mut Vec::new())?,
-            _ => pieces
+        if pieces.len() <= Self::PIECES_ALONE {
+            let mut buf = Vec::new();
+            pieces.iter().try_for_each(|piece| copy_piece(source, out, piece, &mut buf))?;
+        } else {
+            pieces
                 .par_iter()
-                .try_for_each_init(Vec::new, |buf, piece| copy_piece(source, out, piece, buf))?,
+                .try_for_each_init(Vec::new, |buf, piece| copy_piece(source, out, piece, buf))?;
         }
         self.written += self.waiting;
         self.waiting = 0;

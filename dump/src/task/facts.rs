@@ -58,12 +58,15 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
     let dir = ProcDir::open(pid)?;
     let threads: Result<Vec<_>> = tids.iter().map(|tid| collect_thread(&dir, *tid)).collect();
     let mut text = Vec::new();
+    let mut timers = parsed(&dir, "timers", &mut text, parse_timers)?;
+    // The kernel tells the newest first; restorers that cannot choose an id count upwards.
+    timers.sort_by_key(|timer| timer.id);
     Ok(TaskFacts {
         fds: dir.fds()?,
         threads: threads?,
         areas: parsed(&dir, "smaps", &mut text, parse_smaps)?,
         auxv: parsed(&dir, "auxv", &mut text, parse_auxv)?.words,
-        timers: parsed(&dir, "timers", &mut text, parse_timers)?,
+        timers,
         personality: parsed(&dir, "personality", &mut text, parse_personality)?,
         loginuid: parsed(&dir, "loginuid", &mut text, parse_loginuid).ok(),
         oom_score_adj: parsed(&dir, "oom_score_adj", &mut text, parse_oom_score_adj)?,
