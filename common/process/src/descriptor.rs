@@ -106,6 +106,14 @@ pub fn bytes_waiting(fd: BorrowedFd) -> Result<usize> {
     Ok(len.max(0) as usize)
 }
 
+/// The bytes that a socket has accepted and not sent (SIOCOUTQ).
+pub fn bytes_unsent(socket: BorrowedFd) -> Result<usize> {
+    let mut len: i32 = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ, fills one int, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut len) })?;
+    Ok(len.max(0) as usize)
+}
+
 /// The position of the description, 0 for what has none. lseek(2) by 0 from where it stands moves
 /// nothing; it is a question only.
 pub fn position(fd: BorrowedFd) -> Result<u64> {

@@ -15,6 +15,7 @@ mod eventfd;
 mod fifo;
 mod file_lock;
 mod ghost;
+mod inet_socket;
 mod inotify;
 mod kind;
 mod link_remap;

@@ -14,15 +14,16 @@ const SO_BUF_LOCK: i32 = 72;
 
 /// Reads them all.
 pub fn collect(socket: BorrowedFd) -> RoomResult<SkOptsEntry> {
-    let int = |name: i32| -> anyhow::Result<u32> {
+    // Not every family has every option, nor every kernel: what there is not has no field.
+    let optional = |name: i32| -> anyhow::Result<Option<u32>> {
         match sockopt_int(socket, libc::SOL_SOCKET, name) {
-            Ok(value) => Ok(value as u32),
-            // Not every kernel has every option; what it has not is not set.
-            Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(0),
+            Ok(value) => Ok(Some(value as u32)),
+            Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
             Err(errno) => Err(errno).with_context(|| format!("getsockopt(SOL_SOCKET, {name})")),
         }
     };
-    let flag = |name: i32| -> anyhow::Result<Option<bool>> { Ok(Some(int(name)? != 0)) };
+    let int = |name: i32| anyhow::Ok(optional(name)?.unwrap_or(0));
+    let flag = |name: i32| anyhow::Ok(optional(name)?.map(|value| value != 0));
     let send_timeout = timeout(socket, libc::SO_SNDTIMEO)?;
     let receive_timeout = timeout(socket, libc::SO_RCVTIMEO)?;
     Ok(SkOptsEntry {

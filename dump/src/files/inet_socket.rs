@@ -1,0 +1,379 @@
+//! Internet sockets without a connection to keep: TCP that listens or is closed, UDP and UDP-lite.
+//!
+//! Everything is asked of the descriptor itself: addresses, TCP_INFO for state and backlog, and
+//! the options. An address is stored as the 32-bit words that a little-endian machine reads from
+//! it, a port in host order. Established TCP, connections that wait in a listener, a corked UDP
+//! socket and other protocols are refused. Datagrams that wait are lost, as UDP may lose them;
+//! options for which the image has no field are lost too: the log names both.
+
+use super::{FileTable, OpenFile, Problem, RoomResult, sock_options};
+use crate::context::Context;
+use anyhow::Context as _;
+use crust_image::ids::FileId;
+use crust_process::descriptor::{
+    bytes_unsent, bytes_waiting, local_address, peer_address, sockopt_bytes, sockopt_int,
+};
+use crust_proto::criu::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, TcpOptsEntry};
+use nix::errno::Errno;
+use nix::libc;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
+
+/// States of include/net/tcp_states.h, which other protocols use too.
+const ESTABLISHED: u32 = 1;
+const CLOSE: u32 = 7;
+const LISTEN: u32 = 10;
+
+/// Dumps a descriptor.
+pub fn dump(
+    ctx: &Context,
+    table: &FileTable,
+    file: &OpenFile,
+    id: FileId,
+) -> RoomResult<FileEntry> {
+    let socket = Socket::collect(file.fd)?;
+    socket.refuse_unsupported()?;
+    warn_of_losses(ctx, file, &socket)?;
+    let entry = InetSkEntry {
+        id: id.0,
+        ino: file.stat()?.ino as u32,
+        family: socket.family as u32,
+        r#type: socket.kind as u32,
+        proto: socket.protocol as u32,
+        state: socket.state,
+        src_port: u32::from(socket.local.port),
+        dst_port: u32::from(socket.peer.port),
+        flags: file.flags,
+        backlog: socket.backlog,
+        src_addr: socket.local.words.clone(),
+        dst_addr: socket.peer.words.clone(),
+        fown: file.fown(ctx)?,
+        opts: sock_options::collect(file.fd)?,
+        v6only: collect_v6only(file.fd, &socket)?,
+        ip_opts: Some(collect_ip_options(file.fd, &socket)?),
+        ifname: None,
+        ns_id: table.own_ids.net_ns_id,
+        shutdown: None,
+        tcp_opts: Some(collect_tcp_options(file.fd, &socket)?),
+    };
+    Ok(FileEntry {
+        r#type: FdTypes::Inetsk as i32,
+        id: id.0,
+        isk: Some(entry),
+        ..FileEntry::default()
+    })
+}
+
+/// What a socket is.
+#[derive(Debug)]
+struct Socket {
+    family: i32,
+    kind: i32,
+    protocol: i32,
+    state: u32,
+    /// The longest queue of a listener.
+    backlog: u32,
+    /// Connections that wait in it.
+    waiting: u32,
+    /// Bytes written and not sent: a corked datagram.
+    unsent: usize,
+    local: Address,
+    peer: Address,
+}
+
+impl Socket {
+    fn collect(fd: BorrowedFd) -> anyhow::Result<Socket> {
+        let int = |name, what| sockopt_int(fd, libc::SOL_SOCKET, name).context(what);
+        let family = int(libc::SO_DOMAIN, "SO_DOMAIN")?;
+        let protocol = int(libc::SO_PROTOCOL, "SO_PROTOCOL")?;
+        let local = Address::parse(&local_address(fd).context("getsockname")?)?;
+        let peer = match peer_address(fd) {
+            Ok(raw) => Some(Address::parse(&raw)?),
+            Err(Errno::ENOTCONN) => None,
+            Err(errno) => return Err(errno).context("getpeername"),
+        };
+        let connected = if peer.is_some() { ESTABLISHED } else { CLOSE };
+        let mut socket = Socket {
+            family,
+            kind: int(libc::SO_TYPE, "SO_TYPE")?,
+            protocol,
+            state: connected,
+            backlog: 0,
+            waiting: 0,
+            unsent: 0,
+            peer: peer.unwrap_or_else(|| Address::none(local.words.len())),
+            local,
+        };
+        match protocol {
+            libc::IPPROTO_TCP => socket.collect_tcp(fd)?,
+            libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE => {
+                socket.unsent = bytes_unsent(fd).context("SIOCOUTQ")?;
+            }
+            _ => {}
+        }
+        Ok(socket)
+    }
+
+    /// TCP_INFO: the state, and for a listener the two queue lengths in fields of other names
+    /// (tcp_get_info of net/ipv4/tcp.c).
+    fn collect_tcp(&mut self, fd: BorrowedFd) -> anyhow::Result<()> {
+        let mut info = [0u8; 104];
+        sockopt_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info).context("TCP_INFO")?;
+        let word = |at: usize| {
+            info.get(at..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map_or(0, |b| u32::from_ne_bytes(*b))
+        };
+        self.state = u32::from(info[0]);
+        if self.state == LISTEN {
+            (self.waiting, self.backlog) = (word(24), word(28));
+        }
+        Ok(())
+    }
+
+    fn refuse_unsupported(&self) -> RoomResult<()> {
+        let what = match self.protocol {
+            libc::IPPROTO_TCP if self.state != CLOSE && self.state != LISTEN => {
+                "established connections are not dumped yet".to_owned()
+            }
+            libc::IPPROTO_TCP if self.waiting > 0 => {
+                format!("{} connections wait to be accepted", self.waiting)
+            }
+            libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE if self.unsent > 0 => {
+                format!("is corked with {} bytes not sent", self.unsent)
+            }
+            libc::IPPROTO_TCP | libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE => return Ok(()),
+            _ => "sockets of its protocol are not dumped yet".to_owned(),
+        };
+        Err(Problem::refused(format!("is {self}; {what}")))
+    }
+}
+
+impl fmt::Display for Socket {
+    /// `a tcp socket (127.0.0.1:80 to 10.0.0.1:4711)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            libc::IPPROTO_TCP => f.write_str("a tcp socket")?,
+            libc::IPPROTO_UDP => f.write_str("a udp socket")?,
+            libc::IPPROTO_UDPLITE => f.write_str("a udp-lite socket")?,
+            number => write!(f, "an internet socket of protocol {number}")?,
+        }
+        match self.state {
+            ESTABLISHED.. if self.peer.port != 0 => write!(f, " ({} to {})", self.local, self.peer),
+            _ => write!(f, " ({})", self.local),
+        }
+    }
+}
+
+/// One end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Address {
+    port: u16,
+    words: Vec<u32>,
+}
+
+impl Address {
+    /// Of a sockaddr_in or sockaddr_in6.
+    fn parse(raw: &[u8]) -> anyhow::Result<Address> {
+        Address::take(raw).with_context(|| format!("an address of {} bytes", raw.len()))
+    }
+
+    fn take(raw: &[u8]) -> Option<Address> {
+        let family = i32::from(u16::from_ne_bytes(*raw.first_chunk()?));
+        let port = u16::from_be_bytes(*raw.get(2..)?.first_chunk()?);
+        let bytes = match family {
+            libc::AF_INET => raw.get(4..8)?,
+            libc::AF_INET6 => raw.get(8..24)?,
+            _ => return None,
+        };
+        let (words, _) = bytes.as_chunks::<4>();
+        Some(Address {
+            port,
+            words: words.iter().map(|word| u32::from_le_bytes(*word)).collect(),
+        })
+    }
+
+    fn none(words: usize) -> Address {
+        Address {
+            port: 0,
+            words: vec![0; words],
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes: Vec<u8> = self
+            .words
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        match (
+            <[u8; 4]>::try_from(bytes.as_slice()),
+            <[u8; 16]>::try_from(bytes.as_slice()),
+        ) {
+            (Ok(four), _) => write!(f, "{}:{}", Ipv4Addr::from(four), self.port),
+            (_, Ok(sixteen)) => write!(f, "[{}]:{}", Ipv6Addr::from(sixteen), self.port),
+            _ => f.write_str("no address"),
+        }
+    }
+}
+
+fn collect_v6only(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<Option<bool>> {
+    if socket.family != libc::AF_INET6 {
+        return Ok(None);
+    }
+    let only = sockopt_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).context("IPV6_V6ONLY")?;
+    Ok(Some(only != 0))
+}
+
+/// Only what differs from the default is present, but for the time to live.
+fn collect_ip_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<IpOptsEntry> {
+    if socket.family != libc::AF_INET {
+        let freebind =
+            sockopt_int(fd, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND).context("IPV6_FREEBIND")?;
+        return Ok(IpOptsEntry {
+            freebind: is_set(freebind),
+            ..IpOptsEntry::default()
+        });
+    }
+    let int = |name, what| sockopt_int(fd, libc::IPPROTO_IP, name).context(what);
+    let tos = int(libc::IP_TOS, "IP_TOS")? as u32;
+    Ok(IpOptsEntry {
+        freebind: is_set(int(libc::IP_FREEBIND, "IP_FREEBIND")?),
+        raw: None,
+        pktinfo: is_set(int(libc::IP_PKTINFO, "IP_PKTINFO")?),
+        tos: Some(tos).filter(|tos| *tos != 0),
+        ttl: Some(int(libc::IP_TTL, "IP_TTL")? as u32),
+    })
+}
+
+fn collect_tcp_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<TcpOptsEntry> {
+    if socket.protocol != libc::IPPROTO_TCP {
+        return Ok(TcpOptsEntry::default());
+    }
+    let int = |name, what| sockopt_int(fd, libc::IPPROTO_TCP, name).context(what);
+    Ok(TcpOptsEntry {
+        cork: is_set(int(libc::TCP_CORK, "TCP_CORK")?),
+        nodelay: is_set(int(libc::TCP_NODELAY, "TCP_NODELAY")?),
+        keepcnt: Some(int(libc::TCP_KEEPCNT, "TCP_KEEPCNT")? as u32),
+        keepidle: Some(int(libc::TCP_KEEPIDLE, "TCP_KEEPIDLE")? as u32),
+        keepintvl: Some(int(libc::TCP_KEEPINTVL, "TCP_KEEPINTVL")? as u32),
+    })
+}
+
+fn is_set(value: i32) -> Option<bool> {
+    (value != 0).then_some(true)
+}
+
+/// Options that change what a program sees and have no field, by level, name and default.
+const UNKEPT: &[(i32, i32, i32, &str)] = &[
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT, 0, "IP_TRANSPARENT"),
+    (libc::IPPROTO_IP, libc::IP_RECVERR, 0, "IP_RECVERR"),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL, 0, "IP_RECVTTL"),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS, 0, "IP_RECVTOS"),
+    (
+        libc::IPPROTO_IPV6,
+        libc::IPV6_RECVPKTINFO,
+        0,
+        "IPV6_RECVPKTINFO",
+    ),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 0, "IPV6_RECVERR"),
+    (
+        libc::IPPROTO_IPV6,
+        libc::IPV6_RECVHOPLIMIT,
+        0,
+        "IPV6_RECVHOPLIMIT",
+    ),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0, "IPV6_TCLASS"),
+    (
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        0,
+        "TCP_DEFER_ACCEPT",
+    ),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0, "TCP_FASTOPEN"),
+    (
+        libc::IPPROTO_TCP,
+        libc::TCP_USER_TIMEOUT,
+        0,
+        "TCP_USER_TIMEOUT",
+    ),
+];
+
+fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Result<()> {
+    let mut lost: Vec<String> = UNKEPT
+        .iter()
+        .filter(|(level, name, default, _)| {
+            // A level that is not the socket's answers an error.
+            sockopt_int(file.fd, *level, *name).is_ok_and(|value| value != *default)
+        })
+        .map(|(.., name)| (*name).to_owned())
+        .collect();
+    if socket.protocol != libc::IPPROTO_TCP {
+        let waiting = bytes_waiting(file.fd).context("FIONREAD")?;
+        lost.extend((waiting > 0).then(|| format!("a waiting datagram of {waiting} bytes")));
+    }
+    if !lost.is_empty() {
+        let (pid, name) = (file.task.pid, file.name());
+        let message = format_args!("task {pid}: {name}: not kept: {}", lost.join(", "));
+        ctx.log.warn("dump/files/inet_socket", message);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_listener_tells_backlog_and_address() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let socket = Socket::collect(listener.as_fd()).unwrap();
+        assert_eq!(
+            (socket.state, socket.waiting, socket.local.port),
+            (LISTEN, 0, port)
+        );
+        assert!(socket.backlog > 0);
+        assert_eq!(socket.local.words, [16_777_343]);
+        assert!(socket.refuse_unsupported().is_ok());
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let socket = Socket::collect(listener.as_fd()).unwrap();
+        assert!(socket.refuse_unsupported().is_err(), "a connection waits");
+        let connected = Socket::collect(client.as_fd()).unwrap();
+        let Err(Problem::Refused { what, .. }) = connected.refuse_unsupported() else {
+            panic!("an established connection was accepted");
+        };
+        assert!(what.contains(&format!("to 127.0.0.1:{port}")), "{what}");
+    }
+
+    #[test]
+    fn a_connected_udp_socket_has_two_ends() {
+        let one = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        let other = std::net::UdpSocket::bind("[::1]:0").unwrap();
+        one.connect(other.local_addr().unwrap()).unwrap();
+        let socket = Socket::collect(one.as_fd()).unwrap();
+        assert_eq!(
+            (socket.state, socket.peer.port),
+            (ESTABLISHED, other.local_addr().unwrap().port())
+        );
+        assert_eq!(socket.local.words, [0, 0, 0, 16_777_216]);
+        // Bound to a v6 address, the kernel sets it by itself.
+        assert_eq!(collect_v6only(one.as_fd(), &socket).unwrap(), Some(true));
+    }
+
+    #[test]
+    fn addresses_of_both_families() {
+        let four = [2, 0, 0, 80, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(Address::parse(&four).unwrap().to_string(), "127.0.0.1:80");
+        let mut six = [0u8; 28];
+        six[0] = 10;
+        six[3] = 7;
+        six[23] = 1;
+        assert_eq!(Address::parse(&six).unwrap().to_string(), "[::1]:7");
+        assert!(Address::parse(&[2]).is_err());
+    }
+}
