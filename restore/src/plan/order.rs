@@ -101,7 +101,7 @@ fn edges(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Vec<(usize, usize)>
             edges.push((maker, at));
         }
         if step.actor == Actor::Broker {
-            for slot in slots.gives.iter().chain(&slots.needs) {
+            for slot in slots.needs.iter().filter(|slot| is_descriptor(steps, givers, **slot)) {
                 edges.extend(last_on.insert((step.phase, *slot), at).map(|last| (last, at)));
             }
         } else if let Some(last) = last_of.insert((step.phase, step.actor), at) {
@@ -117,6 +117,11 @@ fn edges(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Vec<(usize, usize)>
     }
     edges.retain(|&(from, to)| from != to && steps[from].phase == steps[to].phase);
     edges
+}
+
+/// Whether a slot holds a descriptor, not only the fact that a step is done.
+fn is_descriptor(steps: &[Step], givers: &HashMap<SlotId, usize>, slot: SlotId) -> bool {
+    givers.get(&slot).is_some_and(|&giver| steps[giver].done != Some(slot))
 }
 
 /// The step that makes each task and thread.

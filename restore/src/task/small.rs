@@ -198,7 +198,9 @@ mod tests {
             base_addr: 0x1000,
             limit: 0xfffff,
             seg_32bit: true,
+            read_exec_only: false,
             limit_in_pages: true,
+            seg_not_present: false,
             usable: true,
             ..UserDescT::default()
         };

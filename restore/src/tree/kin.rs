@@ -85,6 +85,11 @@ pub fn arrange(
     names: Names,
 ) -> Result<Kin, Vec<Refusal>> {
     let mut room = Room::new(tasks, names);
+    let proc_ids = |helper: &ProcHelper| {
+        let ids = helper.threads.iter().chain([&helper.pid]).map(|id| id.get());
+        ids.collect::<Vec<_>>()
+    };
+    room.taken.extend(proc_helpers.iter().flat_map(proc_ids));
     room.plan_sessions();
     room.plan_groups();
     for helper in proc_helpers {
@@ -391,4 +396,152 @@ pub fn origin_of(node: &Node) -> Origin {
         Role::Helper(why) => format!("helper {}: {why}", node.pid),
     };
     Origin::new("pstree.img", Some(node.entry), what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+
+    fn pid(number: u32) -> VirtPid {
+        VirtPid::new(number).expect("a pid")
+    }
+
+    /// pid, parent, pgid, sid.
+    fn tasks(list: &[(u32, u32, u32, u32)]) -> Vec<Task> {
+        let task = |(entry, &(own, parent, pgid, sid)): (usize, &(u32, u32, u32, u32))| Task {
+            pid: pid(own),
+            parent: VirtPid::new(parent),
+            pgid,
+            sid,
+            threads: vec![],
+            state: State::Alive,
+            entry,
+            ids: None,
+        };
+        list.iter().enumerate().map(task).collect()
+    }
+
+    const NAMES: Names = Names {
+        shell_job: false,
+        pid_max: 32768,
+        own_pid: 3,
+    };
+
+    fn told(list: &[(u32, u32, u32, u32)], names: Names) -> Vec<String> {
+        let kin = match arrange(&tasks(list), &[], names) {
+            Ok(kin) => kin,
+            Err(refusals) => return refusals.iter().map(Refusal::to_string).collect(),
+        };
+        let pid_of = |at: usize| kin.nodes[at].pid.to_string();
+        let tell = |node: &Node| {
+            let mut text = node.pid.to_string();
+            if let Some(maker) = node.maker {
+                text += &format!(" by {}", pid_of(maker));
+            }
+            if node.before_setsid {
+                text += " early";
+            }
+            if node.parent != node.maker {
+                text += &format!(" for {}", node.parent.map(pid_of).unwrap_or_default());
+            }
+            if node.leads_session {
+                text += " setsid";
+            }
+            if node.leads_group {
+                text += " setpgid";
+            }
+            if let Some(leader) = node.joins {
+                text += &format!(" joins {}", pid_of(leader));
+            }
+            text
+        };
+        kin.nodes.iter().map(tell).collect()
+    }
+
+    #[test]
+    fn children_inherit_sessions_and_join_groups() {
+        assert_eq!(
+            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 11), (13, 10, 12, 10)], NAMES),
+            ["task 13 (pstree.img entry 3): group 12 is led by a task of session 11"]
+        );
+        assert_eq!(
+            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 11), (13, 11, 12, 11)], NAMES),
+            ["10 setsid", "11 by 10 setsid", "12 by 11 setpgid", "13 by 11 joins 12"]
+        );
+    }
+
+    #[test]
+    fn a_child_of_the_session_its_parent_left_is_forked_before() {
+        assert_eq!(
+            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 10, 10)], NAMES),
+            ["10 setsid", "11 by 10 setsid", "12 by 11 early joins 10"]
+        );
+        // Through two generations: 12 must be born into session 10 too, to bear 13 there.
+        assert_eq!(
+            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 12), (13, 12, 10, 10)], NAMES),
+            ["10 setsid", "11 by 10 setsid", "12 by 11 early setsid", "13 by 12 early joins 10"]
+        );
+    }
+
+    #[test]
+    fn a_dead_leader_of_session_and_group_is_stood_in_for() {
+        // As in the corpus set dead_leader.
+        assert_eq!(
+            told(&[(2564, 0, 2564, 2564), (2567, 2564, 2566, 2565), (2568, 2564, 2565, 2565)], NAMES),
+            [
+                "2564 setsid",
+                "2565 by 2564 setsid",
+                "2567 by 2565 for 2564 joins 2566",
+                "2568 by 2565 for 2564 joins 2565",
+                "2566 by 2565 setpgid",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_orphan_of_a_living_session_comes_by_a_helper_of_its_leader() {
+        assert_eq!(
+            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 10, 11, 11)], NAMES),
+            [
+                "10 setsid",
+                "11 by 10 setsid",
+                "32767 by 11",
+                "12 by 32767 for 10 joins 11",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_shell_job_joins_the_session_outside() {
+        let job = [(10, 0, 10, 5), (11, 10, 10, 5)];
+        assert!(told(&job, NAMES)[0].ends_with("(try --shell-job)"));
+        let shell_job = Names {
+            shell_job: true,
+            ..NAMES
+        };
+        assert_eq!(told(&job, shell_job), ["10 setpgid", "11 by 10 joins 10"]);
+        let pipeline = [(10, 0, 9, 5), (11, 10, 9, 5)];
+        assert_eq!(told(&pipeline, shell_job), ["10", "11 by 10"]);
+    }
+
+    #[test]
+    fn impossible_families_are_refused() {
+        // The session's leader is a child of the task that is to be born into it.
+        let told = told(&[(10, 0, 10, 10), (11, 10, 12, 12), (12, 11, 12, 12)], NAMES);
+        assert!(told[0].contains("cannot have been a descendant"), "{told:?}");
+    }
+
+    #[test]
+    fn a_helper_of_a_session_serves_as_the_dead_process_of_a_file_too() {
+        let helper = ProcHelper {
+            pid: pid(2565),
+            threads: vec![pid(2569)],
+        };
+        let tasks = tasks(&[(2564, 0, 2564, 2564), (2568, 2564, 2565, 2565)]);
+        let kin = arrange(&tasks, &[helper], NAMES).expect("a tree");
+        let found: Vec<&Node> = kin.nodes.iter().filter(|node| node.pid == pid(2565)).collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].threads, [pid(2569)]);
+    }
 }

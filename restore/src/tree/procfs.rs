@@ -8,6 +8,7 @@
 
 use super::kin::ProcHelper;
 use super::{Task, Tree};
+use crate::files::dead_pidfd_pids;
 use crate::plan::step::{Actor, Op, Origin, Phase};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::checkpoint::RemapTarget;
@@ -67,12 +68,36 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
     for path in paths {
         note_thread(&mut planner.tree, &mut wanted, path);
     }
+    for pid in dead_pidfd_pids(checkpoint).into_values().flatten() {
+        wanted.helpers.entry(pid).or_default();
+    }
+    check_numbers(planner, &wanted);
     plan_short(planner, &wanted);
     let helper = |(pid, threads): (VirtPid, BTreeSet<VirtPid>)| ProcHelper {
         pid,
         threads: threads.into_iter().collect(),
     };
     wanted.helpers.into_iter().map(helper).collect()
+}
+
+/// A helper's threads must not be those of the tree, and all must fit below pid_max.
+fn check_numbers(planner: &mut Planner<'_>, wanted: &Wanted) {
+    let numbers = wanted.helpers.iter().flat_map(|(pid, threads)| threads.iter().chain([pid]));
+    let numbers: Vec<VirtPid> = numbers.copied().collect();
+    for number in numbers {
+        let tree = &planner.tree;
+        let why = if number.get() >= planner.host.pid_max {
+            format!("{number} is not below pid_max {} of this host", planner.host.pid_max)
+        } else if number.get() == planner.host.own_pid {
+            format!("{number} is the pid of crust-restore itself")
+        } else if tree.task(number).is_some() || is_thread(tree, number) {
+            format!("thread {number} of a dead process is a task or thread of the tree too")
+        } else {
+            continue;
+        };
+        let what = format!("helper {number} for files of a dead process");
+        planner.refuse(Refusal::new(Origin::new("remap-fpath.img", None, what), why));
+    }
 }
 
 fn name_of<'c>(planner: &Planner<'c>, id: FileId) -> Option<&'c [u8]> {
