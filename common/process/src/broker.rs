@@ -10,6 +10,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Calls a plan may ask of us.
 const ALLOWED: &[i64] = &[
+    libc::SYS_accept4,
     libc::SYS_bind,
     libc::SYS_close,
     libc::SYS_connect,
@@ -116,6 +117,7 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
         libc::SYS_pipe2 => bytes(0, 8),
         libc::SYS_socketpair => bytes(3, 8),
         libc::SYS_timerfd_settime => number(3) == Some(0),
+        libc::SYS_accept4 => number(1) == Some(0) && number(2) == Some(0),
         libc::SYS_ioctl => {
             let size = number(1).map_or(usize::MAX, |request| (request >> 16 & 0x3fff) as usize);
             number(2).is_some_and(|value| value < FIRST_ADDRESS)
@@ -186,7 +188,8 @@ fn makes_fd(nr: i64, args: &[OwnArg<'_>]) -> bool {
         _ => None,
     };
     match nr {
-        libc::SYS_dup
+        libc::SYS_accept4
+        | libc::SYS_dup
         | libc::SYS_epoll_create1
         | libc::SYS_eventfd2
         | libc::SYS_fanotify_init

@@ -103,6 +103,9 @@ impl<'p> Executor<'p> {
             Arg::Int(value) => Value::Number(*value as u64),
             Arg::Hex(value) | Arg::Named(_, value) => Value::Number(*value),
             Arg::Fd(slot) => Value::Number(self.fd(*slot)? as u64),
+            Arg::FdPath(slot) => {
+                flat.buffer(format!("/proc/self/fd/{}\0", self.fd(*slot)?).into_bytes())
+            }
             Arg::Str(bytes) => {
                 let mut bytes = bytes.clone();
                 bytes.push(0);

@@ -211,7 +211,7 @@ impl Writer<'_, '_, '_> {
                 self.table.data(&bytes)
             }
             Arg::Out(len) => self.table.data(&vec![0; *len]),
-            Arg::Fd(_) => return Err(self.foreign_fd()),
+            Arg::Fd(_) | Arg::FdPath(_) => return Err(self.foreign_fd()),
         })
     }
 

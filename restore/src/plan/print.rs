@@ -291,7 +291,6 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             dir,
             name,
             perms,
-            unlink,
         } => {
             write!(out, "bind {} to ", Slot(*slot))?;
             write_str(out, name)?;
@@ -302,8 +301,7 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             if let Some((mode, uid, gid)) = perms {
                 write!(out, " mode {mode:#o} owner {uid}:{gid}")?;
             }
-            let then = if *unlink { " and unlink it" } else { "" };
-            write!(out, "{then}")
+            Ok(())
         }
         Routine::SendPacket {
             receiver,

@@ -308,8 +308,6 @@ pub enum Routine {
         name: Vec<u8>,
         /// Mode, owner and group of the socket file.
         perms: Option<(u32, u32, u32)>,
-        /// The name is removed again at once: it was gone at the dump.
-        unlink: bool,
     },
     /// The packet or segment of a sk-queues entry is sent, so that it lies in the queue of the
     /// socket at the other end.

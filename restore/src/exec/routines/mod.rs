@@ -1,0 +1,185 @@
+//! What the broker does in more than one call: opens with checks, ghost files, names of sockets,
+//! the contents of queues. Each file here is one subject; this one dispatches.
+//!
+//! Whatever a routine puts into a file system for a while is noted first and taken away again, on
+//! success as soon as it has served, after a failure by [`Ctx::undo`].
+
+mod build_id;
+mod ghost;
+mod open;
+mod pages;
+mod payload;
+pub mod preflight;
+mod timer;
+mod undo;
+mod unix_name;
+
+use crate::plan::step::{Routine, SlotId};
+use anyhow::{Context, Result, bail};
+use crust_image::dir::ImageDir;
+use crust_image::kind::Kind;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// The descriptors that the broker holds while a plan runs, by slot.
+#[derive(Debug)]
+pub struct Slots<'s> {
+    held: &'s mut [Option<OwnedFd>],
+}
+
+impl<'s> Slots<'s> {
+    /// Those of a run; there is a place for each slot of the plan.
+    pub fn new(held: &'s mut [Option<OwnedFd>]) -> Slots<'s> {
+        Slots { held }
+    }
+
+    fn put(&mut self, slot: SlotId, fd: OwnedFd) -> Result<()> {
+        let Some(place) = self.held.get_mut(slot.0 as usize) else {
+            bail!("the plan has no slot {}", slot.0);
+        };
+        *place = Some(fd);
+        Ok(())
+    }
+
+    fn get(&self, slot: SlotId) -> Result<BorrowedFd<'_>> {
+        match self.held.get(slot.0 as usize) {
+            Some(Some(fd)) => Ok(fd.as_fd()),
+            _ => bail!("slot {} holds no descriptor", slot.0),
+        }
+    }
+
+    fn close(&mut self, slot: SlotId) -> Result<()> {
+        match self.held.get_mut(slot.0 as usize).and_then(Option::take) {
+            Some(_) => Ok(()),
+            None => bail!("slot {} holds no descriptor to close", slot.0),
+        }
+    }
+}
+
+/// What routines remember between steps.
+#[derive(Debug)]
+pub struct Ctx<'i> {
+    images: &'i ImageDir,
+    undo: undo::Undo,
+    ghosts: ghost::Ghosts,
+    payloads: payload::Payloads,
+}
+
+impl<'i> Ctx<'i> {
+    /// At the start of a run.
+    pub fn new(images: &'i ImageDir) -> Ctx<'i> {
+        Ctx {
+            images,
+            undo: undo::Undo::default(),
+            ghosts: ghost::Ghosts::default(),
+            payloads: payload::Payloads::default(),
+        }
+    }
+
+    /// At the end of a run that succeeded: whatever still has a temporary name loses it.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.undo.take_back_temporary().first() {
+            None => Ok(()),
+            Some((path, errno)) => {
+                bail!("remove {}: {errno}", OsStr::from_bytes(path).display())
+            }
+        }
+    }
+
+    /// After a failure: the same, and nobody wants to hear about what could not be removed.
+    pub fn undo(&mut self) {
+        self.undo.take_back();
+    }
+}
+
+/// Runs one routine.
+pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {
+    match routine {
+        Routine::OpenFile {
+            path,
+            flags,
+            expect,
+            slot,
+        } => slots.put(*slot, open::open_checked(path, *flags, expect)?),
+        Routine::OpenPages {
+            level,
+            pages_id,
+            slot,
+        } => slots.put(*slot, pages::open_pages(ctx.images, *level, *pages_id)?),
+        Routine::SharedAnon { size, slot } => slots.put(*slot, pages::shared_anon(*size)?),
+        Routine::GhostFile { id, path } => make_ghost(ctx, *id, path),
+        Routine::OpenGhost {
+            id,
+            path,
+            flags,
+            slot,
+        } => slots.put(*slot, ctx.ghosts.open(*id, path, *flags, &mut ctx.undo)?),
+        Routine::RemoveGhost { id } => ctx.ghosts.remove(*id, &mut ctx.undo),
+        Routine::OpenLink {
+            link,
+            path,
+            flags,
+            expect,
+            slot,
+        } => slots.put(
+            *slot,
+            ghost::open_by_name(link, path, &mut ctx.undo, |name| {
+                open::open_checked(name, *flags, expect)
+            })?,
+        ),
+        Routine::BindUnix {
+            slot,
+            dir,
+            name,
+            perms,
+        } => unix_name::bind_to_path(slots.get(*slot)?, dir, name, *perms, &mut ctx.undo),
+        Routine::SendPacket {
+            receiver,
+            nth,
+            via,
+            rights,
+        } => {
+            let rights: Vec<BorrowedFd<'_>> = rights
+                .iter()
+                .map(|slot| slots.get(*slot))
+                .collect::<Result<_>>()?;
+            let bytes = ctx
+                .payloads
+                .read(ctx.images, Kind::SkQueues, *receiver, *nth)?;
+            payload::send_packet(slots.get(*via)?, &bytes, &rights)
+        }
+        Routine::FeedPayload {
+            image,
+            pipe_id,
+            slot,
+        } => {
+            let bytes = ctx
+                .payloads
+                .read(ctx.images, payload::kind_of(image)?, *pipe_id, 0)?;
+            payload::write_without_blocking(slots.get(*slot)?, &bytes)
+        }
+        Routine::WriteAll { slot, bytes } => {
+            payload::write_without_blocking(slots.get(*slot)?, bytes)
+        }
+        Routine::ArmTimer {
+            slot,
+            clock,
+            flags,
+            left,
+            interval,
+            ticks,
+        } => timer::arm(slots.get(*slot)?, *clock, *flags, *left, *interval, *ticks),
+        Routine::Unlink { path } => ctx
+            .undo
+            .remove_file(path)
+            .with_context(|| format!("remove {}", OsStr::from_bytes(path).display())),
+        Routine::Close { slot } => slots.close(*slot),
+    }
+}
+
+fn make_ghost(ctx: &mut Ctx<'_>, id: u32, path: &[u8]) -> Result<()> {
+    let image = ctx.images.open_image(Kind::GhostFile, Some(id.into()))?;
+    let mut image = image.with_context(|| format!("ghost-file-{id:x}.img is missing"))?;
+    ctx.ghosts.make(id, path, &mut image, &mut ctx.undo)
+}

@@ -1,0 +1,196 @@
+//! Opening a file as an image says it was open.
+//!
+//! The path is looked at first without opening it (O_PATH): an open for real may block (a fifo),
+//! ring a bell (a device) or come back as something else, so nothing is opened that is not the
+//! type of file that was dumped. The look and the open are compared afterwards. What differs is
+//! told with both values: the user has to decide whether the old or the new file is right.
+
+use super::build_id;
+use crate::plan::step::FileFacts;
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fstat};
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Flags that act only at the moment of an open, or that would make a file: never passed on.
+const ONLY_ONCE: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+
+/// Set by fcntl(2) once the owner is known, not by open(2), where it does nothing.
+const NOT_FOR_OPEN: i32 = libc::O_ASYNC;
+
+/// Opens `path` with `flags` (those F_GETFL showed) once it is found to be what `expect` says.
+/// Never blocks and never becomes our controlling terminal.
+pub fn open_checked(path: &[u8], flags: i32, expect: &FileFacts) -> Result<OwnedFd> {
+    let name = OsStr::from_bytes(path);
+    let seen = look(path, flags, expect)?;
+    let flags = open_flags(flags, seen.st_mode);
+    let fd = open(name, OFlag::from_bits_retain(flags), Mode::empty())
+        .with_context(|| format!("open {} with flags {flags:#o}", name.display()))?;
+    let opened = fstat(&fd).with_context(|| format!("fstat {}", name.display()))?;
+    if (opened.st_dev, opened.st_ino) != (seen.st_dev, seen.st_ino) {
+        bail!("{} was replaced while it was being opened", name.display());
+    }
+    Ok(fd)
+}
+
+/// The flags for open(2) of a file of this mode.
+///
+/// O_TMPFILE stays visible in F_GETFL but asks for another nameless file when passed again.
+pub fn open_flags(flags: i32, mode: u32) -> i32 {
+    let mut flags = flags & !(ONLY_ONCE | NOT_FOR_OPEN);
+    let tmpfile_only = libc::O_TMPFILE & !libc::O_DIRECTORY;
+    if flags & tmpfile_only != 0 {
+        flags &= !libc::O_TMPFILE;
+    }
+    if mode & libc::S_IFMT == libc::S_IFIFO && flags & libc::O_PATH == 0 {
+        flags |= libc::O_NONBLOCK;
+    }
+    flags | libc::O_CLOEXEC | libc::O_NOCTTY
+}
+
+/// Looks at `path` without opening it and compares it with what it must be.
+pub fn look(path: &[u8], flags: i32, expect: &FileFacts) -> Result<FileStat> {
+    let name = OsStr::from_bytes(path);
+    let nofollow = OFlag::from_bits_truncate(flags & libc::O_NOFOLLOW);
+    let fd = open(
+        name,
+        OFlag::O_PATH | OFlag::O_CLOEXEC | nofollow,
+        Mode::empty(),
+    )
+    .map_err(|errno| match errno {
+        Errno::ENOENT | Errno::ENOTDIR => {
+            anyhow::anyhow!("{} is gone: {}", name.display(), errno.desc())
+        }
+        _ => anyhow::anyhow!("look at {}: {errno}", name.display()),
+    })?;
+    let seen = fstat(&fd).with_context(|| format!("fstat {}", name.display()))?;
+    let differences = differences(&seen, expect);
+    if !differences.is_empty() {
+        bail!(
+            "{} is not the file that was dumped: {differences}",
+            name.display()
+        );
+    }
+    if !expect.build_id.is_empty() {
+        check_build_id(name, &fd, &expect.build_id)?;
+    }
+    Ok(seen)
+}
+
+/// What is not as it was, as phrases joined by `, `; empty if all is.
+fn differences(seen: &FileStat, expect: &FileFacts) -> String {
+    let mut text = String::new();
+    if let Some(mode) = expect.mode {
+        let (was, is) = (mode & libc::S_IFMT, seen.st_mode & libc::S_IFMT);
+        if was != is {
+            // Nothing else can be compared between files of two types.
+            return format!("it is {}, and was {}", type_name(is), type_name(was));
+        }
+        if mode != seen.st_mode {
+            let _ = write!(text, "its mode is {:#o}, and was {mode:#o}", seen.st_mode);
+        }
+    }
+    let Some(size) = expect.size else { return text };
+    if u64::try_from(seen.st_size) != Ok(size) {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let _ = write!(text, "{comma}its size is {}, and was {size}", seen.st_size);
+    }
+    text
+}
+
+/// What people call a file of this type (the S_IFMT bits).
+pub fn type_name(kind: u32) -> &'static str {
+    match kind {
+        libc::S_IFREG => "a regular file",
+        libc::S_IFDIR => "a directory",
+        libc::S_IFLNK => "a symbolic link",
+        libc::S_IFIFO => "a fifo",
+        libc::S_IFSOCK => "a socket",
+        libc::S_IFCHR => "a character device",
+        libc::S_IFBLK => "a block device",
+        _ => "of no known type",
+    }
+}
+
+fn check_build_id(name: &OsStr, looked: &OwnedFd, expect: &[u32]) -> Result<()> {
+    let file = crust_process::descriptor::reopen(looked.as_fd(), libc::O_RDONLY)
+        .with_context(|| format!("open {} to read its build-id", name.display()))?;
+    let found = build_id::read(&File::from(file))
+        .with_context(|| format!("read the build-id of {}", name.display()))?;
+    if found == expect {
+        return Ok(());
+    }
+    let is = if found.is_empty() {
+        "none".into()
+    } else {
+        build_id::text(&found)
+    };
+    bail!(
+        "{} is another build than the one that was dumped: its build-id is {is}, and was {}",
+        name.display(),
+        build_id::text(expect)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(mode: u32, size: Option<u64>) -> FileFacts {
+        FileFacts {
+            mode: Some(mode),
+            size,
+            build_id: vec![],
+        }
+    }
+
+    #[test]
+    fn a_file_that_differs_is_told_with_both_values() {
+        let path = std::env::temp_dir().join(format!("crust-open-{}", std::process::id()));
+        std::fs::write(&path, "12345").expect("write");
+        let bytes = path.as_os_str().as_bytes();
+        let mode = nix::sys::stat::stat(&path).expect("stat").st_mode;
+        open_checked(bytes, libc::O_RDWR, &facts(mode, Some(5))).expect("as it was");
+        let error = open_checked(bytes, 0, &facts(mode ^ 0o111, Some(6))).expect_err("differs");
+        let error = error.to_string();
+        assert!(error.contains("its size is 5, and was 6"), "{error}");
+        assert!(error.contains("its mode is"), "{error}");
+        let error = open_checked(bytes, 0, &facts(libc::S_IFIFO | 0o600, None)).expect_err("type");
+        assert!(
+            error
+                .to_string()
+                .contains("is a regular file, and was a fifo"),
+            "{error}"
+        );
+        std::fs::remove_file(&path).expect("clean up");
+        let error = open_checked(bytes, 0, &facts(mode, None)).expect_err("gone");
+        assert!(error.to_string().contains("is gone"), "{error}");
+    }
+
+    #[test]
+    fn a_fifo_without_a_writer_does_not_block() {
+        let path = std::env::temp_dir().join(format!("crust-open-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("mkfifo");
+        let opened = open_checked(path.as_os_str().as_bytes(), 0, &FileFacts::default());
+        std::fs::remove_file(&path).expect("clean up");
+        opened.expect("opened at once");
+    }
+
+    #[test]
+    fn nothing_is_made_or_emptied() {
+        let path = std::env::temp_dir().join(format!("crust-open-trunc-{}", std::process::id()));
+        std::fs::write(&path, "kept").expect("write");
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+        let opened = open_checked(path.as_os_str().as_bytes(), flags, &FileFacts::default());
+        let content = std::fs::read(&path).expect("read");
+        std::fs::remove_file(&path).expect("clean up");
+        opened.expect("opened although it exists");
+        assert_eq!(content, b"kept");
+    }
+}

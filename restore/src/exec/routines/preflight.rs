@@ -1,0 +1,38 @@
+//! Everything that is wrong with the files a plan will open, as one list.
+//!
+//! A restore stops at its first failing step. When that was the open of a file there may be more
+//! of the kind, and a user wants to know all of them before trying again. So the rest is only
+//! looked at, nothing is opened, and a restore that succeeds pays nothing for it.
+
+use super::open;
+use crate::plan::step::{Op, Phase, Plan, Routine};
+
+/// What stands against the opens of the first phase, as `origin: what`, in the plan's order.
+pub fn problems_of_files(plan: &Plan) -> Vec<String> {
+    plan.steps
+        .iter()
+        .filter(|step| step.phase == Phase::Open)
+        .filter_map(|step| {
+            let Op::Routine(routine) = &step.op else {
+                return None;
+            };
+            let (path, flags, expect) = match routine {
+                Routine::OpenFile {
+                    path,
+                    flags,
+                    expect,
+                    ..
+                } => (path, flags, expect),
+                Routine::OpenLink {
+                    link,
+                    flags,
+                    expect,
+                    ..
+                } => (link, flags, expect),
+                _ => return None,
+            };
+            let error = open::look(path, *flags, expect).err()?;
+            Some(format!("{}: {error:#}", step.origin))
+        })
+        .collect()
+}

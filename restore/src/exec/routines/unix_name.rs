@@ -1,0 +1,197 @@
+//! Binding a unix socket to a path.
+//!
+//! bind(2) makes a socket file and fails if anything has the name. A socket file that a process
+//! of the dumped tree left there when it died is in the way and is removed; one behind which
+//! somebody listens is not ours, and is an error. A relative name is bound from the directory it
+//! was meant from, for getsockname(2) gives back the text.
+
+use super::undo::Undo;
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+use nix::libc;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, lstat};
+use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, unlink};
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// Binds `socket` to `name`, meant from `dir` if it is relative, and gives the file its mode and
+/// owner.
+pub fn bind_to_path(
+    socket: BorrowedFd<'_>,
+    dir: &[u8],
+    name: &[u8],
+    perms: Option<(u32, u32, u32)>,
+    undo: &mut Undo,
+) -> Result<()> {
+    let _back = if name.starts_with(b"/") {
+        None
+    } else {
+        Some(Elsewhere::go(dir)?)
+    };
+    let shown = OsStr::from_bytes(name).display();
+    clear_name(name)?;
+    let address = UnixAddr::new(OsStr::from_bytes(name))
+        .with_context(|| format!("make an address of {shown}"))?;
+    let absolute = absolute(dir, name);
+    undo.note_file(&absolute);
+    bind(socket.as_raw_fd(), &address).with_context(|| format!("bind to {shown}"))?;
+    if let Some(perms) = perms {
+        set_perms(name, perms)?;
+    }
+    // A restore that fails later removes the name; one that succeeds is told to keep it.
+    undo.keep_on_success(&absolute);
+    Ok(())
+}
+
+fn absolute(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if name.starts_with(b"/") {
+        return name.to_vec();
+    }
+    [dir, b"/", name].concat()
+}
+
+fn set_perms(name: &[u8], (mode, uid, gid): (u32, u32, u32)) -> Result<()> {
+    let path = OsStr::from_bytes(name);
+    let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let nofollow = AtFlags::AT_SYMLINK_NOFOLLOW;
+    fchownat(AT_FDCWD, path, Some(owner), Some(group), nofollow)
+        .with_context(|| format!("chown {} to {uid}:{gid}", path.display()))?;
+    let mode = Mode::from_bits_truncate(mode & 0o7777);
+    fchmodat(AT_FDCWD, path, mode, FchmodatFlags::FollowSymlink)
+        .with_context(|| format!("chmod {} to {:#o}", path.display(), mode.bits()))
+}
+
+/// Makes the name free, if what has it is the socket file of a dead process.
+fn clear_name(name: &[u8]) -> Result<()> {
+    let path = OsStr::from_bytes(name);
+    let there = match lstat(path) {
+        Err(Errno::ENOENT) => return Ok(()),
+        there => there.with_context(|| format!("look at {}", path.display()))?,
+    };
+    if there.st_mode & libc::S_IFMT != libc::S_IFSOCK {
+        bail!(
+            "{} is {}, where a socket was",
+            path.display(),
+            super::open::type_name(there.st_mode & libc::S_IFMT)
+        );
+    }
+    if is_alive(name)? {
+        bail!("{} is the socket of a process that lives", path.display());
+    }
+    unlink(path).with_context(|| format!("remove the old socket file {}", path.display()))
+}
+
+/// Whether a socket is bound to the file. A datagram socket is used to ask: the answer for one of
+/// another type is EPROTOTYPE, and a listener sees no connection.
+fn is_alive(name: &[u8]) -> Result<bool> {
+    let probe = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("make a socket")?;
+    let Ok(address) = UnixAddr::new(OsStr::from_bytes(name)) else {
+        return Ok(false);
+    };
+    match connect(probe.as_raw_fd(), &address) {
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        _ => Ok(true),
+    }
+}
+
+/// We are in another directory until this is dropped.
+struct Elsewhere {
+    before: OwnedFd,
+}
+
+impl Elsewhere {
+    fn go(dir: &[u8]) -> Result<Elsewhere> {
+        let path = OsStr::from_bytes(dir);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let before = open(".", flags, Mode::empty()).context("open our working directory")?;
+        chdir(path).with_context(|| format!("change to {}", path.display()))?;
+        Ok(Elsewhere { before })
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // It was our working directory a moment ago; fchdir can only fail for lack of search
+        // permission, and then what follows names absolute paths anyway.
+        let _ = fchdir(&self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{Backlog, getsockname, listen};
+    use std::os::fd::AsFd;
+    use std::path::{Path, PathBuf};
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("crust-unix-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a scratch directory");
+        dir
+    }
+
+    fn stream() -> OwnedFd {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        socket(AddressFamily::Unix, SockType::Stream, flags, None).expect("socket")
+    }
+
+    fn bind_in(dir: &Path, name: &str) -> Result<OwnedFd> {
+        let socket = stream();
+        let mut undo = Undo::default();
+        let perms = Some((0o140_640, 0, 0));
+        let dir = dir.as_os_str().as_bytes();
+        bind_to_path(socket.as_fd(), dir, name.as_bytes(), perms, &mut undo)?;
+        undo.take_back_temporary();
+        Ok(socket)
+    }
+
+    #[test]
+    fn a_relative_name_stays_relative_and_a_dead_socket_makes_room() {
+        let dir = scratch("relative");
+        let path = dir.join("sock");
+        drop(bind_in(&dir, "sock").expect("bound"));
+        assert!(path.exists(), "a bound name stays");
+        let socket = bind_in(&dir, "sock").expect("in place of the dead one");
+        let name: UnixAddr = getsockname(socket.as_raw_fd()).expect("a name");
+        assert_eq!(name.path(), Some("sock".as_ref()));
+        let mode = lstat(&path).expect("lstat").st_mode;
+        assert_eq!(mode & 0o7777, 0o640);
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn a_living_socket_and_a_file_are_left_alone() {
+        let dir = scratch("living");
+        let alive = bind_in(&dir, "sock").expect("bound");
+        listen(&alive, Backlog::new(1).expect("a backlog")).expect("listen");
+        let error = bind_in(&dir, "sock").expect_err("in use").to_string();
+        assert!(error.contains("process that lives"), "{error}");
+        std::fs::write(dir.join("file"), "x").expect("write");
+        let error = bind_in(&dir, "file").expect_err("a file").to_string();
+        assert!(
+            error.contains("is a regular file, where a socket was"),
+            "{error}"
+        );
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn a_failed_restore_takes_the_name_away() {
+        let dir = scratch("failed");
+        let socket = stream();
+        let mut undo = Undo::default();
+        let bytes = dir.as_os_str().as_bytes();
+        bind_to_path(socket.as_fd(), bytes, b"sock", None, &mut undo).expect("bound");
+        drop(undo);
+        std::fs::remove_dir(&dir).expect("nothing is left in it");
+    }
+}

@@ -1,0 +1,277 @@
+//! The files of the tasks. Every open file description is made once, by the broker, into a slot;
+//! each descriptor table takes its copies, so that what was shared is shared.
+//!
+//! [`plan`] goes through files.img: what a path leads to is opened when somebody asks for it (a
+//! descriptor, cwd, root, executable, mapping, a descriptor in flight); pipes, sockets and event
+//! descriptors are made at once, for their ends belong together. Then come the tables
+//! (`table.rs`), cwd and root (`fs.rs`), and what needs the tables: epoll targets and locks.
+//!
+//! An entry of a kind that cannot be brought back is refused by name, whether or not a descriptor
+//! refers to it.
+
+mod calls;
+mod epoll;
+mod eventfd;
+mod fifo;
+mod file_lock;
+mod fown;
+mod fs;
+mod memfd;
+mod namespace;
+mod pidfd;
+mod pipe;
+mod regfile;
+mod remap;
+mod signalfd;
+mod table;
+mod timerfd;
+mod unix_connect;
+mod unix_name;
+mod unix_options;
+mod unix_queue;
+mod unix_socket;
+
+pub use pidfd::dead_pidfd_pids;
+
+use crate::plan::step::{Origin, SlotId};
+use crate::plan::{Planner, Refusal};
+use crust_image::ids::{FileId, VirtPid};
+use crust_proto::criu::{FdTypes, FileEntry};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// What the room remembers.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// The slot of each description that was asked for; `None` if it was refused.
+    slots: BTreeMap<FileId, Option<SlotId>>,
+    /// Further opens for mappings, by access mode.
+    mapped: BTreeMap<(FileId, i32), Option<SlotId>>,
+    remaps: remap::Remaps,
+    memfds: memfd::Memfds,
+    unix: unix_socket::Sockets,
+    /// Every number of every table.
+    numbers: BTreeSet<i32>,
+}
+
+impl Files {
+    /// A number that no task uses, for what each holds until the commit. 0 and 1 are the landing
+    /// places of what a task takes or makes.
+    pub fn lowest_unused_number(&self) -> i32 {
+        (2..)
+            .find(|number| !self.numbers.contains(number))
+            .unwrap_or(i32::MAX)
+    }
+}
+
+/// An entry of files.img.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct File<'c> {
+    /// Its number in files.img; older images have other files.
+    index: Option<usize>,
+    id: FileId,
+    entry: &'c FileEntry,
+}
+
+impl File<'_> {
+    fn origin(self, what: impl Into<String>) -> Origin {
+        Origin::new("files.img", self.index, what)
+    }
+
+    /// What the file is, for people.
+    fn name(self) -> String {
+        let entry = self.entry;
+        match kind_of(entry) {
+            Some(FdTypes::Reg) => entry
+                .reg
+                .as_ref()
+                .map_or(String::new(), |reg| shown(&reg.name)),
+            Some(FdTypes::Pipe) => entry
+                .pipe
+                .as_ref()
+                .map_or(String::new(), |pipe| format!("pipe {:#x}", pipe.pipe_id)),
+            Some(FdTypes::Unixsk) => entry
+                .usk
+                .as_ref()
+                .map_or(String::new(), |usk| format!("unix socket {:#x}", usk.ino)),
+            Some(kind) => format!("{} {:#x}", kind.as_str_name().to_lowercase(), self.id.0),
+            None => format!("file {:#x}", self.id.0),
+        }
+    }
+}
+
+/// The type of an entry, `None` for a number this version does not know.
+fn kind_of(entry: &FileEntry) -> Option<FdTypes> {
+    FdTypes::try_from(entry.r#type).ok()
+}
+
+fn shown(bytes: &[u8]) -> String {
+    OsStr::from_bytes(bytes).display().to_string()
+}
+
+/// Plans all files.
+pub fn plan(planner: &mut Planner<'_>) {
+    remap::read(planner);
+    for file in all(planner) {
+        refuse_unsupported(planner, file);
+    }
+    pipe::plan(planner);
+    fifo::plan(planner);
+    unix_socket::plan(planner);
+    for file in all(planner) {
+        plan_single(planner, file);
+    }
+    let tables = table::plan(planner);
+    unix_queue::plan(planner);
+    unix_options::plan(planner);
+    epoll::plan(planner, &tables);
+    file_lock::plan(planner, &tables);
+    fs::plan(planner);
+    remap::plan_link_removal(planner);
+}
+
+/// All entries, in the order of ids, which is that of discovery.
+fn all<'a>(planner: &Planner<'a>) -> Vec<File<'a>> {
+    let ids = planner.checkpoint.files.keys();
+    ids.filter_map(|id| find(planner, *id)).collect()
+}
+
+fn find<'a>(planner: &Planner<'a>, id: FileId) -> Option<File<'a>> {
+    let checkpoint = planner.checkpoint;
+    let entry = checkpoint.files.get(&id)?;
+    let index = checkpoint.file_entries.get(&id).copied();
+    Some(File { index, id, entry })
+}
+
+/// Descriptions that are one entry and one slot.
+fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
+    let slot = match kind_of(file.entry) {
+        Some(FdTypes::Eventfd) => eventfd::plan(planner, file),
+        Some(FdTypes::Eventpoll) => epoll::plan_descriptor(planner, file),
+        Some(FdTypes::Signalfd) => signalfd::plan(planner, file),
+        Some(FdTypes::Timerfd) => timerfd::plan(planner, file),
+        Some(FdTypes::Pidfd) => pidfd::plan(planner, file),
+        Some(FdTypes::Ns) => namespace::plan(planner, file),
+        Some(FdTypes::Memfd) => memfd::plan(planner, file),
+        // Opened when asked for, or planned with their other ends, or refused before.
+        _ => return,
+    };
+    planner.files.slots.insert(file.id, slot);
+}
+
+fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
+    let (what, hint) = match kind_of(file.entry) {
+        Some(
+            FdTypes::Reg
+            | FdTypes::Pipe
+            | FdTypes::Fifo
+            | FdTypes::Unixsk
+            | FdTypes::Eventfd
+            | FdTypes::Eventpoll
+            | FdTypes::Signalfd
+            | FdTypes::Timerfd
+            | FdTypes::Memfd
+            | FdTypes::Pidfd
+            | FdTypes::Ns,
+        ) => return,
+        Some(FdTypes::Tty | FdTypes::CtlTty) => (
+            "terminals",
+            "start the program with setsid(1) and its input and output elsewhere",
+        ),
+        Some(FdTypes::Inetsk) => ("inet sockets", ""),
+        Some(FdTypes::Netlinksk) => ("netlink sockets", ""),
+        Some(FdTypes::Packetsk) => ("packet sockets", ""),
+        Some(FdTypes::Inotify) => ("inotify instances", ""),
+        Some(FdTypes::Fanotify) => ("fanotify groups", ""),
+        Some(FdTypes::Tunf) => ("tun and tap devices", ""),
+        Some(FdTypes::Bpfmap) => ("BPF maps", ""),
+        Some(FdTypes::Ext) => ("files of plugins", ""),
+        Some(FdTypes::AutofsPipe) => ("autofs pipes", ""),
+        Some(FdTypes::Und) | None => {
+            let why = format!("type {} is no type of file", file.entry.r#type);
+            planner.refuse(Refusal::new(file.origin(file.name()), why));
+            return;
+        }
+    };
+    let why = format!("{what} cannot be restored yet");
+    planner.refuse(Refusal::new(file.origin(file.name()), why).hint(hint));
+}
+
+/// The member an entry of its type must have. Says so if it is missing or has another id.
+fn member<'c, M>(
+    planner: &mut Planner<'_>,
+    file: File<'c>,
+    member: Option<&'c M>,
+    id: impl Fn(&M) -> u32,
+) -> Option<&'c M> {
+    let why = match member {
+        None => "the member of its type is missing".to_owned(),
+        Some(member) if id(member) != file.id.0 => {
+            format!("id {} is {} in the member of its type", file.id, id(member))
+        }
+        Some(member) => return Some(member),
+    };
+    planner.refuse(Refusal::new(file.origin(file.name()), why));
+    None
+}
+
+/// Whether a number is that of a task, thread, helper, group or session of the tree.
+fn known_pid(planner: &Planner<'_>, number: u32) -> bool {
+    let Some(pid) = VirtPid::new(number) else {
+        return false;
+    };
+    let tree = &planner.tree;
+    tree.has_process(pid)
+        || tree
+            .tasks
+            .iter()
+            .any(|task| task.pgid == number || task.sid == number || task.threads.contains(&pid))
+}
+
+impl Planner<'_> {
+    /// The broker's descriptor of a file object, filled in `Phase::Open` or `Phase::Objects`.
+    /// `None` if there is no such object, or if it was refused.
+    pub fn file_slot(&mut self, id: FileId) -> Option<SlotId> {
+        if let Some(&slot) = self.files.slots.get(&id) {
+            return slot;
+        }
+        let file = find(self, id)?;
+        if kind_of(file.entry) != Some(FdTypes::Reg) {
+            return None;
+        }
+        let slot = regfile::plan(self, file);
+        self.files.slots.insert(id, slot);
+        slot
+    }
+
+    /// A descriptor of a file object for a mapping, opened with the access mode in `flags` (the
+    /// `fdflags` of a vma). Mappings of one mode share it. `None` as for [`Planner::file_slot`].
+    pub fn mapped_file(&mut self, id: FileId, flags: u32) -> Option<SlotId> {
+        let access = flags as i32 & nix::libc::O_ACCMODE;
+        if let Some(&slot) = self.files.mapped.get(&(id, access)) {
+            return slot;
+        }
+        let file = find(self, id)?;
+        let slot = match kind_of(file.entry) {
+            Some(FdTypes::Reg) => regfile::plan_mapped(self, file, access),
+            Some(FdTypes::Memfd) => memfd::plan_mapped(self, file, access),
+            _ => None,
+        };
+        self.files.mapped.insert((id, access), slot);
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unused_number_is_no_landing_place() {
+        let mut files = Files::default();
+        assert_eq!(files.lowest_unused_number(), 2);
+        files.numbers.extend([0, 1, 2, 3, 5]);
+        assert_eq!(files.lowest_unused_number(), 4);
+    }
+}

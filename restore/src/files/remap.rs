@@ -1,0 +1,305 @@
+//! Paths that do not lead to the open file any more, and what to do instead (BEHAVIOUR 3).
+//!
+//! remap-fpath.img has { orig_id, remap_id, remap_type }. A ghost is made again under its old
+//! name, opened by all who had it open, and loses the name; ghosts come one after the other, for
+//! two of them may have had the same name. A linked file has a hard link the dump made beside it,
+//! which is given the old name for the time of the open; the link goes when nothing can fail any
+//! more, so that a failed restore can be tried again. A file of a dead process is opened by its
+//! path while a helper stands in for the process: `tree/procfs.rs` plans the helper, and says
+//! whether it must be gone before the number's new owner is forked.
+
+use super::regfile::check_path;
+use super::{File, find, kind_of, shown};
+use crate::plan::step::{Actor, Op, Origin, Phase, Routine};
+use crate::plan::{Planner, Refusal, StepId};
+use crust_image::checkpoint::{Remap, RemapTarget};
+use crust_image::ids::{FileId, VirtPid};
+use crust_proto::criu::{FdTypes, RegFileEntry};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// All remaps, by the file they are for.
+#[derive(Debug, Default)]
+pub(super) struct Remaps {
+    by_file: BTreeMap<FileId, Remap>,
+    /// Ghosts that are planned, by the number in their image's name.
+    ghosts: BTreeMap<u32, Ghost>,
+    /// When the ghost planned last is gone.
+    last_removal: Option<StepId>,
+    /// Where procfs is mounted, as far as the remaps show it.
+    proc_mounts: BTreeSet<Vec<u8>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ghost {
+    made: StepId,
+    removed: StepId,
+}
+
+/// How a file is reached.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// By its path.
+    Path {
+        /// When the path leads there.
+        phase: Phase,
+        /// It is open on the helper under this number, which dies early.
+        reused: Option<VirtPid>,
+    },
+    /// By the ghost with this number.
+    Ghost {
+        /// In the image's name.
+        id: u32,
+        /// It has its name after this step.
+        made: StepId,
+        /// It loses it by this step.
+        removed: StepId,
+    },
+    /// By a hard link.
+    Link {
+        /// The path of the link.
+        link: Vec<u8>,
+    },
+}
+
+/// Reads and checks remap-fpath.img.
+pub(super) fn read(planner: &mut Planner<'_>) {
+    planner.files.remaps.proc_mounts.insert(b"/proc".to_vec());
+    for remap in &planner.checkpoint.remaps {
+        let orig = remap.orig_id;
+        let origin = origin(remap.entry, format!("remap of file {orig}"));
+        let file = find(planner, orig).filter(|file| kind_of(file.entry) == Some(FdTypes::Reg));
+        let Some(file) = file else {
+            let why = format!("orig_id {orig} is no REG entry of files.img");
+            planner.refuse(Refusal::new(origin, why));
+            continue;
+        };
+        if let (RemapTarget::Procfs(pid), Some(reg)) = (remap.target, &file.entry.reg) {
+            planner
+                .files
+                .remaps
+                .proc_mounts
+                .extend(mount_above(&reg.name, pid));
+        }
+        if planner.files.remaps.by_file.insert(orig, *remap).is_some() {
+            let why = format!("orig_id {orig} is that of another remap too");
+            planner.refuse(Refusal::new(origin, why));
+        }
+    }
+}
+
+fn origin(index: usize, what: impl Into<String>) -> Origin {
+    Origin::new("remap-fpath.img", Some(index), what)
+}
+
+/// The mount point of the procfs in which `path` is below the directory of `pid`.
+fn mount_above(path: &[u8], pid: VirtPid) -> Option<Vec<u8>> {
+    let component = format!("/{pid}");
+    let at = path
+        .windows(component.len())
+        .enumerate()
+        .find(|(at, window)| {
+            let behind = path.get(at + component.len());
+            *window == component.as_bytes() && matches!(behind, None | Some(b'/'))
+        })?;
+    // A thread's number comes behind its process's: `/proc/P/task/T`.
+    let above = path.get(..at.0)?;
+    let above = match above.strip_suffix(b"/task") {
+        Some(process) => process.get(..process.iter().rposition(|byte| *byte == b'/')?)?,
+        None => above,
+    };
+    (!above.is_empty()).then(|| above.to_vec())
+}
+
+/// The process below whose /proc directory a path lies.
+fn process_of(mounts: &BTreeSet<Vec<u8>>, path: &[u8]) -> Option<VirtPid> {
+    mounts.iter().find_map(|mount| {
+        let below = path.strip_prefix(mount.as_slice())?.strip_prefix(b"/")?;
+        let first = below.split(|byte| *byte == b'/').next()?;
+        let digits = std::str::from_utf8(first).ok()?;
+        let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        VirtPid::new(digits.parse().ok().filter(|_| all_digits)?)
+    })
+}
+
+/// How to reach a file; `None` if that was refused.
+pub(super) fn way_to(planner: &mut Planner<'_>, file: File<'_>, reg: &RegFileEntry) -> Option<Way> {
+    let remap = planner.files.remaps.by_file.get(&file.id).copied();
+    match remap.map(|remap| (remap.entry, remap.target)) {
+        Some((index, RemapTarget::Ghost(id))) => Some(ghost(planner, index, id, reg)),
+        Some((index, RemapTarget::Linked(id))) => link(planner, index, id),
+        Some((_, RemapTarget::Procfs(number))) if planner.tree.reused.contains_key(&number) => {
+            let phase = Phase::Root;
+            Some(Way::Path {
+                phase,
+                reused: Some(number),
+            })
+        }
+        Some((_, RemapTarget::Procfs(_))) => Some(Way::Path {
+            phase: Phase::Objects,
+            reused: None,
+        }),
+        None => {
+            let process = process_of(&planner.files.remaps.proc_mounts, &reg.name);
+            let of_tree = process.is_some_and(|pid| planner.tree.has_process(pid));
+            let phase = if of_tree { Phase::Objects } else { Phase::Open };
+            Some(Way::Path {
+                phase,
+                reused: None,
+            })
+        }
+    }
+}
+
+fn ghost(planner: &mut Planner<'_>, index: usize, id: u32, reg: &RegFileEntry) -> Way {
+    if let Some(&Ghost { made, removed }) = planner.files.remaps.ghosts.get(&id) {
+        return Way::Ghost { id, made, removed };
+    }
+    let what = format!("ghost of {}", shown(&reg.name));
+    let path = reg.name.clone();
+    let mut push = |routine| {
+        let origin = origin(index, what.clone());
+        planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin)
+    };
+    let made = push(Routine::GhostFile { id, path });
+    let removed = push(Routine::RemoveGhost { id });
+    planner.in_turn(made, removed);
+    if let Some(last) = planner.files.remaps.last_removal.replace(removed) {
+        planner.in_turn(last, made);
+    }
+    planner
+        .files
+        .remaps
+        .ghosts
+        .insert(id, Ghost { made, removed });
+    Way::Ghost { id, made, removed }
+}
+
+fn link(planner: &mut Planner<'_>, index: usize, id: FileId) -> Option<Way> {
+    match link_path(planner, id) {
+        Ok(link) => Some(Way::Link { link }),
+        Err(why) => {
+            planner.refuse(Refusal::new(origin(index, format!("link {id}")), why));
+            None
+        }
+    }
+}
+
+fn link_path(planner: &Planner<'_>, id: FileId) -> Result<Vec<u8>, String> {
+    let file = find(planner, id);
+    let reg = file.and_then(|file| file.entry.reg.as_ref());
+    let reg = reg.ok_or_else(|| format!("remap_id {id} is no REG entry of files.img"))?;
+    check_path(&reg.name)?;
+    Ok(reg.name.clone())
+}
+
+/// Puts a step that opens a file by `way` between what makes the way and what ends it.
+pub(super) fn tie(planner: &mut Planner<'_>, way: &Way, open: StepId) {
+    match *way {
+        Way::Ghost { made, removed, .. } => {
+            planner.in_turn(made, open);
+            planner.in_turn(open, removed);
+        }
+        Way::Path {
+            reused: Some(number),
+            ..
+        } => tie_to_helper(planner, number, open),
+        Way::Path { .. } | Way::Link { .. } => {}
+    }
+}
+
+/// Puts a further step on an open file, a seek, before what ends the way to it.
+pub(super) fn before_the_end(planner: &mut Planner<'_>, id: FileId, step: StepId) {
+    if !dies_early(planner, id) {
+        return;
+    }
+    let remap = planner
+        .files
+        .remaps
+        .by_file
+        .get(&id)
+        .map(|remap| remap.target);
+    if let Some(RemapTarget::Procfs(number)) = remap {
+        tie_to_helper(planner, number, step);
+    }
+}
+
+/// Whether a file is of a dead process that stands in only until the tree is forked.
+pub(super) fn dies_early(planner: &Planner<'_>, id: FileId) -> bool {
+    let remap = planner.files.remaps.by_file.get(&id);
+    remap.is_some_and(|remap| match remap.target {
+        RemapTarget::Procfs(number) => planner.tree.reused.contains_key(&number),
+        _ => false,
+    })
+}
+
+fn tie_to_helper(planner: &mut Planner<'_>, number: VirtPid, step: StepId) {
+    let Some(helper) = planner.tree.reused.get(&number).copied() else {
+        return;
+    };
+    planner.in_turn(helper.alive, step);
+    planner.in_turn(step, helper.dies);
+}
+
+/// Removes the hard links of a dump, last of all.
+pub(super) fn plan_link_removal(planner: &mut Planner<'_>) {
+    let links: BTreeMap<FileId, usize> = planner
+        .files
+        .remaps
+        .by_file
+        .values()
+        .filter_map(|remap| match remap.target {
+            RemapTarget::Linked(id) => Some((id, remap.entry)),
+            _ => None,
+        })
+        .collect();
+    for (id, index) in links {
+        // A link that is no file was refused where it was to be opened.
+        let Ok(path) = link_path(planner, id) else {
+            continue;
+        };
+        let origin = origin(index, format!("link {} of the dump", shown(&path)));
+        let unlink = Op::Routine(Routine::Unlink { path });
+        planner.push(Phase::Commit, Actor::Broker, unlink, origin);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pid(number: u32) -> VirtPid {
+        VirtPid::new(number).expect("a pid")
+    }
+
+    #[test]
+    fn procfs_may_be_mounted_anywhere() {
+        let above = |path: &[u8], number| mount_above(path, pid(number));
+        assert_eq!(above(b"/proc/3321/stat", 3321), Some(b"/proc".to_vec()));
+        assert_eq!(above(b"/proc/3321", 3321), Some(b"/proc".to_vec()));
+        assert_eq!(
+            above(b"/mnt/33/proc/3321/fd", 3321),
+            Some(b"/mnt/33/proc".to_vec())
+        );
+        assert_eq!(above(b"/proc/33210/stat", 3321), None);
+        assert_eq!(above(b"/proc/12/task/13/stat", 13), Some(b"/proc".to_vec()));
+        assert_eq!(above(b"/p/12/task/13", 13), Some(b"/p".to_vec()));
+    }
+
+    #[test]
+    fn the_process_of_a_path() {
+        let mounts = BTreeSet::from([b"/proc".to_vec(), b"/mnt/proc".to_vec()]);
+        let process = |path: &[u8]| process_of(&mounts, path).map(VirtPid::get);
+        assert_eq!(process(b"/proc/12/stat"), Some(12));
+        assert_eq!(process(b"/proc/12"), Some(12));
+        assert_eq!(process(b"/mnt/proc/7/task/8"), Some(7));
+        for other in [
+            &b"/proc"[..],
+            b"/proc/sys/kernel",
+            b"/proc/+12/stat",
+            b"/process/12",
+            b"/a",
+        ] {
+            assert_eq!(process(other), None);
+        }
+    }
+}

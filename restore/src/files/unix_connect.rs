@@ -1,0 +1,384 @@
+//! The steps that make, name and connect unix sockets (`unix_socket.rs` decides which).
+//!
+//! What the kernel notes for SO_PEERCRED (who listens, who connects, who makes a pair) a task does
+//! itself: it takes the socket as its number 0, with its own effective ids for the moment. The
+//! broker makes sockets, binds them and accepts. Connections to one listener are made one after
+//! the other, each accepted before the next: only so is it certain whom accept(2) gives.
+
+use super::unix_name::Address;
+use super::unix_socket::{LISTEN, Room, Sock, TYPES};
+use crate::plan::calls::close;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::{Planner, StepId};
+use crust_image::ids::VirtPid;
+use nix::libc;
+
+/// Makes a socket that has, or may have, a name; binds it; listens.
+pub(super) fn plan_named(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) {
+    let slot = slot_of(planner, room, sock);
+    let mut ready = bind(planner, room, sock, slot);
+    if sock.is_stream() && sock.usk.state == LISTEN {
+        ready = Some(listen(planner, sock, slot, sock.usk.backlog));
+    }
+    room.ready.extend(ready.map(|step| (sock.usk.ino, step)));
+}
+
+/// The slot of a socket, which is made when it is first asked for.
+fn slot_of(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) -> SlotId {
+    if let Some(slot) = room.slots.get(&sock.usk.ino) {
+        return *slot;
+    }
+    let slot = make(planner, sock);
+    room.slots.insert(sock.usk.ino, slot);
+    slot
+}
+
+/// socket(2) by the broker.
+fn make(planner: &mut Planner<'_>, sock: &Sock<'_>) -> SlotId {
+    let slot = planner.slot();
+    let args = vec![
+        Arg::named("AF_UNIX", libc::AF_UNIX),
+        kind(sock),
+        Arg::Int(0),
+    ];
+    let call = Call::new("socket", libc::SYS_socket, args).answers(Ret::Fd(slot));
+    planner.call(Phase::Objects, Actor::Broker, call, sock.origin("make"));
+    slot
+}
+
+fn kind(sock: &Sock<'_>) -> Arg {
+    let kind = sock.usk.r#type as i32;
+    let name = TYPES.iter().find(|(number, _)| *number == kind);
+    let name = name.map_or("SOCK_STREAM", |(_, name)| name);
+    Arg::named(format!("{name}|SOCK_CLOEXEC"), kind | libc::SOCK_CLOEXEC)
+}
+
+/// Binds a socket, when its path is free.
+fn bind(
+    planner: &mut Planner<'_>,
+    room: &Room<'_>,
+    sock: &Sock<'_>,
+    slot: SlotId,
+) -> Option<StepId> {
+    let step = sock
+        .address
+        .plan_bind(planner, slot, sock.usk, sock.origin("name of"))?;
+    if let Some(freed) = room.freed.get(&sock.address.path()) {
+        planner.in_turn(*freed, step);
+    }
+    Some(step)
+}
+
+fn listen(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId, backlog: u32) -> StepId {
+    let listen = |fd| {
+        vec![Call::new(
+            "listen",
+            libc::SYS_listen,
+            vec![fd, Arg::Int(backlog.into())],
+        )]
+    };
+    by_owner(planner, sock, slot, None, listen, "listen on")
+}
+
+fn connect(
+    planner: &mut Planner<'_>,
+    sock: &Sock<'_>,
+    slot: SlotId,
+    after: Option<StepId>,
+    to: &Address,
+) -> StepId {
+    by_owner(planner, sock, slot, after, |fd| to.connect(fd), "connect")
+}
+
+/// Calls on a socket by the task that has it, or by the broker if no task has. The step after
+/// which they are made.
+fn by_owner(
+    planner: &mut Planner<'_>,
+    sock: &Sock<'_>,
+    slot: SlotId,
+    after: Option<StepId>,
+    calls: impl Fn(Arg) -> Vec<Call>,
+    what: &str,
+) -> StepId {
+    let (actor, calls) = match sock.owner {
+        None => (Actor::Broker, calls(Arg::Fd(slot))),
+        Some(pid) => {
+            let mut own = as_user(planner, pid, calls(Arg::Int(0)));
+            own.push(close(0));
+            (Actor::Task(pid), own)
+        }
+    };
+    let mut steps = Vec::new();
+    if sock.owner.is_some() {
+        let take = Op::Take { slot, at: 0 };
+        steps.push(planner.push(Phase::Objects, actor, take, sock.origin(what)));
+    }
+    for call in calls {
+        let step = planner.call(Phase::Objects, actor, call, sock.origin(what));
+        // The broker's calls have an order only by what they use.
+        if let (Actor::Broker, Some(last)) = (actor, steps.last()) {
+            planner.in_turn(*last, step);
+        }
+        steps.push(step);
+    }
+    match (steps.first(), steps.last()) {
+        (Some(first), Some(last)) => {
+            if let Some(after) = after {
+                planner.in_turn(after, *first);
+            }
+            *last
+        }
+        _ => planner.call(Phase::Objects, actor, close(0), sock.origin(what)),
+    }
+}
+
+/// Calls of a task with its effective ids. Only these change, so there is a way back.
+fn as_user(planner: &Planner<'_>, pid: VirtPid, mut calls: Vec<Call>) -> Vec<Call> {
+    let core = planner.checkpoint.core(pid);
+    let creds = core.and_then(|core| core.thread_core.as_ref()?.creds.as_ref());
+    let ids = creds
+        .map(|creds| (creds.euid, creds.egid))
+        .filter(|ids| *ids != (0, 0));
+    let Some((uid, gid)) = ids else { return calls };
+    let set = |name, nr, id: u32| {
+        Call::new(
+            name,
+            nr,
+            vec![Arg::Int(-1), Arg::Int(id.into()), Arg::Int(-1)],
+        )
+    };
+    calls.insert(0, set("setresuid", libc::SYS_setresuid, uid));
+    calls.insert(0, set("setresgid", libc::SYS_setresgid, gid));
+    calls.push(set("setresuid", libc::SYS_setresuid, 0));
+    calls.push(set("setresgid", libc::SYS_setresgid, 0));
+    calls
+}
+
+/// Two connected ends. Without a client the other end is closed when the queue is filled.
+pub(super) fn plan_pair(
+    planner: &mut Planner<'_>,
+    room: &mut Room<'_>,
+    server: &Sock<'_>,
+    client: Option<&Sock<'_>>,
+) {
+    let (server_slot, client_slot) = if server.address == Address::None {
+        socketpair(planner, client.unwrap_or(server))
+    } else {
+        accepted(planner, room, server, client)
+    };
+    room.slots.insert(server.usk.ino, server_slot);
+    planner
+        .files
+        .unix
+        .senders
+        .insert(server.file.id, client_slot);
+    match client {
+        Some(client) => {
+            room.slots.insert(client.usk.ino, client_slot);
+            planner
+                .files
+                .unix
+                .senders
+                .insert(client.file.id, server_slot);
+        }
+        None => {
+            let origin = server.origin("closed end of");
+            planner.files.unix.temporary.push((client_slot, origin));
+        }
+    }
+}
+
+fn socketpair(planner: &mut Planner<'_>, sock: &Sock<'_>) -> (SlotId, SlotId) {
+    let (first, second) = (planner.slot(), planner.slot());
+    let args = vec![
+        Arg::named("AF_UNIX", libc::AF_UNIX),
+        kind(sock),
+        Arg::Int(0),
+        Arg::Out(8),
+    ];
+    let call = Call::new("socketpair", libc::SYS_socketpair, args);
+    let origin = sock.origin("pair of");
+    let Some(pid) = sock.owner else {
+        let call = call.answers(Ret::FdPair(3, first, second));
+        planner.call(Phase::Objects, Actor::Broker, call, origin);
+        return (first, second);
+    };
+    let actor = Actor::Task(pid);
+    let calls = as_user(planner, pid, vec![call]);
+    let steps: Vec<StepId> = calls
+        .into_iter()
+        .map(|call| planner.call(Phase::Objects, actor, call, origin.clone()))
+        .collect();
+    let closes =
+        [0, 1].map(|number| planner.call(Phase::Objects, actor, close(number), origin.clone()));
+    // The table is empty, so they are the two lowest numbers.
+    for (number, slot) in [(0, first), (1, second)] {
+        let fetch = Op::Fetch {
+            from: pid,
+            number,
+            slot,
+        };
+        let fetched = planner.push(Phase::Objects, Actor::Broker, fetch, origin.clone());
+        if let Some(made) = steps.last() {
+            planner.in_turn(*made, fetched);
+        }
+        for closed in closes {
+            planner.in_turn(fetched, closed);
+        }
+    }
+    (first, second)
+}
+
+/// A connection through a listener of the server's name: that of the tree, or one made for it.
+fn accepted(
+    planner: &mut Planner<'_>,
+    room: &mut Room<'_>,
+    server: &Sock<'_>,
+    client: Option<&Sock<'_>>,
+) -> (SlotId, SlotId) {
+    let of_tree = room
+        .listener_of(server)
+        .and_then(|ino| Some((ino, *room.slots.get(&ino)?)));
+    let (listener, ready) = match of_tree {
+        Some((ino, slot)) => (slot, room.ready.get(&ino).copied()),
+        None => {
+            let slot = make(planner, server);
+            bind(planner, room, server, slot);
+            (slot, Some(listen(planner, server, slot, 1)))
+        }
+    };
+    let connecting = client.unwrap_or(server);
+    let client_slot = make(planner, connecting);
+    if let Some(client) = client {
+        bind(planner, room, client, client_slot);
+    }
+    let connected = connect(planner, connecting, client_slot, ready, &server.address);
+    let slot = planner.slot();
+    let flags = Arg::named("SOCK_CLOEXEC", libc::SOCK_CLOEXEC);
+    let args = vec![Arg::Fd(listener), Arg::null(), Arg::null(), flags];
+    let call = Call::new("accept4", libc::SYS_accept4, args).answers(Ret::Fd(slot));
+    let accepted = planner.call(Phase::Objects, Actor::Broker, call, server.origin("accept"));
+    planner.in_turn(connected, accepted);
+    match of_tree {
+        Some((ino, _)) => {
+            room.ready.insert(ino, accepted);
+        }
+        None => close_listener(planner, room, server, listener, accepted),
+    }
+    (slot, client_slot)
+}
+
+/// Ends a listener that was made for one connection. Its name is free for the next one.
+fn close_listener(
+    planner: &mut Planner<'_>,
+    room: &mut Room<'_>,
+    server: &Sock<'_>,
+    slot: SlotId,
+    accepted: StepId,
+) {
+    let close = Op::Routine(Routine::Close { slot });
+    let closed = planner.push(
+        Phase::Objects,
+        Actor::Broker,
+        close,
+        server.origin("listener for"),
+    );
+    planner.in_turn(accepted, closed);
+    room.ready.insert(server.usk.ino, closed);
+    let path = server.address.path();
+    if server.is_deleted() {
+        plan_unlink(planner, room, server);
+    } else if !path.is_empty() {
+        room.freed.insert(path, closed);
+    }
+}
+
+/// A connection that waits to be accepted.
+pub(super) fn plan_pending(
+    planner: &mut Planner<'_>,
+    room: &mut Room<'_>,
+    sock: &Sock<'_>,
+    listener: u32,
+) {
+    let Some((server, _)) = room.sockets.get(&listener).cloned() else {
+        return;
+    };
+    let slot = slot_of(planner, room, sock);
+    bind(planner, room, sock, slot);
+    let ready = room.ready.get(&listener).copied();
+    let connected = connect(planner, sock, slot, ready, &server.address);
+    room.ready.insert(listener, connected);
+}
+
+/// A datagram socket that sends to a named one. A socket that has a peer hears nobody else, so
+/// whoever sends to it is connected before it connects itself.
+pub(super) fn plan_sends_to(
+    planner: &mut Planner<'_>,
+    room: &mut Room<'_>,
+    sock: &Sock<'_>,
+    peer: u32,
+) {
+    let Some((target, _)) = room.sockets.get(&peer).cloned() else {
+        return;
+    };
+    let slot = slot_of(planner, room, sock);
+    let ready = room.ready.get(&peer).copied();
+    let connected = connect(planner, sock, slot, ready, &target.address);
+    room.users.entry(peer).or_default().push(connected);
+    planner
+        .files
+        .unix
+        .senders
+        .entry(target.file.id)
+        .or_insert(slot);
+    for &(other, its_peer, step) in &room.connected {
+        if its_peer == sock.usk.ino && other != peer {
+            planner.in_turn(step, connected);
+        }
+        if other == peer && its_peer != sock.usk.ino {
+            planner.in_turn(connected, step);
+        }
+    }
+    room.connected.push((sock.usk.ino, peer, connected));
+}
+
+/// A socket made only to fill the queue of a named receiver to which nobody is connected.
+pub(super) fn plan_made_sender(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) {
+    let wanted = planner.checkpoint.sk_queues.contains_key(&sock.file.id)
+        && !sock.is_stream()
+        && sock.address != Address::None
+        && !planner.files.unix.senders.contains_key(&sock.file.id);
+    if !wanted {
+        return;
+    }
+    let slot = make(planner, sock);
+    let ready = room.ready.get(&sock.usk.ino).copied();
+    let connected = connect(planner, sock, slot, ready, &sock.address);
+    room.users.entry(sock.usk.ino).or_default().push(connected);
+    planner.files.unix.senders.insert(sock.file.id, slot);
+    planner
+        .files
+        .unix
+        .temporary
+        .push((slot, sock.origin("sender to")));
+}
+
+/// Removes a name that was gone at the dump, when all who connect by it have done so.
+pub(super) fn plan_unlink(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) {
+    let path = sock.address.path();
+    if !sock.is_deleted() || path.is_empty() {
+        return;
+    }
+    let unlink = Op::Routine(Routine::Unlink { path: path.clone() });
+    let step = planner.push(
+        Phase::Objects,
+        Actor::Broker,
+        unlink,
+        sock.origin("name of"),
+    );
+    let users = room.users.get(&sock.usk.ino).into_iter().flatten();
+    for earlier in room.ready.get(&sock.usk.ino).into_iter().chain(users) {
+        planner.in_turn(*earlier, step);
+    }
+    room.freed.insert(path, step);
+}

@@ -1,0 +1,99 @@
+//! What was queued at unix sockets, with the descriptors in flight (sk-queues.img).
+//!
+//! A packet is sent again from the other end: for a stream that is the peer, for datagrams a
+//! socket connected to the receiver, or one made for the purpose. Senders' names and credentials
+//! are not in the images. This comes when every file has its slot, for any of them may be in flight.
+
+use super::calls::set_option;
+use super::unix_socket::{Sock, all_sockets};
+use crate::plan::step::{Actor, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::{Planner, Refusal};
+use crust_image::ids::FileId;
+use crust_image::payload::SkPacket;
+use nix::libc;
+use std::collections::BTreeMap;
+
+/// SCM_RIGHTS, the only kind of control message that images have.
+const SCM_RIGHTS: u32 = 1;
+/// What a queue may hold without a larger buffer on the sender's side. The kernel's default is
+/// 212992 bytes of memory, in which a packet of one byte takes 768.
+const SMALL: usize = 64 * 1024;
+/// Memory that a queued packet takes besides its bytes, generously.
+const OVERHEAD: usize = 1024;
+
+/// Fills every queue.
+pub(super) fn plan(planner: &mut Planner<'_>) {
+    let checkpoint = planner.checkpoint;
+    let sockets: BTreeMap<FileId, Sock<'_>> = all_sockets(planner)
+        .into_iter()
+        .map(|sock| (sock.file.id, sock))
+        .collect();
+    for (receiver, packets) in &checkpoint.sk_queues {
+        let origin = |what: String| Origin::new("sk-queues.img", None, what);
+        if !sockets.contains_key(receiver) {
+            let why = format!("id_for {receiver} is no unix socket");
+            planner.refuse(Refusal::new(origin(format!("queue of {receiver}")), why));
+            continue;
+        }
+        // A socket that was refused has said so.
+        if !matches!(planner.files.slots.get(receiver), Some(Some(_))) {
+            continue;
+        }
+        let Some(&via) = planner.files.unix.senders.get(receiver) else {
+            let why = "no socket is left by which its queue could be filled again";
+            planner.refuse(Refusal::new(origin(format!("queue of {receiver}")), why));
+            continue;
+        };
+        plan_room(
+            planner,
+            via,
+            packets,
+            &origin(format!("queue of {receiver}")),
+        );
+        for (nth, packet) in packets.iter().enumerate() {
+            let origin = origin(format!("packet {nth} for {receiver}"));
+            match rights(planner, packet) {
+                Ok(rights) => {
+                    let receiver = receiver.0;
+                    let send = Op::Routine(Routine::SendPacket {
+                        receiver,
+                        nth,
+                        via,
+                        rights,
+                    });
+                    planner.push(Phase::Objects, Actor::Broker, send, origin);
+                }
+                Err(why) => planner.refuse(Refusal::new(origin, why)),
+            }
+        }
+    }
+}
+
+/// Makes the sender's buffer large enough; its own size is set afterwards.
+fn plan_room(planner: &mut Planner<'_>, via: SlotId, packets: &[SkPacket], origin: &Origin) {
+    let total: usize = packets
+        .iter()
+        .map(|packet| packet.bytes.len() + OVERHEAD)
+        .sum();
+    if total > SMALL {
+        let size = i32::try_from(total.saturating_mul(2)).unwrap_or(i32::MAX / 2);
+        let option = ("SO_SNDBUFFORCE", libc::SO_SNDBUFFORCE);
+        let level = ("SOL_SOCKET", libc::SOL_SOCKET);
+        let call = set_option(via, level, option, size.to_le_bytes().to_vec());
+        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+    }
+}
+
+fn rights(planner: &mut Planner<'_>, packet: &SkPacket) -> Result<Vec<SlotId>, String> {
+    let mut slots = Vec::new();
+    for message in &packet.entry.scm {
+        if message.r#type != SCM_RIGHTS {
+            return Err(format!("scm.type {} is not known", message.r#type));
+        }
+        for id in &message.rights {
+            let slot = planner.file_slot(FileId(*id));
+            slots.push(slot.ok_or_else(|| format!("scm.rights {id} is no file that can be sent"))?);
+        }
+    }
+    Ok(slots)
+}
