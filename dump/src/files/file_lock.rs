@@ -151,12 +151,8 @@ fn check(ctx: &Context, task: &Task, fd: i32, lock: &Lock) {
 
 /// Writes filelocks.img.
 pub fn write(table: &FileTable, sink: &dyn ImageSink) -> Result<()> {
-    Ok(write_entries(
-        sink,
-        Kind::FileLocks,
-        None,
-        &table.locks.entries,
-    )?)
+    let locks = table.locks.entries();
+    Ok(write_entries(sink, Kind::FileLocks, None, locks)?)
 }
 
 #[cfg(test)]

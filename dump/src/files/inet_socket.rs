@@ -53,7 +53,7 @@ pub fn dump(
         v6only: collect_v6only(file.fd, &socket)?,
         ip_opts: Some(collect_ip_options(file.fd, &socket)?),
         ifname: None,
-        ns_id: table.own_ids.net_ns_id,
+        ns_id: table.own_ids.net_ns_id.filter(|_| socket.is_hashed()),
         shutdown: None,
         tcp_opts: Some(collect_tcp_options(file.fd, &socket)?),
     };
@@ -130,6 +130,15 @@ impl Socket {
             (self.waiting, self.backlog) = (word(24), word(28));
         }
         Ok(())
+    }
+
+    /// Whether the kernel has it in its tables, by a port; the peer finds only those, and names
+    /// their network namespace.
+    fn is_hashed(&self) -> bool {
+        match self.protocol {
+            libc::IPPROTO_TCP => self.state != CLOSE,
+            _ => self.local.port != 0,
+        }
     }
 
     fn refuse_unsupported(&self) -> RoomResult<()> {

@@ -153,7 +153,7 @@ fn users_of_a_deleted_inode_share_one_ghost_with_its_holes() {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create_new(true)
         .open(&path)
         .unwrap();
     file.write_all_at(b"start", 0).unwrap();
