@@ -83,12 +83,11 @@ pub fn plan(planner: &mut Planner<'_>) {
     for task in tasks {
         live.extend(live_of(planner, task));
     }
+    let stops = signals::plan_stops(planner, &live);
     for task in &live {
         plan_task(planner, task);
     }
-    // SIGCHLD of a child that stops must not be taken for one that was pending: all tasks stop
-    // before any parent flushes.
-    signals::plan_pending(planner, &live);
+    signals::plan_pending(planner, &live, &stops);
 }
 
 fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {

@@ -60,26 +60,49 @@ fn sigaction(number: i32, action: &SaEntry) -> Call {
     Call::new("rt_sigaction", libc::SYS_rt_sigaction, args)
 }
 
-/// Plans the stops of stopped tasks and all pending signals. A child that dies or stops sends its
-/// parent SIGCHLD: what did not wait in the dumped task is taken away before the stored queue is
-/// put in place.
-pub fn plan_pending(planner: &mut Planner<'_>, tasks: &[Live<'_>]) {
-    let mut stops: BTreeMap<VirtPid, Vec<StepId>> = BTreeMap::new();
+/// The stops of stopped tasks, by parent.
+pub type Stops = BTreeMap<VirtPid, Vec<StepId>>;
+
+/// Plans the stops, before any action is set: a stop is the default action, and a program may
+/// have a handler for SIGTSTP.
+pub fn plan_stops(planner: &mut Planner<'_>, tasks: &[Live<'_>]) -> Stops {
+    let mut stops = Stops::new();
     for live in tasks {
-        for thread in &live.threads {
-            let queue = thread.own.signals_p.as_ref();
-            plan_queue(planner, thread, queue, false);
-        }
-        let (State::Stopped(signal), Some(leader)) = (live.task.state, live.leader()) else {
+        let (State::Stopped(number), Some(leader)) = (live.task.state, live.leader()) else {
             continue;
         };
-        let op = Op::Stop { signal };
-        let stop = planner.push(Phase::Signals, leader.actor(), op, leader.origin("stop"));
+        let origin = leader.origin("stop");
+        // Of the signals that stop only SIGSTOP cannot be blocked; all others are.
+        let unblock = sigprocmask("SIG_UNBLOCK", libc::SIG_UNBLOCK, number);
+        planner.call(Phase::Signals, leader.actor(), unblock, origin.clone());
+        let op = Op::Stop { signal: number };
+        let stop = planner.push(Phase::Signals, leader.actor(), op, origin.clone());
+        let block = sigprocmask("SIG_BLOCK", libc::SIG_BLOCK, number);
+        planner.call(Phase::Signals, leader.actor(), block, origin);
         if let Some(parent) = live.task.parent {
             stops.entry(parent).or_default().push(stop);
         }
     }
+    stops
+}
+
+fn sigprocmask(name: &str, how: i32, number: i32) -> Call {
+    let args = vec![
+        Arg::named(name, how),
+        Arg::words(&[1 << (number - 1)]),
+        Arg::null(),
+        Arg::Int(SIGSET_BYTES),
+    ];
+    Call::new("rt_sigprocmask", libc::SYS_rt_sigprocmask, args)
+}
+
+/// Plans all pending signals. A child that dies or stops sends its parent SIGCHLD: what did not
+/// wait in the dumped task is taken away before the stored queue is put in place.
+pub fn plan_pending(planner: &mut Planner<'_>, tasks: &[Live<'_>], stops: &Stops) {
     for live in tasks {
+        for thread in &live.threads {
+            plan_queue(planner, thread, thread.own.signals_p.as_ref(), false);
+        }
         let Some(leader) = live.leader() else { continue };
         if planner.tree.children(live.task.pid).next().is_some() {
             let flush = plan_flush(planner, leader);

@@ -243,14 +243,19 @@ fn plan_subreaper(planner: &mut Planner<'_>, adopter: &Node, helper: &Node, on: 
 fn plan_zombies(planner: &mut Planner<'_>, kin: &Kin) {
     for node in &kin.nodes {
         let Some(task) = task_of(planner, node) else { continue };
-        if let State::Zombie(status) = task.state {
-            let origin = Origin::new(
-                format!("core-{}.img", node.pid),
-                Some(0),
-                format!("zombie {}", node.pid),
-            );
-            let die = Op::Die { status };
-            planner.push(Phase::Deaths, Actor::Task(node.pid), die, origin);
+        let State::Zombie(status) = task.state else { continue };
+        let origin = Origin::new(
+            format!("core-{}.img", node.pid),
+            Some(0),
+            format!("zombie {}", node.pid),
+        );
+        let core = planner.checkpoint.core(node.pid);
+        let comm = core.and_then(|core| core.tc.as_ref()).map(|tc| &tc.comm);
+        if let Some(comm) = comm.filter(|comm| !comm.contains(&0)) {
+            let name = prctl("PR_SET_NAME", libc::PR_SET_NAME, [Arg::Str(comm.clone())]);
+            planner.call(Phase::Deaths, Actor::Task(node.pid), name, origin.clone());
         }
+        let die = Op::Die { status };
+        planner.push(Phase::Deaths, Actor::Task(node.pid), die, origin);
     }
 }
