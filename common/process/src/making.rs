@@ -203,9 +203,11 @@ impl Made {
         Ok(self.thread.regs()?.0.rax as i64)
     }
 
-    /// Sends the process a signal that stops it and lets the stop happen.
+    /// Sends the process a signal that stops it and lets the stop happen. Changes the thread's
+    /// signal mask: with the signal let through it is taken before any instruction is run.
     pub fn stop_by(&mut self, signal: i32) -> Result<()> {
         let pid = self.tid();
+        self.thread.set_sigmask(!(1 << (signal.clamp(1, 64) - 1)))?;
         // SAFETY: kill takes numbers only.
         Errno::result(unsafe { libc::kill(pid.get(), signal) })
             .map_err(|errno| Error::new(pid, format!("kill({signal})"), errno))?;
