@@ -4,6 +4,7 @@
 //! untrusted input; every reader returns an `Error` that names the file, the entry and the byte.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod checkpoint;
 pub mod dir;
 pub mod dynamic;

@@ -4,6 +4,7 @@
 
 use crust_image::{
     Error, ImageDir, Kind,
+    check::check_dir,
     checkpoint::Checkpoint,
     entry::{ImageReader, ImageWriter, Version},
     kind::{Framing, Payload},
@@ -229,6 +230,18 @@ fn every_set_loads() {
                 .file(crust_image::ids::FileId(fd.id))
                 .is_some_and(|file| file.r#type == fd.r#type)
         }));
+    }
+}
+
+/// What CRIU wrote and restored has nothing to complain about.
+#[test]
+fn no_set_has_findings() {
+    for path in image_dirs() {
+        if lost_its_parent(&path) {
+            continue;
+        }
+        let findings = check_dir(&ImageDir::open(&path).unwrap());
+        assert_eq!(findings, [], "{}", path.display());
     }
 }
 
