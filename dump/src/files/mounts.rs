@@ -27,6 +27,8 @@ pub type Inode = (u64, u64);
 #[derive(Debug, Default)]
 pub struct Mounts {
     namespaces: HashMap<u64, Rc<Namespace>>,
+    /// That of each task: asking again costs more than everything else about a file.
+    of_task: HashMap<HostPid, Rc<Namespace>>,
     /// The file system kind of each device met.
     kinds: HashMap<u64, FsType>,
 }
@@ -49,13 +51,20 @@ enum Root {
 impl Mounts {
     /// The mount namespace of a task.
     pub fn of(&mut self, task: &Task) -> Result<Rc<Namespace>> {
-        let id = namespace_id(task.pid)?;
-        if let Some(known) = self.namespaces.get(&id) {
+        if let Some(known) = self.of_task.get(&task.pid) {
             return Ok(known.clone());
         }
-        let ours = namespace_id(HostPid::current())? == id;
-        let namespace = Rc::new(Namespace::read(task.pid, ours)?);
-        self.namespaces.insert(id, namespace.clone());
+        let id = namespace_id(task.pid)?;
+        let namespace = match self.namespaces.get(&id) {
+            Some(known) => known.clone(),
+            None => {
+                let ours = namespace_id(HostPid::current())? == id;
+                let read = Rc::new(Namespace::read(task.pid, ours)?);
+                self.namespaces.insert(id, read.clone());
+                read
+            }
+        };
+        self.of_task.insert(task.pid, namespace.clone());
         Ok(namespace)
     }
 
