@@ -22,7 +22,7 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
     /// There is no such process.
-    #[error("task {0}: no such process")]
+    #[error("task {0}: No such process")]
     NoSuchTask(HostPid),
     /// A thread of the kernel has nothing to dump.
     #[error("task {0} is a kernel thread")]
