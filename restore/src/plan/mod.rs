@@ -3,6 +3,8 @@
 //! and pushes steps; what it cannot bring back it refuses, and all refusals are told together.
 
 pub mod calls;
+#[cfg(test)]
+mod golden;
 pub mod order;
 pub mod print;
 pub mod refusal;

@@ -10,6 +10,7 @@
 
 mod forks;
 mod kin;
+mod namespaces;
 mod procfs;
 
 use crate::plan::step::Origin;
@@ -114,6 +115,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     if let Some(root) = tasks.first() {
         forks::plan_root(planner, root);
     }
+    namespaces::refuse(planner, &tasks);
     planner.tree.tasks = tasks;
     let helpers = procfs::plan(planner);
     let names = kin::Names {
