@@ -9,7 +9,9 @@
 use crate::{
     error::{Error, Result},
     kind::{Framing, Kind},
+    required::first_absent,
 };
+use crust_proto::schema;
 use prost::Message;
 use std::io::{self, Read, Write};
 
@@ -60,6 +62,7 @@ pub fn head(kind: Kind, version: Version) -> Vec<u8> {
 pub struct ImageReader<R> {
     input: R,
     file: String,
+    kind: Kind,
     /// Bytes consumed so far.
     offset: u64,
     /// Length of the file, where the input has one.
@@ -84,18 +87,19 @@ impl<R: Read> ImageReader<R> {
         let mut reader = ImageReader {
             input,
             file: file.into(),
+            kind,
             offset: 0,
             len,
             entries: 0,
             entry_offset: 0,
             buffer: Vec::new(),
         };
-        reader.check_head(kind, version)?;
+        reader.check_head(version)?;
         Ok(reader)
     }
 
-    fn check_head(&mut self, kind: Kind, version: Version) -> Result<()> {
-        let expected = head(kind, version);
+    fn check_head(&mut self, version: Version) -> Result<()> {
+        let expected = head(self.kind, version);
         let mut found = Vec::with_capacity(expected.len());
         (&mut self.input)
             .take(expected.len() as u64)
@@ -107,7 +111,7 @@ impl<R: Read> ImageReader<R> {
         }
         Err(Error::Head {
             file: self.file.clone(),
-            what: explain_head(kind, version, &found),
+            what: explain_head(self.kind, version, &found),
         })
     }
 
@@ -117,13 +121,26 @@ impl<R: Read> ImageReader<R> {
         if !self.next_bytes()? {
             return Ok(None);
         }
+        let name = self.kind.message_at(self.entry());
+        self.decode(name, self.entry_offset).map(Some)
+    }
+
+    /// Makes a message of the buffer. `name` is what the schema calls it, `offset` where it was.
+    fn decode<M: Message + Default>(&self, name: Option<&str>, offset: u64) -> Result<M> {
         let message = M::decode(self.buffer.as_slice()).map_err(|source| Error::Message {
             file: self.file.clone(),
             entry: self.entry(),
-            offset: self.entry_offset,
+            offset,
             source,
         })?;
-        Ok(Some(message))
+        let def = name.and_then(schema::message);
+        match def.and_then(|def| first_absent(def, &self.buffer)) {
+            None => Ok(message),
+            Some(absent) => {
+                let what = format!("required in {} and absent", absent.message);
+                Err(self.field_error(absent.field, what))
+            }
+        }
     }
 
     /// All entries up to the end, for images without payloads.
@@ -157,19 +174,15 @@ impl<R: Read> ImageReader<R> {
         Ok(true)
     }
 
-    /// A framed message inside the payload of the entry last read.
-    pub fn next_nested<M: Message + Default>(&mut self) -> Result<M> {
+    /// A framed message inside the payload of the entry last read. `name` is what the schema calls
+    /// it, e.g. `ipc_msg`.
+    pub fn next_nested<M: Message + Default>(&mut self, name: &str) -> Result<M> {
         let offset = self.offset;
         let Some(size) = self.read_size()? else {
             return Err(self.frame_error("the file ends where a message of the payload should be"));
         };
         self.next_message(size)?;
-        M::decode(self.buffer.as_slice()).map_err(|source| Error::Message {
-            file: self.file.clone(),
-            entry: self.entry(),
-            offset,
-            source,
-        })
+        self.decode(Some(name), offset)
     }
 
     fn next_size(&mut self) -> Result<Option<u32>> {
@@ -602,6 +615,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(told.contains("the limit is"), "{told}");
+    }
+
+    #[test]
+    fn an_absent_required_field_is_refused() {
+        let mut bytes = image(Version::V1_1);
+        // The entry without its first field, the pid.
+        bytes.splice(8..14, [bytes[8] - 2, 0, 0, 0]);
+        let told = read(&bytes, Kind::Pstree, Version::V1_1)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            told,
+            "pstree.img: entry 0: pid: required in pstree_entry and absent"
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod json;
 pub mod kind;
 pub mod pages;
 pub mod payload;
+mod required;
 pub mod sink;
 
 #[cfg(test)]

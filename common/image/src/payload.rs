@@ -242,7 +242,7 @@ impl PayloadEntry for IpcMsgQueue {
         };
         let mut messages = Vec::new();
         for _ in 0..entry.qnum {
-            let message: IpcMsg = reader.next_nested()?;
+            let message: IpcMsg = reader.next_nested("ipc_msg")?;
             let text = read_padded(reader, message.msize.into(), 8)?;
             messages.push((message, text));
         }
