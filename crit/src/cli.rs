@@ -23,6 +23,52 @@ pub enum Command {
     Info(Info),
     /// Explore an image directory
     X(Explore),
+    /// Print a value of an image
+    Get(Get),
+    /// Change values of an image in place
+    Set(Set),
+    /// Take values out of an image
+    Del(Del),
+    /// Edit an image in $EDITOR as JSON
+    Edit(Edit),
+}
+
+#[derive(Args)]
+pub struct Get {
+    /// The image
+    pub image: PathBuf,
+    /// E.g. entries[0].reg.name, [id=3].type or [*].pid
+    pub path: String,
+    /// Text without quotes and escapes
+    #[arg(short, long)]
+    pub raw: bool,
+    /// In the form for people
+    #[arg(long)]
+    pub pretty: bool,
+}
+
+#[derive(Args)]
+pub struct Set {
+    /// The image, which is replaced when all changes fit
+    pub image: PathBuf,
+    /// Pairs of a path and a value: JSON, or text
+    #[arg(value_name = "PATH VALUE", required = true, num_args = 2.., allow_negative_numbers = true)]
+    pub changes: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Del {
+    /// The image, which is replaced when what is left fits
+    pub image: PathBuf,
+    /// What is taken out, e.g. [id=3] or [0].reg.mnt_id
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct Edit {
+    /// The image; the old one is kept as IMAGE~
+    pub image: PathBuf,
 }
 
 #[derive(Args)]
@@ -86,6 +132,12 @@ pub struct Explore {
     pub dir: PathBuf,
     /// What to show
     pub what: View,
+    /// As JSON, with more in it
+    #[arg(long)]
+    pub json: bool,
+    /// With states, threads and command lines (ps)
+    #[arg(short, long)]
+    pub long: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +150,20 @@ pub enum View {
     Mems,
     /// The pages of each task that were dumped
     Rss,
+    /// The sockets
+    Sk,
+    /// The namespaces of each task
+    Ns,
+    /// The mounts of dumped mount namespaces
+    Mounts,
+    /// The credentials of each thread
+    Creds,
+    /// Timers of tasks and timerfds
+    Timers,
+    /// Files whose path no longer leads to them
+    Remaps,
+    /// What stats-dump and stats-restore tell
+    Stats,
 }
 
 /// Writes the usage to stderr, for a call without a verb.

@@ -7,6 +7,7 @@ use crust_image::Kind;
 use crust_image::dynamic::{Message, Value};
 use crust_image::json::Image;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -66,6 +67,20 @@ impl Dump {
         Ok(image
             .and_then(|image| image.entries.into_iter().next())
             .map(|(entry, _)| entry.message))
+    }
+
+    /// The ids of the images of a kind, ascending.
+    pub fn ids_of(&self, kind: Kind) -> Result<Vec<u64>> {
+        let names = self.names()?;
+        let parsed = names
+            .iter()
+            .filter_map(|name| Kind::of_file_name(OsStr::new(name)));
+        let mut ids: Vec<u64> = parsed
+            .filter(|(of, _)| *of == kind)
+            .filter_map(|(_, id)| id)
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
     }
 
     /// The file names of the directory, sorted.

@@ -8,10 +8,13 @@
 mod cli;
 mod decode;
 mod dump;
+mod edit;
 mod encode;
 mod explore;
 mod info;
+mod memory;
 mod output;
+mod path;
 mod raw;
 
 use clap::Parser;
@@ -41,6 +44,10 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Encode(options) => encode::encode(&options)?,
         cli::Command::Info(options) => info::info(&options)?,
         cli::Command::X(options) => explore::explore(&options)?,
+        cli::Command::Get(options) => edit::get(&options)?,
+        cli::Command::Set(options) => edit::set(&options)?,
+        cli::Command::Del(options) => edit::del(&options)?,
+        cli::Command::Edit(options) => edit::edit(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,10 +1,12 @@
 //! `x fds`: the descriptors of each task, its working directory and root.
 
 use crate::dump::{Dump, Files, enum_text};
+use crate::explore::describe::file_json;
 use anyhow::Result;
 use crust_image::Kind;
 use crust_image::dynamic::Message;
 use crust_image::json::quoted_printable;
+use serde_json::{Value, json};
 
 /// What stands for a file whose entry, or its part, is missing.
 pub const UNKNOWN_PATH: &str = "unknown path";
@@ -34,6 +36,36 @@ pub fn text(dump: &Dump) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// The same with every file's entry.
+pub fn json(dump: &Dump) -> Result<Value> {
+    let files = dump.files()?;
+    let mut tasks = Vec::new();
+    for task in dump.tasks()? {
+        let ids = dump.message(Kind::Ids, Some(task.pid))?;
+        let table = ids.as_ref().and_then(|ids| ids.u64("files_id"));
+        let mut fds = Vec::new();
+        if let Some(table) = table
+            && let Some(image) = dump.image(Kind::Fdinfo, Some(table))?
+        {
+            for fd in image.messages() {
+                fds.push(json!({
+                    "fd": fd.u64("fd"),
+                    "cloexec": fd.u64("flags").unwrap_or(0) & 1 == 1,
+                    "file": file_json(&files, fd.u64("id").unwrap_or(0)),
+                }));
+            }
+        }
+        let fs = dump.message(Kind::Fs, Some(task.pid))?;
+        let path = |field: &str| files.path(fs.as_ref()?.u64(field)?);
+        tasks.push(json!({
+            "pid": task.pid, "files_id": table, "fds": fds,
+            "cwd": path("cwd_id"), "root": path("root_id"),
+            "umask": fs.as_ref().and_then(|fs| fs.u64("umask")).map(|umask| format!("{umask:#o}")),
+        }));
+    }
+    Ok(Value::Array(tasks))
 }
 
 /// One descriptor as the peer's tool words it.

@@ -1,10 +1,12 @@
 //! `x mems`: the memory areas of each task and what stands behind them.
 
 use crate::dump::{Dump, Files};
+use crate::explore::describe::{file_json, tree};
 use crate::explore::fds::UNKNOWN_PATH;
 use anyhow::Result;
 use crust_image::Kind;
 use crust_image::dynamic::Message;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// Bits of vma_entry.status (mmap.status of crit's tables).
@@ -42,6 +44,37 @@ pub fn text(dump: &Dump) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// The same with every area's entry and the file behind it.
+pub fn json(dump: &Dump) -> Result<Value> {
+    let files = dump.files()?;
+    let mut tasks = Vec::new();
+    for task in dump.tasks()? {
+        let mm = dump.message(Kind::Mm, Some(task.pid))?;
+        let exe = mm
+            .as_ref()
+            .and_then(|mm| files.path(mm.u64("exe_file_id")?));
+        let vmas: Vec<Value> = mm
+            .iter()
+            .flat_map(|mm| mm.messages("vmas"))
+            .map(|vma| vma_json(vma, &files))
+            .collect();
+        tasks.push(json!({"pid": task.pid, "exe": exe, "vmas": vmas}));
+    }
+    Ok(Value::Array(tasks))
+}
+
+fn vma_json(vma: &Message, files: &Files) -> Value {
+    let mut entry = tree(vma);
+    let mapped = vma.u64("status").unwrap_or(0) & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+    if let (true, Some(members)) = (mapped, entry.as_object_mut()) {
+        members.insert(
+            "file".into(),
+            file_json(files, vma.u64("shmid").unwrap_or(0)),
+        );
+    }
+    entry
 }
 
 /// Numbers for shared objects, handed out in the order they are met over the whole dump.

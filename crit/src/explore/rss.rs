@@ -1,11 +1,13 @@
 //! `x rss`: the runs of pages that were dumped, beside the areas they lie in.
 
 use crate::dump::{Dump, Files};
+use crate::explore::describe::tree;
 use crate::explore::fds::UNKNOWN_PATH;
 use crate::explore::mems::status;
 use anyhow::Result;
 use crust_image::Kind;
 use crust_image::dynamic::Message;
+use serde_json::{Value, json};
 
 const AT_PAGESZ: u64 = 6;
 
@@ -30,6 +32,28 @@ pub fn text(dump: &Dump) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// The runs with their flags.
+pub fn json(dump: &Dump) -> Result<Value> {
+    let mut tasks = Vec::new();
+    for task in dump.tasks()? {
+        let page = dump
+            .message(Kind::Mm, Some(task.pid))?
+            .as_ref()
+            .map_or(4096, page_size);
+        let pagemap = dump.image(Kind::Pagemap, Some(task.pid))?;
+        let head = pagemap.iter().flat_map(|image| image.messages()).next();
+        let runs = pagemap.iter().flat_map(|image| image.messages()).skip(1).map(|run| {
+            let flags = tree(run).get("flags").cloned();
+            json!({"start": format!("{:#x}", run.u64("vaddr").unwrap_or(0)), "pages": run_pages(run), "flags": flags})
+        });
+        tasks.push(json!({
+            "pid": task.pid, "page_size": page,
+            "pages_id": head.and_then(|head| head.u64("pages_id")), "runs": runs.collect::<Vec<_>>(),
+        }));
+    }
+    Ok(Value::Array(tasks))
 }
 
 /// The size of a page of the task: what its auxiliary vector says, else 4 KiB.

@@ -10,9 +10,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An image or JSON that cannot be turned into the other.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("read: {0}")]
+    #[error("read")]
     Input(#[source] io::Error),
-    #[error("write: {0}")]
+    #[error("write")]
     Output(#[source] io::Error),
     /// The first word is the magic of no image; often a raw one.
     #[error("unknown magic {0:#x}")]
@@ -25,7 +25,7 @@ pub enum Error {
         what: String,
     },
     /// The text is no JSON.
-    #[error("{0}")]
+    #[error(transparent)]
     Json(#[from] ReadError),
     /// A value in JSON does not fit.
     #[error("{}{error}", entry_prefix(.entry))]
