@@ -113,7 +113,8 @@ impl Host {
         let (vdso_code, vdso_data) = vdso_sizes()?;
         let mut limits = [Limit { cur: 0, max: 0 }; 16];
         for (limit, (name, resource)) in limits.iter_mut().zip(RLIMITS) {
-            let (cur, max) = getrlimit(resource).map_err(|e| anyhow::anyhow!("read {name}: {e}"))?;
+            let (cur, max) =
+                getrlimit(resource).map_err(|e| anyhow::anyhow!("read {name}: {e}"))?;
             *limit = Limit { cur, max };
         }
         Ok(Host {
@@ -122,7 +123,9 @@ impl Host {
             mmap_min: number("/proc/sys/vm/mmap_min_addr")?,
             vdso_code,
             vdso_data,
-            xstate: (2..63).filter_map(|bit| Some((bit, xstate::range_of(bit)?))).collect(),
+            xstate: (2..63)
+                .filter_map(|bit| Some((bit, xstate::range_of(bit)?)))
+                .collect(),
             creds: creds()?,
             last_cap: number("/proc/sys/kernel/cap_last_cap")?,
             limits,
@@ -161,7 +164,8 @@ fn page_size() -> anyhow::Result<u64> {
 
 /// Our own vdso stands for that of every task: the kernel maps the same one into all.
 fn vdso_sizes() -> anyhow::Result<(u64, u64)> {
-    let text = fs::read("/proc/self/maps").map_err(|e| anyhow::anyhow!("read /proc/self/maps: {e}"))?;
+    let text =
+        fs::read("/proc/self/maps").map_err(|e| anyhow::anyhow!("read /proc/self/maps: {e}"))?;
     let (mut code, mut data) = (0, 0);
     for vma in parse_maps(&text)? {
         let size = vma.end.saturating_sub(vma.start);
@@ -175,7 +179,8 @@ fn vdso_sizes() -> anyhow::Result<(u64, u64)> {
 }
 
 fn creds() -> anyhow::Result<Creds> {
-    let text = fs::read("/proc/self/status").map_err(|e| anyhow::anyhow!("read /proc/self/status: {e}"))?;
+    let text = fs::read("/proc/self/status")
+        .map_err(|e| anyhow::anyhow!("read /proc/self/status: {e}"))?;
     let status = parse_status(&text)?;
     let ids = |ids: crust_process::proc::status::Ids| [ids.real, ids.effective, ids.saved, ids.fs];
     Ok(Creds {
@@ -202,7 +207,10 @@ fn personality() -> anyhow::Result<u32> {
 /// Field 19 of /proc/self/stat; the name in field 2 may hold anything, so counted behind its `)`.
 fn nice() -> anyhow::Result<i32> {
     let text = read("/proc/self/stat")?;
-    let nice = text.rsplit(')').next().and_then(|rest| rest.split_ascii_whitespace().nth(16));
+    let nice = text
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_ascii_whitespace().nth(16));
     let nice = nice.and_then(|field| field.parse().ok());
     nice.ok_or_else(|| anyhow::anyhow!("read /proc/self/stat: no nice value in {text:?}"))
 }
@@ -240,7 +248,12 @@ pub mod tests {
             mmap_min: 65536,
             vdso_code: 0x2000,
             vdso_data: 0x6000,
-            xstate: BTreeMap::from([(2, 576..832), (5, 832..896), (6, 896..1408), (7, 1408..2432)]),
+            xstate: BTreeMap::from([
+                (2, 576..832),
+                (5, 832..896),
+                (6, 896..1408),
+                (7, 1408..2432),
+            ]),
             creds: Creds {
                 cap_prm: CAPS,
                 cap_eff: CAPS,

@@ -35,7 +35,11 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let host = Host::probe()?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
     let plan = plan(&checkpoint, &host, options).map_err(|refusals| refused(log, &refusals))?;
-    log.info(format_args!("Planned {} steps in {:?}", plan.steps.len(), start.elapsed()));
+    log.info(format_args!(
+        "Planned {} steps in {:?}",
+        plan.steps.len(),
+        start.elapsed()
+    ));
     if let Some(format) = options.plan {
         print_plan(&plan, format)?;
         return Ok(None);
@@ -60,7 +64,11 @@ fn refused(log: &Log, refusals: &[Refusal]) -> anyhow::Error {
     let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
     match list.as_slice() {
         [one] => anyhow::anyhow!("cannot restore: {one}"),
-        many => anyhow::anyhow!("cannot restore, for {} reasons: {}", many.len(), many.join("; ")),
+        many => anyhow::anyhow!(
+            "cannot restore, for {} reasons: {}",
+            many.len(),
+            many.join("; ")
+        ),
     }
 }
 
@@ -73,7 +81,11 @@ fn check_files(log: &Log, plan: &Plan) -> Result<()> {
     match problems.as_slice() {
         [] => Ok(()),
         [one] => bail!("cannot restore: {one}"),
-        many => bail!("cannot restore, {} files are not as they were: {}", many.len(), many.join("; ")),
+        many => bail!(
+            "cannot restore, {} files are not as they were: {}",
+            many.len(),
+            many.join("; ")
+        ),
     }
 }
 

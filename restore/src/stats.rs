@@ -30,7 +30,17 @@ pub fn encode_stats(checkpoint: &Checkpoint, phases: &[(Phase, Duration)]) -> St
 
 fn pages_of(checkpoint: &Checkpoint) -> u64 {
     let count = |runs: &[PageRun]| runs.iter().map(|run| run.nr_pages).sum::<u64>();
-    let tasks = checkpoint.task_pages.values().flatten().map(|runs| count(runs)).sum::<u64>();
-    let shmem = checkpoint.shmem_pages.values().flatten().map(|runs| count(runs)).sum::<u64>();
+    let tasks = checkpoint
+        .task_pages
+        .values()
+        .flatten()
+        .map(|runs| count(runs))
+        .sum::<u64>();
+    let shmem = checkpoint
+        .shmem_pages
+        .values()
+        .flatten()
+        .map(|runs| count(runs))
+        .sum::<u64>();
     tasks + shmem
 }

@@ -30,7 +30,10 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         return;
     }
     let Some(exe) = planner.file_slot(FileId(entry.exe_file_id)) else {
-        let why = format!("exe_file_id {} is no file that can be opened", entry.exe_file_id);
+        let why = format!(
+            "exe_file_id {} is no file that can be opened",
+            entry.exe_file_id
+        );
         planner.refuse(Refusal::new(origin, why));
         return;
     };
@@ -41,12 +44,26 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
     // exe_fd: the file is number 0.
     sizes.extend([0; 4]);
     let map = Arg::Data(vec![
-        Piece::Bytes(bounds.iter().flat_map(|(_, value)| value.to_le_bytes()).collect()),
+        Piece::Bytes(
+            bounds
+                .iter()
+                .flat_map(|(_, value)| value.to_le_bytes())
+                .collect(),
+        ),
         Piece::Ptr(Box::new(Arg::words(auxv))),
         Piece::Bytes(sizes),
     ]);
-    let args = [Arg::named("PR_SET_MM_MAP", PR_SET_MM_MAP), map, Arg::Int(MM_MAP_SIZE)];
-    planner.call(Phase::Memory, room.actor, prctl("PR_SET_MM", PR_SET_MM, args), origin);
+    let args = [
+        Arg::named("PR_SET_MM_MAP", PR_SET_MM_MAP),
+        map,
+        Arg::Int(MM_MAP_SIZE),
+    ];
+    planner.call(
+        Phase::Memory,
+        room.actor,
+        prctl("PR_SET_MM", PR_SET_MM, args),
+        origin,
+    );
     release(planner, room);
     if entry.thp_disabled == Some(true) {
         let origin = room.origin(format!("transparent huge pages of task {}", room.pid));
@@ -76,22 +93,45 @@ fn bounds(entry: &MmEntry) -> [(&'static str, u64); 11] {
 fn check(entry: &MmEntry, host: &Host) -> Result<(), String> {
     for (name, value) in bounds(entry) {
         if value < host.mmap_min || value >= host.task_end {
-            return Err(format!("{name} {value:#x} is outside of what a task may map"));
+            return Err(format!(
+                "{name} {value:#x} is outside of what a task may map"
+            ));
         }
     }
     for (low, high) in [
-        (("mm_start_code", entry.mm_start_code), ("mm_end_code", entry.mm_end_code)),
-        (("mm_start_data", entry.mm_start_data), ("mm_end_data", entry.mm_end_data)),
-        (("mm_start_brk", entry.mm_start_brk), ("mm_brk", entry.mm_brk)),
-        (("mm_arg_start", entry.mm_arg_start), ("mm_arg_end", entry.mm_arg_end)),
-        (("mm_env_start", entry.mm_env_start), ("mm_env_end", entry.mm_env_end)),
+        (
+            ("mm_start_code", entry.mm_start_code),
+            ("mm_end_code", entry.mm_end_code),
+        ),
+        (
+            ("mm_start_data", entry.mm_start_data),
+            ("mm_end_data", entry.mm_end_data),
+        ),
+        (
+            ("mm_start_brk", entry.mm_start_brk),
+            ("mm_brk", entry.mm_brk),
+        ),
+        (
+            ("mm_arg_start", entry.mm_arg_start),
+            ("mm_arg_end", entry.mm_arg_end),
+        ),
+        (
+            ("mm_env_start", entry.mm_env_start),
+            ("mm_env_end", entry.mm_env_end),
+        ),
     ] {
         if low.1 > high.1 {
-            return Err(format!("{} {:#x} is above {} {:#x}", low.0, low.1, high.0, high.1));
+            return Err(format!(
+                "{} {:#x} is above {} {:#x}",
+                low.0, low.1, high.0, high.1
+            ));
         }
     }
     if entry.mm_saved_auxv.len() > MAX_AUXV {
-        return Err(format!("mm_saved_auxv has {} words", entry.mm_saved_auxv.len()));
+        return Err(format!(
+            "mm_saved_auxv has {} words",
+            entry.mm_saved_auxv.len()
+        ));
     }
     Ok(())
 }
@@ -130,12 +170,18 @@ mod tests {
     #[test]
     fn bounds_are_checked_as_the_kernel_does() {
         assert_eq!(check(&good(), &recorded()), Ok(()));
-        let backwards = MmEntry { mm_brk: 0x4f0000, ..good() };
+        let backwards = MmEntry {
+            mm_brk: 0x4f0000,
+            ..good()
+        };
         assert_eq!(
             check(&backwards, &recorded()),
             Err("mm_start_brk 0x500000 is above mm_brk 0x4f0000".into())
         );
-        let outside = MmEntry { mm_env_end: u64::MAX, ..good() };
+        let outside = MmEntry {
+            mm_env_end: u64::MAX,
+            ..good()
+        };
         assert!(check(&outside, &recorded()).is_err());
     }
 

@@ -99,7 +99,11 @@ impl Room<'_> {
 
 fn plan_task(planner: &mut Planner<'_>, task: &Task) {
     let image = format!("mm-{}.img", task.pid);
-    let origin = Origin::new(image.clone(), Some(0), format!("memory of task {}", task.pid));
+    let origin = Origin::new(
+        image.clone(),
+        Some(0),
+        format!("memory of task {}", task.pid),
+    );
     let Some(entry) = planner.checkpoint.mm(task.pid) else {
         planner.refuse(Refusal::new(origin, "the image is missing"));
         return;
@@ -139,7 +143,10 @@ fn plan_task(planner: &mut Planner<'_>, task: &Task) {
 
 fn plan_room(planner: &mut Planner<'_>, mut room: Room<'_>) {
     let mapped = room.vmas.iter().filter(|vma| vma.kind != Kind::Vsyscall);
-    planner.mm.used.extend(mapped.map(|vma| (vma.start, vma.end)));
+    planner
+        .mm
+        .used
+        .extend(mapped.map(|vma| (vma.start, vma.end)));
     plan_vdso(planner, &room);
     for at in 0..room.vmas.len() {
         if let Some(&vma) = room.vmas.get(at) {
@@ -223,7 +230,12 @@ fn hold(planner: &mut Planner<'_>, room: &mut Room<'_>, slot: Option<SlotId>, or
         return;
     }
     release(planner, room);
-    planner.push(Phase::Memory, room.actor, Op::Take { slot, at: 0 }, origin.clone());
+    planner.push(
+        Phase::Memory,
+        room.actor,
+        Op::Take { slot, at: 0 },
+        origin.clone(),
+    );
     room.held = Some(slot);
 }
 
@@ -257,10 +269,18 @@ fn plan_loads(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         let origin = Origin::new(
             format!("pagemap-{}.img", room.pid),
             None,
-            format!("pages of task {} in pages-{}.img", room.pid, source.pages_id),
+            format!(
+                "pages of task {} in pages-{}.img",
+                room.pid, source.pages_id
+            ),
         );
         hold(planner, room, Some(slot), &origin);
-        planner.push(Phase::Memory, room.actor, Op::LoadPages { fd: 0, runs }, origin);
+        planner.push(
+            Phase::Memory,
+            room.actor,
+            Op::LoadPages { fd: 0, runs },
+            origin,
+        );
         release(planner, room);
     }
 }
@@ -277,7 +297,11 @@ fn pages_slot(planner: &mut Planner<'_>, source: Source) -> SlotId {
         pages_id: source.pages_id,
         slot,
     };
-    let origin = Origin::new(format!("pages-{}.img", source.pages_id), None, "stored pages");
+    let origin = Origin::new(
+        format!("pages-{}.img", source.pages_id),
+        None,
+        "stored pages",
+    );
     planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin);
     slot
 }
@@ -303,12 +327,22 @@ fn plan_protection(planner: &mut Planner<'_>, room: &Room<'_>) {
 /// all other advice after it.
 fn plan_advice(planner: &mut Planner<'_>, room: &Room<'_>, before_load: bool) {
     for vma in &room.vmas {
-        if vma.madv == 0 || matches!(vma.kind, Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard) {
+        if vma.madv == 0
+            || matches!(
+                vma.kind,
+                Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard
+            )
+        {
             continue;
         }
-        let known = ADVICE.iter().fold(0, |bits, (number, _)| bits | 1_u64 << number);
+        let known = ADVICE
+            .iter()
+            .fold(0, |bits, (number, _)| bits | 1_u64 << number);
         if vma.madv & !known != 0 {
-            let why = format!("madv {:#x} has advice that is no attribute of a vma", vma.madv);
+            let why = format!(
+                "madv {:#x} has advice that is no attribute of a vma",
+                vma.madv
+            );
             planner.refuse(Refusal::new(room.of_vma(vma), why));
             continue;
         }

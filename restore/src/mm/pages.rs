@@ -63,7 +63,10 @@ pub fn split(runs: &[StoredRun], vmas: &[Vma]) -> Result<Loads, String> {
                 add(loads.entry(run.source).or_default(), piece);
             } else if !is_vdso(vma.kind) {
                 let range = vma.range();
-                return Err(format!("pages at {:#x} lie in the shared vma {range}", rest.to));
+                return Err(format!(
+                    "pages at {:#x} lie in the shared vma {range}",
+                    rest.to
+                ));
             }
             rest = PageLoad {
                 to: rest.to + len,
@@ -131,7 +134,10 @@ mod tests {
 
     #[test]
     fn a_run_over_neighbours_stays_one() {
-        let vmas = [vma(0x1000, 0x2000, Kind::Anon), vma(0x2000, 0x4000, Kind::Anon)];
+        let vmas = [
+            vma(0x1000, 0x2000, Kind::Anon),
+            vma(0x2000, 0x4000, Kind::Anon),
+        ];
         let runs = [run(0x1000, 0, 0x3000)];
         let loads = split(&runs, &vmas).expect("fits");
         assert_eq!(loads[&FILE], [run(0x1000, 0, 0x3000).load]);
@@ -141,7 +147,10 @@ mod tests {
 
     #[test]
     fn pages_of_the_vdso_are_left_out() {
-        let vmas = [vma(0x1000, 0x2000, Kind::Anon), vma(0x2000, 0x3000, Kind::Vdso)];
+        let vmas = [
+            vma(0x1000, 0x2000, Kind::Anon),
+            vma(0x2000, 0x3000, Kind::Vdso),
+        ];
         let loads = split(&[run(0x1000, 0, 0x2000)], &vmas).expect("fits");
         assert_eq!(loads[&FILE], [run(0x1000, 0, 0x1000).load]);
     }

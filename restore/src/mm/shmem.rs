@@ -28,11 +28,17 @@ pub(super) fn plan(planner: &mut Planner<'_>, tasks: &[Task]) {
 fn objects(planner: &Planner<'_>, tasks: &[Task]) -> BTreeMap<u64, (u64, Origin)> {
     let mut objects = BTreeMap::new();
     for task in tasks {
-        let Some(entry) = planner.checkpoint.mm(task.pid) else { continue };
+        let Some(entry) = planner.checkpoint.mm(task.pid) else {
+            continue;
+        };
         // Bad vmas are refused where each task's memory is planned.
-        let Ok(vmas) = vmas::check(&entry.vmas, planner.host) else { continue };
+        let Ok(vmas) = vmas::check(&entry.vmas, planner.host) else {
+            continue;
+        };
         for vma in vmas {
-            let Kind::SharedAnon(shmid) = vma.kind else { continue };
+            let Kind::SharedAnon(shmid) = vma.kind else {
+                continue;
+            };
             let origin = || {
                 let what = format!("shared memory {shmid} of vma {}", vma.index);
                 Origin::new(format!("mm-{}.img", task.pid), Some(0), what)
@@ -60,7 +66,12 @@ pub fn fill(planner: &mut Planner<'_>, shmid: ShmId, size: u64, to: SlotId) {
     };
     let mut loads = Loads::new();
     for run in runs {
-        if run.load.to.checked_add(run.load.len).is_none_or(|end| end > size) {
+        if run
+            .load
+            .to
+            .checked_add(run.load.len)
+            .is_none_or(|end| end > size)
+        {
             let why = format!("pages at {:#x} lie behind the end {size:#x}", run.load.to);
             planner.refuse(Refusal::new(origin, why));
             return;

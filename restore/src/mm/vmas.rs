@@ -142,7 +142,10 @@ pub fn check(entries: &[VmaEntry], host: &Host) -> Result<Vec<Vma>, Vec<(usize, 
         match check_one(index, entry, host) {
             // Guard ranges come behind the vmas they lie in.
             Ok(vma) if vma.kind != Kind::Guard && vma.start < end => {
-                let why = format!("start {:#x} lies before the end {end:#x} of the one before", vma.start);
+                let why = format!(
+                    "start {:#x} lies before the end {end:#x} of the one before",
+                    vma.start
+                );
                 errors.push((index, why));
             }
             Ok(vma) => {
@@ -155,14 +158,21 @@ pub fn check(entries: &[VmaEntry], host: &Host) -> Result<Vec<Vma>, Vec<(usize, 
         }
     }
     errors.extend(stray_guards(&vmas));
-    if errors.is_empty() { Ok(vmas) } else { Err(errors) }
+    if errors.is_empty() {
+        Ok(vmas)
+    } else {
+        Err(errors)
+    }
 }
 
 fn check_one(index: usize, entry: &VmaEntry, host: &Host) -> Result<Vma, String> {
     let kind = kind_of(entry)?;
-    let aligned = |value: u64| value % host.page_size == 0;
+    let aligned = |value: u64| value.is_multiple_of(host.page_size);
     if entry.start >= entry.end || !aligned(entry.start) || !aligned(entry.end) {
-        return Err(format!("range {:#x}-{:#x} is no range of pages", entry.start, entry.end));
+        return Err(format!(
+            "range {:#x}-{:#x} is no range of pages",
+            entry.start, entry.end
+        ));
     }
     let in_task = entry.start >= host.mmap_min && entry.end <= host.task_end;
     if kind != Kind::Vsyscall && !in_task {
@@ -179,7 +189,11 @@ fn check_one(index: usize, entry: &VmaEntry, host: &Host) -> Result<Vma, String>
     check_flags(entry, kind)?;
     let writes_file = matches!(kind, Kind::File { shared: true, .. }) && entry.prot & 2 != 0;
     // Images without fdflags have nothing but what the mapping needs.
-    let least = if writes_file { libc::O_RDWR } else { libc::O_RDONLY } as u32;
+    let least = if writes_file {
+        libc::O_RDWR
+    } else {
+        libc::O_RDONLY
+    } as u32;
     Ok(Vma {
         index,
         start: entry.start,
@@ -203,7 +217,10 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
         (status::UPROBES, "the page of uprobes"),
     ] {
         if is(bits) {
-            return Err(format!("{what} cannot be restored yet (status {:#x})", entry.status));
+            return Err(format!(
+                "{what} cannot be restored yet (status {:#x})",
+                entry.status
+            ));
         }
     }
     let file = |shared| {
@@ -228,14 +245,20 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
     } else if is(status::ANON_PRIVATE) {
         Ok(Kind::Anon)
     } else {
-        Err(format!("status {:#x} tells no kind of mapping", entry.status))
+        Err(format!(
+            "status {:#x} tells no kind of mapping",
+            entry.status
+        ))
     }
 }
 
 fn check_flags(entry: &VmaEntry, kind: Kind) -> Result<(), String> {
     let unknown = entry.flags & !KNOWN_FLAGS;
     if unknown != 0 {
-        return Err(format!("flags {:#x} have unknown bits {unknown:#x}", entry.flags));
+        return Err(format!(
+            "flags {:#x} have unknown bits {unknown:#x}",
+            entry.flags
+        ));
     }
     let fits = match (kind, entry.flags & MAP_TYPE) {
         (Kind::File { shared: true, .. } | Kind::SharedAnon(_), bits) => {
@@ -249,16 +272,17 @@ fn check_flags(entry: &VmaEntry, kind: Kind) -> Result<(), String> {
         Ok(())
     } else {
         let (flags, status) = (entry.flags, entry.status);
-        Err(format!("flags {flags:#x} are not those of a mapping of status {status:#x}"))
+        Err(format!(
+            "flags {flags:#x} are not those of a mapping of status {status:#x}"
+        ))
     }
 }
 
 /// Guard ranges that do not lie wholly in vmas.
 fn stray_guards(vmas: &[Vma]) -> Vec<(usize, String)> {
     let covers = |at: u64| {
-        vmas.iter().find(|vma| {
-            vma.kind != Kind::Guard && vma.start <= at && at < vma.end
-        })
+        vmas.iter()
+            .find(|vma| vma.kind != Kind::Guard && vma.start <= at && at < vma.end)
     };
     let mut errors = Vec::new();
     for guard in vmas.iter().filter(|vma| vma.kind == Kind::Guard) {
@@ -267,7 +291,10 @@ fn stray_guards(vmas: &[Vma]) -> Vec<(usize, String)> {
             at = vma.end;
         }
         if at < guard.end {
-            errors.push((guard.index, format!("guard range {} has no mapping at {at:#x}", guard.range())));
+            errors.push((
+                guard.index,
+                format!("guard range {} has no mapping at {at:#x}", guard.range()),
+            ));
         }
     }
     errors
@@ -292,7 +319,10 @@ mod tests {
 
     fn errors(entries: &[VmaEntry]) -> Vec<String> {
         let errors = check(entries, &recorded()).expect_err("refused");
-        errors.into_iter().map(|(index, why)| format!("{index}: {why}")).collect()
+        errors
+            .into_iter()
+            .map(|(index, why)| format!("{index}: {why}"))
+            .collect()
     }
 
     #[test]
@@ -304,30 +334,48 @@ mod tests {
 
     #[test]
     fn bad_ranges_are_named() {
-        assert_eq!(errors(&[anon(0x12000, 0x12000)]), ["0: range 0x12000-0x12000 is no range of pages"]);
-        assert_eq!(errors(&[anon(0x12001, 0x13000)]), ["0: range 0x12001-0x13000 is no range of pages"]);
+        assert_eq!(
+            errors(&[anon(0x12000, 0x12000)]),
+            ["0: range 0x12000-0x12000 is no range of pages"]
+        );
+        assert_eq!(
+            errors(&[anon(0x12001, 0x13000)]),
+            ["0: range 0x12001-0x13000 is no range of pages"]
+        );
         assert!(errors(&[anon(0x1000, 0x2000)])[0].contains("outside"));
-        assert!(errors(&[anon(0x7fff_ffff_f000, u64::MAX & !0xfff)])[0].contains("outside"));
+        assert!(errors(&[anon(0x7fff_ffff_f000, !0xfff)])[0].contains("outside"));
     }
 
     #[test]
     fn overlap_is_named() {
         let entries = [anon(0x10000, 0x14000), anon(0x13000, 0x15000)];
-        assert_eq!(errors(&entries), ["1: start 0x13000 lies before the end 0x14000 of the one before"]);
+        assert_eq!(
+            errors(&entries),
+            ["1: start 0x13000 lies before the end 0x14000 of the one before"]
+        );
     }
 
     #[test]
     fn flags_must_fit_the_kind() {
-        let shared = VmaEntry { flags: 0x21, ..anon(0x10000, 0x11000) };
+        let shared = VmaEntry {
+            flags: 0x21,
+            ..anon(0x10000, 0x11000)
+        };
         assert!(errors(&[shared])[0].contains("not those of a mapping"));
-        let unknown = VmaEntry { flags: 0x8000_0022 | 0x80, ..anon(0x10000, 0x11000) };
+        let unknown = VmaEntry {
+            flags: 0x8000_0022 | 0x80,
+            ..anon(0x10000, 0x11000)
+        };
         assert!(errors(&[unknown])[0].contains("unknown bits 0x80"));
     }
 
     #[test]
     fn a_guard_must_lie_in_a_mapping() {
-        let guard = VmaEntry { status: 0x10000, ..anon(0x11000, 0x13000) };
-        assert!(check(&[anon(0x10000, 0x13000), guard.clone()], &recorded()).is_ok());
+        let guard = VmaEntry {
+            status: 0x10000,
+            ..anon(0x11000, 0x13000)
+        };
+        assert!(check(&[anon(0x10000, 0x13000), guard], &recorded()).is_ok());
         assert_eq!(
             errors(&[anon(0x10000, 0x12000), guard]),
             ["1: guard range 11000-13000 has no mapping at 0x12000"]
@@ -336,7 +384,10 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let sysv = VmaEntry { status: 0x401, ..anon(0x10000, 0x11000) };
+        let sysv = VmaEntry {
+            status: 0x401,
+            ..anon(0x10000, 0x11000)
+        };
         assert!(errors(&[sysv])[0].contains("SysV segment"));
     }
 }

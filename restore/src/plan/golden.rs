@@ -33,17 +33,32 @@ fn planned(set: &str) -> Result<String, Vec<Refusal>> {
 /// Compares a plan with the text of its file.
 fn golden(set: &str) {
     let text = planned(set).unwrap_or_else(|refusals| panic!("{set}: {refusals:#?}"));
-    let file = data().join("plans").join(format!("{}.txt", set.replace('/', "-")));
+    let file = data()
+        .join("plans")
+        .join(format!("{}.txt", set.replace('/', "-")));
     if std::env::var_os("UPDATE_PLANS").is_some() {
         fs::write(&file, &text).expect("writes the plan");
     }
-    let golden = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    let differs = golden.lines().zip(text.lines()).position(|(golden, now)| golden != now);
+    let golden =
+        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let differs = golden
+        .lines()
+        .zip(text.lines())
+        .position(|(golden, now)| golden != now);
     if let Some(at) = differs {
         let line = |text: &str| text.lines().nth(at).unwrap_or_default().to_owned();
-        panic!("{set}: line {}:\n golden {}\n now    {}", at + 1, line(&golden), line(&text));
+        panic!(
+            "{set}: line {}:\n golden {}\n now    {}",
+            at + 1,
+            line(&golden),
+            line(&text)
+        );
     }
-    assert_eq!(golden.lines().count(), text.lines().count(), "{set}: number of steps");
+    assert_eq!(
+        golden.lines().count(),
+        text.lines().count(),
+        "{set}: number of steps"
+    );
 }
 
 macro_rules! golden_plans {
@@ -78,6 +93,16 @@ fn a_plan_is_the_same_every_time() {
 fn all_that_cannot_be_is_told_at_once() {
     let refusals = planned("sysv").expect_err("segments and a namespace");
     let told: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-    assert!(told.iter().any(|why| why.contains("ipc namespace of its own")), "{told:?}");
-    assert_eq!(told.iter().filter(|why| why.contains("SysV segment")).count(), 3, "{told:?}");
+    assert!(
+        told.iter()
+            .any(|why| why.contains("ipc namespace of its own")),
+        "{told:?}"
+    );
+    assert_eq!(
+        told.iter()
+            .filter(|why| why.contains("SysV segment"))
+            .count(),
+        3,
+        "{told:?}"
+    );
 }

@@ -19,11 +19,7 @@ pub use refusal::Refusal;
 use step::{Actor, Arg, Call, Op, Origin, Phase, Piece, Plan, SlotId, Step};
 
 /// Makes the plan, or tells everything that is against it.
-pub fn plan(
-    checkpoint: &Checkpoint,
-    host: &Host,
-    options: &Options,
-) -> Result<Plan, Vec<Refusal>> {
+pub fn plan(checkpoint: &Checkpoint, host: &Host, options: &Options) -> Result<Plan, Vec<Refusal>> {
     let mut planner = Planner::new(checkpoint, host, options);
     tree::plan(&mut planner);
     files::plan(&mut planner);
@@ -161,11 +157,7 @@ fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 
 impl Origin {
     /// An origin.
-    pub fn new(
-        image: impl Into<String>,
-        entry: Option<usize>,
-        what: impl Into<String>,
-    ) -> Origin {
+    pub fn new(image: impl Into<String>, entry: Option<usize>, what: impl Into<String>) -> Origin {
         Origin {
             image: image.into(),
             entry,
@@ -182,7 +174,12 @@ impl Arg {
 
     /// The address of these 64-bit words.
     pub fn words(words: &[u64]) -> Arg {
-        Arg::bytes(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>())
+        Arg::bytes(
+            words
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        )
     }
 
     /// A value by its name.
@@ -218,7 +215,10 @@ mod tests {
 
     #[test]
     fn ranges_merge() {
-        assert_eq!(merged(vec![(8, 9), (1, 3), (3, 5), (2, 4)]), [(1, 5), (8, 9)]);
+        assert_eq!(
+            merged(vec![(8, 9), (1, 3), (3, 5), (2, 4)]),
+            [(1, 5), (8, 9)]
+        );
     }
 
     #[test]

@@ -45,7 +45,10 @@ pub fn in_order(steps: Vec<Step>) -> Result<Vec<Step>, OrderError> {
     let before = edges(&steps, &givers);
     let order = sort(&steps, &before)?;
     let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
-    Ok(order.into_iter().filter_map(|at| steps.get_mut(at)?.take()).collect())
+    Ok(order
+        .into_iter()
+        .filter_map(|at| steps.get_mut(at)?.take())
+        .collect())
 }
 
 fn tell(step: &Step) -> String {
@@ -101,8 +104,16 @@ fn edges(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Vec<(usize, usize)>
             edges.push((maker, at));
         }
         if step.actor == Actor::Broker {
-            for slot in slots.needs.iter().filter(|slot| is_descriptor(steps, givers, **slot)) {
-                edges.extend(last_on.insert((step.phase, *slot), at).map(|last| (last, at)));
+            for slot in slots
+                .needs
+                .iter()
+                .filter(|slot| is_descriptor(steps, givers, **slot))
+            {
+                edges.extend(
+                    last_on
+                        .insert((step.phase, *slot), at)
+                        .map(|last| (last, at)),
+                );
             }
         } else if let Some(last) = last_of.insert((step.phase, step.actor), at) {
             edges.push((last, at));
@@ -121,7 +132,9 @@ fn edges(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Vec<(usize, usize)>
 
 /// Whether a slot holds a descriptor, not only the fact that a step is done.
 fn is_descriptor(steps: &[Step], givers: &HashMap<SlotId, usize>, slot: SlotId) -> bool {
-    givers.get(&slot).is_some_and(|&giver| steps[giver].done != Some(slot))
+    givers
+        .get(&slot)
+        .is_some_and(|&giver| steps[giver].done != Some(slot))
 }
 
 /// The step that makes each task and thread.
@@ -147,8 +160,10 @@ fn sort(steps: &[Step], edges: &[(usize, usize)]) -> Result<Vec<usize>, OrderErr
         waits[to] += 1;
     }
     let key = |at: usize| Reverse((steps[at].phase, at));
-    let mut ready: BinaryHeap<Reverse<(Phase, usize)>> =
-        (0..steps.len()).filter(|&at| waits[at] == 0).map(key).collect();
+    let mut ready: BinaryHeap<Reverse<(Phase, usize)>> = (0..steps.len())
+        .filter(|&at| waits[at] == 0)
+        .map(key)
+        .collect();
     let mut order = Vec::with_capacity(steps.len());
     while let Some(Reverse((_, at))) = ready.pop() {
         order.push(at);
@@ -290,18 +305,25 @@ mod tests {
         let mut b = step(Phase::Open, Actor::Broker, "b");
         (b.after, b.done) = (vec![SlotId(0)], Some(SlotId(1)));
         let error = in_order(vec![a, b]).expect_err("a cycle").to_string();
-        assert!(error.contains("a (test.img)") && error.contains("b (test.img)"), "{error}");
+        assert!(
+            error.contains("a (test.img)") && error.contains("b (test.img)"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_slot_filled_too_late_or_never_is_refused() {
         let mut user = step(Phase::Open, Actor::Broker, "user");
         user.after = vec![SlotId(1)];
-        let error = in_order(vec![user.clone()]).expect_err("nobody").to_string();
+        let error = in_order(vec![user.clone()])
+            .expect_err("nobody")
+            .to_string();
         assert!(error.contains("nobody fills"), "{error}");
         let mut giver = step(Phase::Fds, Actor::Broker, "giver");
         giver.done = Some(SlotId(1));
-        let error = in_order(vec![user, giver]).expect_err("too late").to_string();
+        let error = in_order(vec![user, giver])
+            .expect_err("too late")
+            .to_string();
         assert!(error.contains("only broker in Fds: giver"), "{error}");
     }
 }

@@ -270,7 +270,11 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             write_facts(out, expect)?;
             write!(out, " -> {}", Slot(*slot))
         }
-        Routine::FeedPayload { image, pipe_id, slot } => {
+        Routine::FeedPayload {
+            image,
+            pipe_id,
+            slot,
+        } => {
             write!(
                 out,
                 "feed data of {image} pipe {pipe_id:#x} into {}",
@@ -309,7 +313,11 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             via,
             rights,
         } => {
-            write!(out, "send packet {nth} of sk-queues for {receiver:#x} by {}", Slot(*via))?;
+            write!(
+                out,
+                "send packet {nth} of sk-queues for {receiver:#x} by {}",
+                Slot(*via)
+            )?;
             for right in rights {
                 write!(out, " with {}", Slot(*right))?;
             }
@@ -324,7 +332,10 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             ticks,
         } => {
             write!(out, "arm timer {} of clock {clock}", Slot(*slot))?;
-            write!(out, " flags {flags:#x}: {left} ns left, every {interval} ns, {ticks} unread")
+            write!(
+                out,
+                " flags {flags:#x}: {left} ns left, every {interval} ns, {ticks} unread"
+            )
         }
         Routine::Unlink { path } => {
             out.push_str("unlink ");

@@ -50,7 +50,10 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
 
 fn wanted(entry: &CredsEntry) -> Result<Creds, String> {
     if entry.secbits & !SECUREBITS_KNOWN != 0 {
-        return Err(format!("creds.secbits {:#x} has unknown bits", entry.secbits));
+        return Err(format!(
+            "creds.secbits {:#x} has unknown bits",
+            entry.secbits
+        ));
     }
     if entry.groups.len() > MAX_GROUPS {
         return Err(format!("creds.groups has {} entries", entry.groups.len()));
@@ -90,7 +93,11 @@ fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String
         }
     };
     need(CAP_SETUID, has.uids != wanted.uids, "user ids");
-    need(CAP_SETGID, has.gids != wanted.gids || has.groups != wanted.groups, "group ids");
+    need(
+        CAP_SETGID,
+        has.gids != wanted.gids || has.groups != wanted.groups,
+        "group ids",
+    );
     let bounds = has.cap_bnd != wanted.cap_bnd || has.securebits != wanted.securebits;
     need(CAP_SETPCAP, bounds, "bounding set or securebits");
     for (name, has, wanted) in [
@@ -100,8 +107,14 @@ fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String
     ] {
         let missing = wanted & !has;
         if missing != 0 {
-            let missing: Vec<String> = (0..64).filter(|cap| missing >> cap & 1 == 1).map(|cap| cap.to_string()).collect();
-            faults.push(format!("creds.{name} has capabilities that crust-restore has not: {}", missing.join(", ")));
+            let missing: Vec<String> = (0..64)
+                .filter(|cap| missing >> cap & 1 == 1)
+                .map(|cap| cap.to_string())
+                .collect();
+            faults.push(format!(
+                "creds.{name} has capabilities that crust-restore has not: {}",
+                missing.join(", ")
+            ));
         }
     }
     if wanted.cap_eff & !wanted.cap_prm != 0 {
@@ -116,7 +129,9 @@ fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String
     let label = entry.and_then(|entry| entry.lsm_profile.as_deref());
     if let Some(label) = label.filter(|label| !label.is_empty() && *label != b"unconfined") {
         let label = String::from_utf8_lossy(label);
-        faults.push(format!("creds.lsm_profile {label:?}: labels cannot be restored yet"));
+        faults.push(format!(
+            "creds.lsm_profile {label:?}: labels cannot be restored yet"
+        ));
     }
     faults
 }
@@ -125,31 +140,51 @@ fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String
 fn before_filters(has: &Creds, wanted: &Creds) -> Vec<Call> {
     let mut calls = Vec::new();
     if has.groups != wanted.groups {
-        let list: Vec<u8> = wanted.groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+        let list: Vec<u8> = wanted
+            .groups
+            .iter()
+            .flat_map(|group| group.to_le_bytes())
+            .collect();
         let args = vec![Arg::Int(wanted.groups.len() as i64), Arg::bytes(list)];
         calls.push(Call::new("setgroups", libc::SYS_setgroups, args));
     }
     if has.gids != wanted.gids {
         let [real, effective, saved, fs] = wanted.gids;
-        calls.push(Call::new("setresgid", libc::SYS_setresgid, ids(&[real, effective, saved])));
+        calls.push(Call::new(
+            "setresgid",
+            libc::SYS_setresgid,
+            ids(&[real, effective, saved]),
+        ));
         // setfsgid tells the old id, whatever it does.
         calls.push(Call::new("setfsgid", libc::SYS_setfsgid, ids(&[fs])));
     }
     if has.uids != wanted.uids {
         calls.push(securebits(has.securebits | SECBIT_NO_SETUID_FIXUP));
         let [real, effective, saved, fs] = wanted.uids;
-        calls.push(Call::new("setresuid", libc::SYS_setresuid, ids(&[real, effective, saved])));
+        calls.push(Call::new(
+            "setresuid",
+            libc::SYS_setresuid,
+            ids(&[real, effective, saved]),
+        ));
         calls.push(Call::new("setfsuid", libc::SYS_setfsuid, ids(&[fs])));
     }
     if has.cap_inh != wanted.cap_inh {
         calls.push(capset(has.cap_eff, has.cap_prm, wanted.cap_inh));
     }
     for cap in (0..64).filter(|cap| (has.cap_bnd & !wanted.cap_bnd) >> cap & 1 == 1) {
-        calls.push(prctl("PR_CAPBSET_DROP", libc::PR_CAPBSET_DROP, [Arg::Int(cap)]));
+        calls.push(prctl(
+            "PR_CAPBSET_DROP",
+            libc::PR_CAPBSET_DROP,
+            [Arg::Int(cap)],
+        ));
     }
     calls.extend(ambient(has, wanted));
     if wanted.no_new_privs && !has.no_new_privs {
-        calls.push(prctl("PR_SET_NO_NEW_PRIVS", libc::PR_SET_NO_NEW_PRIVS, [Arg::Int(1)]));
+        calls.push(prctl(
+            "PR_SET_NO_NEW_PRIVS",
+            libc::PR_SET_NO_NEW_PRIVS,
+            [Arg::Int(1)],
+        ));
     }
     calls
 }
@@ -157,7 +192,8 @@ fn before_filters(has: &Creds, wanted: &Creds) -> Vec<Call> {
 fn ambient(has: &Creds, wanted: &Creds) -> Vec<Call> {
     let mut calls = Vec::new();
     // Ambient capabilities go with the inheritable ones and at a change to another uid.
-    let changed = has.cap_amb != wanted.cap_amb || has.uids != wanted.uids || has.cap_inh != wanted.cap_inh;
+    let changed =
+        has.cap_amb != wanted.cap_amb || has.uids != wanted.uids || has.cap_inh != wanted.cap_inh;
     if !changed {
         return calls;
     }
@@ -166,10 +202,18 @@ fn ambient(has: &Creds, wanted: &Creds) -> Vec<Call> {
         prctl("PR_CAP_AMBIENT", libc::PR_CAP_AMBIENT, args)
     };
     if has.cap_amb != 0 {
-        calls.push(option("PR_CAP_AMBIENT_CLEAR_ALL", libc::PR_CAP_AMBIENT_CLEAR_ALL, 0));
+        calls.push(option(
+            "PR_CAP_AMBIENT_CLEAR_ALL",
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+        ));
     }
     for cap in (0..64).filter(|cap| wanted.cap_amb >> cap & 1 == 1) {
-        calls.push(option("PR_CAP_AMBIENT_RAISE", libc::PR_CAP_AMBIENT_RAISE, cap));
+        calls.push(option(
+            "PR_CAP_AMBIENT_RAISE",
+            libc::PR_CAP_AMBIENT_RAISE,
+            cap,
+        ));
     }
     calls
 }
@@ -180,7 +224,9 @@ fn after_filters(has: &Creds, wanted: &Creds) -> Vec<Call> {
     if has.securebits != wanted.securebits || has.uids != wanted.uids {
         calls.push(securebits(wanted.securebits));
     }
-    if (has.cap_eff, has.cap_prm) != (wanted.cap_eff, wanted.cap_prm) || has.cap_inh != wanted.cap_inh {
+    if (has.cap_eff, has.cap_prm) != (wanted.cap_eff, wanted.cap_prm)
+        || has.cap_inh != wanted.cap_inh
+    {
         calls.push(capset(wanted.cap_eff, wanted.cap_prm, wanted.cap_inh));
     }
     calls
@@ -191,7 +237,11 @@ fn ids(ids: &[u32]) -> Vec<Arg> {
 }
 
 fn securebits(bits: u32) -> Call {
-    prctl("PR_SET_SECUREBITS", libc::PR_SET_SECUREBITS, [Arg::Hex(bits.into())])
+    prctl(
+        "PR_SET_SECUREBITS",
+        libc::PR_SET_SECUREBITS,
+        [Arg::Hex(bits.into())],
+    )
 }
 
 /// capset(2), version 3: a header, then effective, permitted and inheritable of the low words,
@@ -205,12 +255,20 @@ fn capset(effective: u64, permitted: u64, inheritable: u64) -> Call {
             data.extend(((set >> shift) as u32).to_le_bytes());
         }
     }
-    Call::new("capset", libc::SYS_capset, vec![Arg::bytes(header), Arg::bytes(data)])
+    Call::new(
+        "capset",
+        libc::SYS_capset,
+        vec![Arg::bytes(header), Arg::bytes(data)],
+    )
 }
 
 /// The label `unconfined` is what a task has anyway.
 fn plan_lsm(planner: &mut Planner<'_>, thread: &Thread<'_>, origin: Origin) {
-    let sockcreate = thread.own.creds.as_ref().and_then(|creds| creds.lsm_sockcreate.as_ref());
+    let sockcreate = thread
+        .own
+        .creds
+        .as_ref()
+        .and_then(|creds| creds.lsm_sockcreate.as_ref());
     if sockcreate.is_some_and(|label| !label.is_empty()) {
         let why = "creds.lsm_sockcreate cannot be restored yet";
         planner.refuse(Refusal::new(origin, why));
@@ -250,9 +308,19 @@ mod tests {
         };
         assert_eq!(
             names(&before_filters(&has, &wanted)),
-            ["setgroups", "setresgid", "setfsgid", "prctl PR_SET_SECUREBITS", "setresuid", "setfsuid"]
+            [
+                "setgroups",
+                "setresgid",
+                "setfsgid",
+                "prctl PR_SET_SECUREBITS",
+                "setresuid",
+                "setfsuid"
+            ]
         );
-        assert_eq!(names(&after_filters(&has, &wanted)), ["prctl PR_SET_SECUREBITS", "capset"]);
+        assert_eq!(
+            names(&after_filters(&has, &wanted)),
+            ["prctl PR_SET_SECUREBITS", "capset"]
+        );
     }
 
     #[test]

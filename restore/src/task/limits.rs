@@ -12,7 +12,9 @@ const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Plans the limits of a task.
 pub fn plan(planner: &mut Planner<'_>, live: &Live<'_>) {
-    let (Some(stored), Some(leader)) = (&live.tc.rlimits, live.leader()) else { return };
+    let (Some(stored), Some(leader)) = (&live.tc.rlimits, live.leader()) else {
+        return;
+    };
     if stored.rlimits.len() > RLIMITS.len() {
         let why = format!("tc.rlimits has {} entries", stored.rlimits.len());
         planner.refuse(Refusal::new(leader.origin("limits"), why));
@@ -31,7 +33,10 @@ pub fn plan(planner: &mut Planner<'_>, live: &Live<'_>) {
         let origin = leader.origin(name);
         let can_raise = planner.host.has_cap(CAP_SYS_RESOURCE);
         if wanted.cur > wanted.max {
-            let why = format!("soft limit {} above the hard one, {}", wanted.cur, wanted.max);
+            let why = format!(
+                "soft limit {} above the hard one, {}",
+                wanted.cur, wanted.max
+            );
             planner.refuse(Refusal::new(origin, why));
         } else if has.is_some_and(|has| wanted.max > has.max) && !can_raise {
             let why = format!(
@@ -48,7 +53,11 @@ pub fn plan(planner: &mut Planner<'_>, live: &Live<'_>) {
 }
 
 fn told(limit: u64) -> String {
-    if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() }
+    if limit == u64::MAX {
+        "unlimited".to_owned()
+    } else {
+        limit.to_string()
+    }
 }
 
 fn prlimit(name: &str, number: usize, limit: Limit) -> Call {
@@ -73,26 +82,40 @@ fn inherited(planner: &Planner<'_>, number: usize) -> Option<Limit> {
 
 /// How many descriptors the tables need, and the number that stays free for ours.
 fn needed_fds(planner: &Planner<'_>) -> u64 {
-    let numbers = planner.checkpoint.fdinfo.values().flatten().map(|entry| u64::from(entry.fd));
+    let numbers = planner
+        .checkpoint
+        .fdinfo
+        .values()
+        .flatten()
+        .map(|entry| u64::from(entry.fd));
     numbers.max().map_or(0, |highest| highest + 1) + 3
 }
 
 /// Descriptors above our soft limit need a higher one while they are put on their numbers; the
 /// children of the root inherit it.
 pub fn plan_descriptor_numbers(planner: &mut Planner<'_>) {
-    let (Some(root), Some(has)) = (planner.tree.root, planner.host.limits.get(NOFILE).copied()) else {
+    let (Some(root), Some(has)) = (planner.tree.root, planner.host.limits.get(NOFILE).copied())
+    else {
         return;
     };
     let needed = needed_fds(planner);
     let origin = Origin::new("fdinfo", None, "the highest descriptor number of all tasks");
     if needed > has.max {
-        let why = format!("{needed} descriptors are above the hard RLIMIT_NOFILE {}", has.max);
+        let why = format!(
+            "{needed} descriptors are above the hard RLIMIT_NOFILE {}",
+            has.max
+        );
         planner.refuse(Refusal::new(origin, why));
     } else if needed > has.cur {
         let limit = Limit {
             cur: has.max,
             max: has.max,
         };
-        planner.call(Phase::Root, Actor::Task(root), prlimit("RLIMIT_NOFILE", NOFILE, limit), origin);
+        planner.call(
+            Phase::Root,
+            Actor::Task(root),
+            prlimit("RLIMIT_NOFILE", NOFILE, limit),
+            origin,
+        );
     }
 }

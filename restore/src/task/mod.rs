@@ -95,7 +95,12 @@ fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
     for thread in live.threads.iter().skip(1) {
         if !planner.tree.early_threads.contains(&thread.tid) {
             let op = Op::Thread { tid: thread.tid };
-            planner.push(Phase::Threads, leader.actor(), op, thread.origin("existence"));
+            planner.push(
+                Phase::Threads,
+                leader.actor(),
+                op,
+                thread.origin("existence"),
+            );
         }
     }
     for thread in &live.threads {

@@ -47,18 +47,31 @@ fn state_of(planner: &Planner<'_>, core: &CoreEntry) -> Result<([u64; 27], Vec<u
 
 fn check(regs: &UserX86RegsEntry, task_end: u64) -> Result<(), String> {
     if regs.cs != USER_CS {
-        return Err(format!("gpregs.cs {:#x} is not the selector of 64-bit code", regs.cs));
+        return Err(format!(
+            "gpregs.cs {:#x} is not the selector of 64-bit code",
+            regs.cs
+        ));
     }
-    for (name, value) in [("ss", regs.ss), ("ds", regs.ds), ("es", regs.es), ("fs", regs.fs), ("gs", regs.gs)] {
+    for (name, value) in [
+        ("ss", regs.ss),
+        ("ds", regs.ds),
+        ("es", regs.es),
+        ("fs", regs.fs),
+        ("gs", regs.gs),
+    ] {
         // Selectors of thread-local segments (entries 12 to 14) with privilege 3.
         let tls = (12..=14).any(|entry| value == entry << 3 | 3);
         if value != 0 && value != USER_DS && !tls {
-            return Err(format!("gpregs.{name} {value:#x} is no selector of user space"));
+            return Err(format!(
+                "gpregs.{name} {value:#x} is no selector of user space"
+            ));
         }
     }
     for (name, value) in [("fs_base", regs.fs_base), ("gs_base", regs.gs_base)] {
         if value >= task_end {
-            return Err(format!("gpregs.{name} {value:#x} is no address of user space"));
+            return Err(format!(
+                "gpregs.{name} {value:#x} is no address of user space"
+            ));
         }
     }
     Ok(())
@@ -67,12 +80,34 @@ fn check(regs: &UserX86RegsEntry, task_end: u64) -> Result<(), String> {
 /// In the order of user_regs_struct.
 fn gpregs(regs: &UserX86RegsEntry) -> [u64; 27] {
     [
-        regs.r15, regs.r14, regs.r13, regs.r12, regs.bp, regs.bx, regs.r11, regs.r10, regs.r9,
-        regs.r8, regs.ax, regs.cx, regs.dx, regs.si, regs.di,
+        regs.r15,
+        regs.r14,
+        regs.r13,
+        regs.r12,
+        regs.bp,
+        regs.bx,
+        regs.r11,
+        regs.r10,
+        regs.r9,
+        regs.r8,
+        regs.ax,
+        regs.cx,
+        regs.dx,
+        regs.si,
+        regs.di,
         // No system call: the kernel must not restart one.
         u64::MAX,
-        regs.ip, regs.cs, regs.flags, regs.sp, regs.ss, regs.fs_base, regs.gs_base, regs.ds,
-        regs.es, regs.fs, regs.gs,
+        regs.ip,
+        regs.cs,
+        regs.flags,
+        regs.sp,
+        regs.ss,
+        regs.fs_base,
+        regs.gs_base,
+        regs.ds,
+        regs.es,
+        regs.fs,
+        regs.gs,
     ]
 }
 
@@ -102,6 +137,15 @@ mod tests {
         assert_eq!(check(&good(), END), Ok(()));
         assert!(check(&UserX86RegsEntry { cs: 0x10, ..good() }, END).is_err());
         assert!(check(&UserX86RegsEntry { ss: 0x18, ..good() }, END).is_err());
-        assert!(check(&UserX86RegsEntry { fs_base: 1 << 63, ..good() }, END).is_err());
+        assert!(
+            check(
+                &UserX86RegsEntry {
+                    fs_base: 1 << 63,
+                    ..good()
+                },
+                END
+            )
+            .is_err()
+        );
     }
 }

@@ -10,13 +10,17 @@ use nix::libc;
 
 /// Plans the registration.
 pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
-    let Some(entry) = &thread.own.rseq_entry else { return };
+    let Some(entry) = &thread.own.rseq_entry else {
+        return;
+    };
     let origin = thread.origin("restartable sequences");
     if entry.rseq_abi_pointer == 0 {
         return;
     }
     if let Some(pointer) = entry.rseq_cs_pointer.filter(|pointer| *pointer != 0) {
-        let why = format!("rseq_cs_pointer {pointer:#x}: a thread inside a sequence that must not restart");
+        let why = format!(
+            "rseq_cs_pointer {pointer:#x}: a thread inside a sequence that must not restart"
+        );
         planner.refuse(Refusal::new(origin, why));
         return;
     }

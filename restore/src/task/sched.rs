@@ -21,7 +21,10 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         }
     };
     if !(-20..=19).contains(&nice) {
-        planner.refuse(Refusal::new(origin, format!("sched_nice {nice} is no nice value")));
+        planner.refuse(Refusal::new(
+            origin,
+            format!("sched_nice {nice} is no nice value"),
+        ));
         return;
     }
     if nice != planner.host.nice {
@@ -34,7 +37,14 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         planner.call(Phase::Creds, thread.actor(), call, origin.clone());
     }
     if policy != 0 {
-        let name = ["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "", "SCHED_IDLE"];
+        let name = [
+            "SCHED_OTHER",
+            "SCHED_FIFO",
+            "SCHED_RR",
+            "SCHED_BATCH",
+            "",
+            "SCHED_IDLE",
+        ];
         let name = name.get(policy as usize).copied().unwrap_or("policy");
         let args = vec![
             Arg::Int(0),

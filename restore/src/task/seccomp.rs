@@ -31,7 +31,9 @@ pub fn plan_filters(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         Err(why) => return planner.refuse(Refusal::new(origin, why)),
     };
     for (program, flags) in filters {
-        let mut head = ((program.len() / INSTRUCTION) as u16).to_le_bytes().to_vec();
+        let mut head = ((program.len() / INSTRUCTION) as u16)
+            .to_le_bytes()
+            .to_vec();
         head.resize(8, 0);
         let program = Arg::bytes(program);
         let fprog = Arg::Data(vec![Piece::Bytes(head), Piece::Ptr(Box::new(program))]);
@@ -48,17 +50,29 @@ pub fn plan_filters(planner: &mut Planner<'_>, thread: &Thread<'_>) {
 /// Programs and flags, from the oldest to the newest.
 fn chain(planner: &Planner<'_>, thread: &Thread<'_>) -> Result<Vec<(Vec<u8>, u32)>, String> {
     let stored = &planner.checkpoint.seccomp;
-    let mut next = Some(thread.own.seccomp_filter.ok_or("seccomp_filter is missing")?);
+    let mut next = Some(
+        thread
+            .own
+            .seccomp_filter
+            .ok_or("seccomp_filter is missing")?,
+    );
     let mut filters = Vec::new();
     while let Some(index) = next {
-        let filter = usize::try_from(index).ok().and_then(|index| stored.get(index));
-        let filter = filter.ok_or_else(|| format!("seccomp_filter: seccomp.img has no filter {index}"))?;
+        let filter = usize::try_from(index)
+            .ok()
+            .and_then(|index| stored.get(index));
+        let filter =
+            filter.ok_or_else(|| format!("seccomp_filter: seccomp.img has no filter {index}"))?;
         if filters.len() >= stored.len() {
-            return Err(format!("seccomp.img: the chain of filter {index} is a ring"));
+            return Err(format!(
+                "seccomp.img: the chain of filter {index} is a ring"
+            ));
         }
         let len = filter.filter.len();
         if len == 0 || len % INSTRUCTION != 0 || len / INSTRUCTION > MAX_INSTRUCTIONS {
-            return Err(format!("seccomp.img: filter {index} of {len} bytes is no program"));
+            return Err(format!(
+                "seccomp.img: filter {index} of {len} bytes is no program"
+            ));
         }
         let flags = filter.flags.unwrap_or(0) & (FILTER_FLAG_LOG | FILTER_FLAG_SPEC_ALLOW);
         filters.push((filter.filter.clone(), flags));
@@ -71,9 +85,17 @@ fn chain(planner: &Planner<'_>, thread: &Thread<'_>) -> Result<Vec<(Vec<u8>, u32
 pub fn plan_strict(planner: &mut Planner<'_>, live: &Live<'_>) {
     for thread in &live.threads {
         if thread.own.seccomp_mode == Some(SeccompMode::Strict as i32) {
-            let args = [Arg::named("SECCOMP_MODE_STRICT", libc::SECCOMP_MODE_STRICT as i64)];
+            let args = [Arg::named(
+                "SECCOMP_MODE_STRICT",
+                libc::SECCOMP_MODE_STRICT as i64,
+            )];
             let call = prctl("PR_SET_SECCOMP", libc::PR_SET_SECCOMP, args);
-            planner.call(Phase::Commit, thread.actor(), call, thread.origin("strict seccomp"));
+            planner.call(
+                Phase::Commit,
+                thread.actor(),
+                call,
+                thread.origin("strict seccomp"),
+            );
         }
     }
 }

@@ -56,7 +56,12 @@ pub fn plan_actions(planner: &mut Planner<'_>, live: &Live<'_>) {
 /// struct kernel_sigaction: handler, flags, restorer, mask.
 fn sigaction(number: i32, action: &SaEntry) -> Call {
     let words = [action.sigaction, action.flags, action.restorer, action.mask];
-    let args = vec![signal(number), Arg::words(&words), Arg::null(), Arg::Int(SIGSET_BYTES)];
+    let args = vec![
+        signal(number),
+        Arg::words(&words),
+        Arg::null(),
+        Arg::Int(SIGSET_BYTES),
+    ];
     Call::new("rt_sigaction", libc::SYS_rt_sigaction, args)
 }
 
@@ -103,7 +108,9 @@ pub fn plan_pending(planner: &mut Planner<'_>, tasks: &[Live<'_>], stops: &Stops
         for thread in &live.threads {
             plan_queue(planner, thread, thread.own.signals_p.as_ref(), false);
         }
-        let Some(leader) = live.leader() else { continue };
+        let Some(leader) = live.leader() else {
+            continue;
+        };
         if planner.tree.children(live.task.pid).next().is_some() {
             let flush = plan_flush(planner, leader);
             for &stop in stops.get(&live.task.pid).into_iter().flatten() {
@@ -135,7 +142,11 @@ fn plan_queue(
     shared: bool,
 ) {
     let Some(queue) = queue else { return };
-    let field = if shared { "tc.signals_s" } else { "thread_core.signals_p" };
+    let field = if shared {
+        "tc.signals_s"
+    } else {
+        "thread_core.signals_p"
+    };
     if queue.signals.len() > MAX_QUEUE {
         let why = format!("{field} has {} signals", queue.signals.len());
         planner.refuse(Refusal::new(thread.origin("pending signals"), why));
@@ -156,7 +167,10 @@ fn plan_queue(
 /// The signal number of a raw siginfo.
 fn parse_siginfo(raw: &[u8]) -> Result<i32, String> {
     if raw.len() != SIGINFO_BYTES {
-        return Err(format!("siginfo has {} bytes, not {SIGINFO_BYTES}", raw.len()));
+        return Err(format!(
+            "siginfo has {} bytes, not {SIGINFO_BYTES}",
+            raw.len()
+        ));
     }
     let word = raw.first_chunk::<4>().copied().unwrap_or_default();
     let number = i32::from_le_bytes(word);
@@ -200,7 +214,11 @@ pub fn plan_altstack(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     // SS_ONSTACK only reports: the stack pointer tells the kernel whether it is in use.
     let flags = stack.ss_flags & !SS_ONSTACK;
     let words = [stack.ss_sp, flags.into(), stack.ss_size];
-    let call = Call::new("sigaltstack", libc::SYS_sigaltstack, vec![Arg::words(&words), Arg::null()]);
+    let call = Call::new(
+        "sigaltstack",
+        libc::SYS_sigaltstack,
+        vec![Arg::words(&words), Arg::null()],
+    );
     planner.call(Phase::Threads, thread.actor(), call, origin);
 }
 

@@ -16,7 +16,10 @@ const COMM: usize = 16;
 const MEMBARRIER: [(u32, &str); 4] = [
     (1 << 2, "MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED"),
     (1 << 4, "MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED"),
-    (1 << 6, "MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE"),
+    (
+        1 << 6,
+        "MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE",
+    ),
     (1 << 8, "MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ"),
 ];
 /// struct robust_list_head.
@@ -25,10 +28,23 @@ const ROBUST_LIST_HEAD: u32 = 24;
 /// What a thread sets for itself as soon as it and its memory exist.
 pub fn plan_thread(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     let (phase, actor) = (Phase::Threads, thread.actor());
-    let clear_tid = thread.core.thread_info.as_ref().map_or(0, |info| info.clear_tid_addr);
+    let clear_tid = thread
+        .core
+        .thread_info
+        .as_ref()
+        .map_or(0, |info| info.clear_tid_addr);
     if clear_tid != 0 {
-        let call = Call::new("set_tid_address", libc::SYS_set_tid_address, vec![Arg::Hex(clear_tid)]);
-        planner.call(phase, actor, call, thread.origin("address to clear at the end"));
+        let call = Call::new(
+            "set_tid_address",
+            libc::SYS_set_tid_address,
+            vec![Arg::Hex(clear_tid)],
+        );
+        planner.call(
+            phase,
+            actor,
+            call,
+            thread.origin("address to clear at the end"),
+        );
     }
     plan_robust_list(planner, thread);
     signals::plan_altstack(planner, thread);
@@ -54,10 +70,16 @@ fn plan_robust_list(planner: &mut Planner<'_>, thread: &Thread<'_>) {
 /// Each thread's own name; the leader's is the task's where an old image has no other.
 fn plan_comm(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     let of_task = thread.core.tc.as_ref().map(|tc| &tc.comm);
-    let Some(comm) = thread.own.comm.as_ref().or(of_task) else { return };
+    let Some(comm) = thread.own.comm.as_ref().or(of_task) else {
+        return;
+    };
     let origin = thread.origin("name");
     if comm.len() >= COMM || comm.contains(&0) {
-        let why = format!("comm {:?} is longer than {} bytes or has a zero in it", String::from_utf8_lossy(comm), COMM - 1);
+        let why = format!(
+            "comm {:?} is longer than {} bytes or has a zero in it",
+            String::from_utf8_lossy(comm),
+            COMM - 1
+        );
         return planner.refuse(Refusal::new(origin, why));
     }
     let call = prctl("PR_SET_NAME", libc::PR_SET_NAME, [Arg::Str(comm.clone())]);
@@ -66,22 +88,35 @@ fn plan_comm(planner: &mut Planner<'_>, thread: &Thread<'_>) {
 
 /// Thread-local segments of 32-bit code (set_thread_area); a 64-bit task may have them too.
 fn plan_segments(planner: &mut Planner<'_>, thread: &Thread<'_>) {
-    let segments = thread.core.thread_info.as_ref().map_or(&[][..], |info| &info.tls);
+    let segments = thread
+        .core
+        .thread_info
+        .as_ref()
+        .map_or(&[][..], |info| &info.tls);
     for segment in segments.iter().filter(|segment| !is_empty(segment)) {
         let origin = thread.origin("thread-local segment");
         if !(12..=14).contains(&segment.entry_number) {
-            let why = format!("tls.entry_number {} is none of 12 to 14", segment.entry_number);
+            let why = format!(
+                "tls.entry_number {} is none of 12 to 14",
+                segment.entry_number
+            );
             planner.refuse(Refusal::new(origin, why));
             continue;
         }
-        let call = Call::new("set_thread_area", libc::SYS_set_thread_area, vec![Arg::bytes(user_desc(segment))]);
+        let call = Call::new(
+            "set_thread_area",
+            libc::SYS_set_thread_area,
+            vec![Arg::bytes(user_desc(segment))],
+        );
         planner.call(Phase::Threads, thread.actor(), call, origin);
     }
 }
 
 /// What LDT_empty() of asm/ldt.h calls so.
 fn is_empty(segment: &UserDescT) -> bool {
-    (segment.base_addr, segment.limit) == (0, 0) && segment.seg_not_present && segment.read_exec_only
+    (segment.base_addr, segment.limit) == (0, 0)
+        && segment.seg_not_present
+        && segment.read_exec_only
         || (segment.base_addr, segment.limit) == (0, 0) && !segment.usable && !segment.seg_32bit
 }
 
@@ -96,7 +131,10 @@ fn user_desc(segment: &UserDescT) -> Vec<u8> {
         segment.seg_not_present,
         segment.usable,
     ];
-    let bits = bits.iter().enumerate().fold(0, |all, (at, &bit)| all | u32::from(bit) << at);
+    let bits = bits
+        .iter()
+        .enumerate()
+        .fold(0, |all, (at, &bit)| all | u32::from(bit) << at);
     let words = [segment.entry_number, segment.base_addr, segment.limit, bits];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
@@ -109,7 +147,12 @@ pub fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
     if live.tc.child_subreaper == Some(true) {
         let args = [Arg::Int(1)];
         let call = prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, args);
-        planner.call(Phase::Signals, actor, call, leader.origin("being a subreaper"));
+        planner.call(
+            Phase::Signals,
+            actor,
+            call,
+            leader.origin("being a subreaper"),
+        );
     }
     let mask = live.tc.membarrier_registration_mask.unwrap_or(0);
     let known = MEMBARRIER.iter().fold(0, |bits, (bit, _)| bits | bit);
@@ -120,7 +163,12 @@ pub fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
     for (bit, name) in MEMBARRIER.into_iter().filter(|(bit, _)| mask & bit != 0) {
         let args = vec![Arg::named(name, bit), Arg::Int(0), Arg::Int(0)];
         let call = Call::new("membarrier", libc::SYS_membarrier, args);
-        planner.call(Phase::Signals, actor, call, leader.origin("membarrier registration"));
+        planner.call(
+            Phase::Signals,
+            actor,
+            call,
+            leader.origin("membarrier registration"),
+        );
     }
     let score = live.tc.oom_score_adj.unwrap_or(planner.host.oom_score_adj);
     if !(-1000..=1000).contains(&score) {
@@ -157,18 +205,35 @@ fn plan_personality(planner: &mut Planner<'_>, live: &Live<'_>, leader: &Thread<
 /// parent's death.
 pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
     let Some(leader) = live.leader() else { return };
-    let dumpable = planner.checkpoint.mm(live.task.pid).and_then(|mm| mm.dumpable);
+    let dumpable = planner
+        .checkpoint
+        .mm(live.task.pid)
+        .and_then(|mm| mm.dumpable);
     match dumpable {
         // A new task is dumpable; one that changed its ids is not (suid_dumpable).
         None => {}
         Some(value @ (0 | 1)) => {
-            let call = prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, [Arg::Int(value.into())]);
-            planner.call(Phase::Commit, leader.actor(), call, leader.origin("dumpable"));
+            let call = prctl(
+                "PR_SET_DUMPABLE",
+                libc::PR_SET_DUMPABLE,
+                [Arg::Int(value.into())],
+            );
+            planner.call(
+                Phase::Commit,
+                leader.actor(),
+                call,
+                leader.origin("dumpable"),
+            );
         }
         Some(2) => {
             // Only the kernel gives this value, to a task that changes its ids: it is 0 to prctl.
             let call = prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, [Arg::Int(0)]);
-            planner.call(Phase::Commit, leader.actor(), call, leader.origin("dumpable"));
+            planner.call(
+                Phase::Commit,
+                leader.actor(),
+                call,
+                leader.origin("dumpable"),
+            );
         }
         Some(other) => {
             let why = format!("mm.dumpable {other} is no value of prctl");
@@ -179,10 +244,22 @@ pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
         let number = thread.own.pdeath_sig.unwrap_or(0);
         if number > 64 {
             let why = format!("pdeath_sig {number} is no signal");
-            planner.refuse(Refusal::new(thread.origin("signal at the parent's death"), why));
+            planner.refuse(Refusal::new(
+                thread.origin("signal at the parent's death"),
+                why,
+            ));
         } else if number != 0 {
-            let call = prctl("PR_SET_PDEATHSIG", libc::PR_SET_PDEATHSIG, [signal(number as i32)]);
-            planner.call(Phase::Commit, thread.actor(), call, thread.origin("signal at the parent's death"));
+            let call = prctl(
+                "PR_SET_PDEATHSIG",
+                libc::PR_SET_PDEATHSIG,
+                [signal(number as i32)],
+            );
+            planner.call(
+                Phase::Commit,
+                thread.actor(),
+                call,
+                thread.origin("signal at the parent's death"),
+            );
         }
     }
 }

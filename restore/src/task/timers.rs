@@ -23,7 +23,9 @@ const SIGEV_THREAD_ID: u32 = libc::SIGEV_THREAD_ID as u32;
 
 /// Plans all timers of a task.
 pub fn plan(planner: &mut Planner<'_>, live: &Live<'_>) {
-    let (Some(timers), Some(leader)) = (&live.tc.timers, live.leader()) else { return };
+    let (Some(timers), Some(leader)) = (&live.tc.timers, live.leader()) else {
+        return;
+    };
     plan_posix(planner, live, leader, &timers.posix);
     for (name, which, timer) in [
         ("ITIMER_REAL", libc::ITIMER_REAL, &timers.real),
@@ -65,16 +67,30 @@ fn plan_posix(
     }
     let restore_ids = |on: i64| {
         let args = [Arg::Int(on)];
-        prctl("PR_TIMER_CREATE_RESTORE_IDS", PR_TIMER_CREATE_RESTORE_IDS, args)
+        prctl(
+            "PR_TIMER_CREATE_RESTORE_IDS",
+            PR_TIMER_CREATE_RESTORE_IDS,
+            args,
+        )
     };
-    planner.call(Phase::Signals, leader.actor(), restore_ids(1), origin.clone());
+    planner.call(
+        Phase::Signals,
+        leader.actor(),
+        restore_ids(1),
+        origin.clone(),
+    );
     for timer in timers {
         let origin = leader.origin(&format!("POSIX timer {}", timer.it_id));
         if let Err(why) = check(timer, live) {
             planner.refuse(Refusal::new(origin, why));
             continue;
         }
-        planner.call(Phase::Signals, leader.actor(), create(timer), origin.clone());
+        planner.call(
+            Phase::Signals,
+            leader.actor(),
+            create(timer),
+            origin.clone(),
+        );
         if (timer.vsec, timer.vnsec) != (0, 0) {
             planner.call(Phase::Commit, leader.actor(), settime(timer), origin);
         }
@@ -99,7 +115,11 @@ fn check(timer: &PosixTimerEntry, live: &Live<'_>) -> Result<(), String> {
     }
     if notify == SIGEV_THREAD_ID {
         let tid = timer.notify_thread_id.unwrap_or(0);
-        if !live.threads.iter().any(|thread| i64::from(thread.tid.get()) == i64::from(tid)) {
+        if !live
+            .threads
+            .iter()
+            .any(|thread| i64::from(thread.tid.get()) == i64::from(tid))
+        {
             return Err(format!("notify_thread_id {tid} is no thread of the task"));
         }
     }
@@ -144,8 +164,12 @@ mod tests {
         };
         let call = create(&timer);
         assert_eq!(call.args[0], Arg::Int(-6));
-        let Arg::Data(pieces) = &call.args[1] else { panic!("an event") };
-        let Piece::Bytes(event) = &pieces[0] else { panic!("bytes") };
+        let Arg::Data(pieces) = &call.args[1] else {
+            panic!("an event")
+        };
+        let Piece::Bytes(event) = &pieces[0] else {
+            panic!("bytes")
+        };
         assert_eq!(event.len(), 64);
         assert_eq!(event[..2], [0x22, 0x11]);
         assert_eq!((event[8], event[12], event[16]), (34, 4, 77));

@@ -25,14 +25,19 @@ const COMPONENTS: [(u32, &str); 7] = [
 ];
 
 /// The area, as long as its last component needs. `places` are those of this processor.
-pub fn area(fpregs: &UserX86FpregsEntry, places: &BTreeMap<u32, Range<usize>>) -> Result<Vec<u8>, String> {
+pub fn area(
+    fpregs: &UserX86FpregsEntry,
+    places: &BTreeMap<u32, Range<usize>>,
+) -> Result<Vec<u8>, String> {
     let mut area = legacy(fpregs)?;
     let Some(xsave) = &fpregs.xsave else {
         area.extend([0; HEADER]);
         put(&mut area, LEGACY, &LEGACY_BITS.to_le_bytes());
         return Ok(area);
     };
-    let known = COMPONENTS.iter().fold(LEGACY_BITS, |bits, (bit, _)| bits | 1 << bit);
+    let known = COMPONENTS
+        .iter()
+        .fold(LEGACY_BITS, |bits, (bit, _)| bits | 1 << bit);
     let used = xsave.xstate_bv & known;
     area.extend([0; HEADER]);
     put(&mut area, LEGACY, &used.to_le_bytes());
@@ -41,12 +46,18 @@ pub fn area(fpregs: &UserX86FpregsEntry, places: &BTreeMap<u32, Range<usize>>) -
         let in_use = used >> bit & 1 == 1;
         let Some(place) = places.get(&bit) else {
             if in_use {
-                return Err(format!("fpregs.xsave.{name} is in use and this processor lacks it"));
+                return Err(format!(
+                    "fpregs.xsave.{name} is in use and this processor lacks it"
+                ));
             }
             continue;
         };
         if bytes.len() > place.len() || (in_use && bytes.is_empty()) {
-            return Err(format!("fpregs.xsave.{name} has {} bytes, {} fit", bytes.len(), place.len()));
+            return Err(format!(
+                "fpregs.xsave.{name} has {} bytes, {} fit",
+                bytes.len(),
+                place.len()
+            ));
         }
         if area.len() < place.end {
             area.resize(place.end, 0);
@@ -67,14 +78,26 @@ fn legacy(fpregs: &UserX86FpregsEntry) -> Result<Vec<u8>, String> {
     if fpregs.mxcsr & !MXCSR_KNOWN != 0 {
         return Err(format!("fpregs.mxcsr {:#x} has unknown bits", fpregs.mxcsr));
     }
-    for (name, words, most) in [("st_space", &fpregs.st_space, 32), ("xmm_space", &fpregs.xmm_space, 64)] {
+    for (name, words, most) in [
+        ("st_space", &fpregs.st_space, 32),
+        ("xmm_space", &fpregs.xmm_space, 64),
+    ] {
         if words.len() != most {
-            return Err(format!("fpregs.{name} has {} words, not {most}", words.len()));
+            return Err(format!(
+                "fpregs.{name} has {} words, not {most}",
+                words.len()
+            ));
         }
     }
     let mut area = vec![0; LEGACY];
-    for (at, value) in [(0, fpregs.cwd), (2, fpregs.swd), (4, fpregs.twd), (6, fpregs.fop)] {
-        let short = u16::try_from(value).map_err(|_| format!("fpregs word {value:#x} has no 16 bits"))?;
+    for (at, value) in [
+        (0, fpregs.cwd),
+        (2, fpregs.swd),
+        (4, fpregs.twd),
+        (6, fpregs.fop),
+    ] {
+        let short =
+            u16::try_from(value).map_err(|_| format!("fpregs word {value:#x} has no 16 bits"))?;
         put(&mut area, at, &short.to_le_bytes());
     }
     put(&mut area, 8, &fpregs.rip.to_le_bytes());

@@ -22,7 +22,9 @@ pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
         }
     }
     refuse_sharing(planner, kin);
-    let leads = (0..kin.nodes.len()).map(|at| plan_node(planner, kin, at)).collect::<Vec<_>>();
+    let leads = (0..kin.nodes.len())
+        .map(|at| plan_node(planner, kin, at))
+        .collect::<Vec<_>>();
     plan_joins(planner, kin, &leads);
     plan_early_threads(planner);
     plan_helpers_deaths(planner, kin);
@@ -37,7 +39,12 @@ pub fn plan_root(planner: &mut Planner<'_>, root: &Task) {
         flags: 0,
         exit_signal: libc::SIGCHLD,
     };
-    planner.push(Phase::Root, Actor::Broker, op, root.origin(format!("task {}", root.pid)));
+    planner.push(
+        Phase::Root,
+        Actor::Broker,
+        op,
+        root.origin(format!("task {}", root.pid)),
+    );
     let origin = root.origin("an empty address space");
     planner.push(Phase::Root, Actor::Task(root.pid), Op::ClearMemory, origin);
 }
@@ -69,7 +76,11 @@ fn plan_node(planner: &mut Planner<'_>, kin: &Kin, at: usize) -> Option<StepId> 
 }
 
 fn setpgid(group: i64) -> Call {
-    Call::new("setpgid", libc::SYS_setpgid, vec![Arg::Int(0), Arg::Int(group)])
+    Call::new(
+        "setpgid",
+        libc::SYS_setpgid,
+        vec![Arg::Int(0), Arg::Int(group)],
+    )
 }
 
 fn plan_fork(planner: &mut Planner<'_>, kin: &Kin, maker: &Node, child: &Node) {
@@ -89,7 +100,9 @@ fn plan_fork(planner: &mut Planner<'_>, kin: &Kin, maker: &Node, child: &Node) {
     let before = child.before_setsid && kin.nodes.len() > 1;
     let mut origin = origin_of(child);
     if before {
-        origin.what.push_str(", born before its parent leaves its session");
+        origin
+            .what
+            .push_str(", born before its parent leaves its session");
     }
     planner.push(Phase::Fork, Actor::Task(maker.pid), op, origin);
 }
@@ -102,7 +115,9 @@ fn task_of<'t>(planner: &'t Planner<'_>, node: &Node) -> Option<&'t Task> {
 }
 
 fn clone_flags(parent: &Task, child: &Task) -> u64 {
-    let (Some(parent), Some(child)) = (&parent.ids, &child.ids) else { return 0 };
+    let (Some(parent), Some(child)) = (&parent.ids, &child.ids) else {
+        return 0;
+    };
     let mut flags = 0;
     if parent.files_id == child.files_id {
         flags |= libc::CLONE_FILES;
@@ -118,17 +133,27 @@ fn clone_flags(parent: &Task, child: &Task) -> u64 {
 fn refuse_sharing(planner: &mut Planner<'_>, kin: &Kin) {
     let mut refusals = Vec::new();
     for (at, node) in kin.nodes.iter().enumerate() {
-        let Some(task) = task_of(planner, node) else { continue };
+        let Some(task) = task_of(planner, node) else {
+            continue;
+        };
         let Some(ids) = &task.ids else { continue };
         let maker = node.maker.and_then(|maker| kin.nodes.get(maker));
         let maker = maker.and_then(|maker| task_of(planner, maker));
         let maker_ids = maker.and_then(|maker| maker.ids.as_ref());
-        for other in kin.nodes.iter().take(at).filter_map(|node| task_of(planner, node)) {
+        for other in kin
+            .nodes
+            .iter()
+            .take(at)
+            .filter_map(|node| task_of(planner, node))
+        {
             let Some(others) = &other.ids else { continue };
             let mut refuse = |what: &str| {
                 let image = format!("ids-{}.img", task.pid);
                 let origin = Origin::new(image, Some(0), format!("task {}", task.pid));
-                let why = format!("shares {what} with task {}, which cannot be restored yet", other.pid);
+                let why = format!(
+                    "shares {what} with task {}, which cannot be restored yet",
+                    other.pid
+                );
                 refusals.push(Refusal::new(origin, why));
             };
             if others.vm_id == ids.vm_id {
@@ -137,7 +162,10 @@ fn refuse_sharing(planner: &mut Planner<'_>, kin: &Kin) {
                 refuse("its signal actions");
             }
             let by_maker = |id: u32, maker_id: Option<u32>| maker_id == Some(id);
-            let (files, fs) = (maker_ids.map(|ids| ids.files_id), maker_ids.map(|ids| ids.fs_id));
+            let (files, fs) = (
+                maker_ids.map(|ids| ids.files_id),
+                maker_ids.map(|ids| ids.fs_id),
+            );
             if others.files_id == ids.files_id && !by_maker(ids.files_id, files) {
                 refuse("its descriptor table, not being its child,");
             }
@@ -146,7 +174,9 @@ fn refuse_sharing(planner: &mut Planner<'_>, kin: &Kin) {
             }
         }
     }
-    refusals.into_iter().for_each(|refusal| planner.refuse(refusal));
+    refusals
+        .into_iter()
+        .for_each(|refusal| planner.refuse(refusal));
 }
 
 /// Groups are joined when their leaders lead.
@@ -157,7 +187,9 @@ fn plan_joins(planner: &mut Planner<'_>, kin: &Kin, leads: &[Option<StepId>]) {
         if inherited.get(at) == Some(&Some(leader)) {
             continue;
         }
-        let Some(group) = kin.nodes.get(leader) else { continue };
+        let Some(group) = kin.nodes.get(leader) else {
+            continue;
+        };
         let call = setpgid(group.pid.get().into());
         let join = planner.call(Phase::Fork, Actor::Task(node.pid), call, origin_of(node));
         if let Some(&Some(leads)) = leads.get(leader) {
@@ -192,8 +224,15 @@ fn plan_early_threads(planner: &mut Planner<'_>) {
         .collect();
     for (task, threads) in early {
         for tid in threads {
-            let origin = task.origin(format!("thread {tid}, a file below whose /proc entry is open"));
-            planner.push(Phase::Fork, Actor::Task(task.pid), Op::Thread { tid }, origin);
+            let origin = task.origin(format!(
+                "thread {tid}, a file below whose /proc entry is open"
+            ));
+            planner.push(
+                Phase::Fork,
+                Actor::Task(task.pid),
+                Op::Thread { tid },
+                origin,
+            );
         }
     }
 }
@@ -202,8 +241,12 @@ fn plan_early_threads(planner: &mut Planner<'_>) {
 fn plan_helpers_deaths(planner: &mut Planner<'_>, kin: &Kin) {
     let mut last: Option<SlotId> = None;
     for (at, node) in kin.nodes.iter().enumerate().rev() {
-        let (Role::Helper(_), Some(maker)) = (&node.role, node.maker) else { continue };
-        let Some(maker) = kin.nodes.get(maker) else { continue };
+        let (Role::Helper(_), Some(maker)) = (&node.role, node.maker) else {
+            continue;
+        };
+        let Some(maker) = kin.nodes.get(maker) else {
+            continue;
+        };
         let orphan = |child: &&Node| child.maker == Some(at) && child.parent != Some(at);
         let adopter = kin.nodes.iter().find(orphan).and_then(|child| child.parent);
         let adopter = adopter.and_then(|parent| kin.nodes.get(parent));
@@ -231,7 +274,10 @@ fn plan_helpers_deaths(planner: &mut Planner<'_>, kin: &Kin) {
 
 fn plan_subreaper(planner: &mut Planner<'_>, adopter: &Node, helper: &Node, on: bool) -> StepId {
     let origin = Origin {
-        what: format!("the children of helper {} go to task {}", helper.pid, adopter.pid),
+        what: format!(
+            "the children of helper {} go to task {}",
+            helper.pid, adopter.pid
+        ),
         ..origin_of(helper)
     };
     let args = [Arg::Int(on.into())];
@@ -242,8 +288,12 @@ fn plan_subreaper(planner: &mut Planner<'_>, adopter: &Node, helper: &Node, on: 
 /// Zombies die when all helpers are gone: one may have forked a helper.
 fn plan_zombies(planner: &mut Planner<'_>, kin: &Kin) {
     for node in &kin.nodes {
-        let Some(task) = task_of(planner, node) else { continue };
-        let State::Zombie(status) = task.state else { continue };
+        let Some(task) = task_of(planner, node) else {
+            continue;
+        };
+        let State::Zombie(status) = task.state else {
+            continue;
+        };
         let origin = Origin::new(
             format!("core-{}.img", node.pid),
             Some(0),

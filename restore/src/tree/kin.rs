@@ -86,7 +86,11 @@ pub fn arrange(
 ) -> Result<Kin, Vec<Refusal>> {
     let mut room = Room::new(tasks, names);
     let proc_ids = |helper: &ProcHelper| {
-        let ids = helper.threads.iter().chain([&helper.pid]).map(|id| id.get());
+        let ids = helper
+            .threads
+            .iter()
+            .chain([&helper.pid])
+            .map(|id| id.get());
         ids.collect::<Vec<_>>()
     };
     room.taken.extend(proc_helpers.iter().flat_map(proc_ids));
@@ -182,11 +186,15 @@ impl<'t> Room<'t> {
     fn plan_sessions(&mut self) {
         let mut orphans = Vec::new();
         for at in (0..self.tasks.len()).rev() {
-            let Some(task) = self.tasks.get(at) else { continue };
+            let Some(task) = self.tasks.get(at) else {
+                continue;
+            };
             let leads = task.sid == task.pid.get();
             // A root is born into our session, which is that of no task unless it is a shell job.
             let mut birth = if leads { None } else { Some(task.sid) };
-            for child in (at + 1..self.tasks.len()).filter(|&c| self.tasks[c].parent == Some(task.pid)) {
+            for child in
+                (at + 1..self.tasks.len()).filter(|&c| self.tasks[c].parent == Some(task.pid))
+            {
                 let Some(wanted) = self.birth[child].filter(|&wanted| wanted != task.sid) else {
                     continue;
                 };
@@ -206,19 +214,28 @@ impl<'t> Room<'t> {
     }
 
     fn check_root(&mut self) {
-        let Some(root) = self.tasks.first() else { return };
+        let Some(root) = self.tasks.first() else {
+            return;
+        };
         let inside = |id: u32| self.by_pid.contains_key(&id);
         let foreign = root.sid != root.pid.get();
         if foreign && (inside(root.sid) || self.outside().is_none()) {
-            let why = format!("the root is in session {} of a process that is not its ancestor", root.sid);
+            let why = format!(
+                "the root is in session {} of a process that is not its ancestor",
+                root.sid
+            );
             self.fault(root, why).hint = "try --shell-job".to_owned();
         }
     }
 
     /// A task that somebody else must fork, in this session.
     fn plan_orphan(&mut self, at: usize, session: u32) {
-        let Some(task) = self.tasks.get(at) else { return };
-        let Some(parent) = self.nodes[at].parent else { return };
+        let Some(task) = self.tasks.get(at) else {
+            return;
+        };
+        let Some(parent) = self.nodes[at].parent else {
+            return;
+        };
         let maker = match self.by_pid.get(&session) {
             Some(&leader) => {
                 let Some(pid) = self.free_pid() else {
@@ -242,7 +259,11 @@ impl<'t> Room<'t> {
             return;
         }
         let another = |node: &Node| node.maker == Some(maker) && node.parent != Some(maker);
-        if self.nodes.iter().any(|node| another(node) && node.parent != Some(parent)) {
+        if self
+            .nodes
+            .iter()
+            .any(|node| another(node) && node.parent != Some(parent))
+        {
             let why = format!("orphans of session {session} have more than one parent");
             self.fault(task, why);
             return;
@@ -257,9 +278,16 @@ impl<'t> Room<'t> {
         }
         let task = self.tasks.get(at)?;
         let pid = VirtPid::new(session);
-        let used_by_thread = self.tasks.iter().flat_map(|task| &task.threads).any(|tid| tid.get() == session);
+        let used_by_thread = self
+            .tasks
+            .iter()
+            .flat_map(|task| &task.threads)
+            .any(|tid| tid.get() == session);
         let Some(pid) = pid.filter(|_| !used_by_thread) else {
-            self.fault(task, format!("sid {session} is no process that could have led a session"));
+            self.fault(
+                task,
+                format!("sid {session} is no process that could have led a session"),
+            );
             return None;
         };
         let why = format!("dead leader of session {session}");
@@ -288,7 +316,9 @@ impl<'t> Room<'t> {
 
     /// From the top: pids at the bottom are those of the host's own processes.
     fn free_pid(&self) -> Option<VirtPid> {
-        let free = (2..self.names.pid_max).rev().find(|pid| !self.taken.contains(pid));
+        let free = (2..self.names.pid_max)
+            .rev()
+            .find(|pid| !self.taken.contains(pid));
         free.and_then(VirtPid::new)
     }
 
@@ -319,7 +349,10 @@ impl<'t> Room<'t> {
 
     /// In a group of the session outside: it is ours, which every task inherits.
     fn stays_outside(&self, task: &Task) -> bool {
-        let group_of_root = self.tasks.first().is_some_and(|root| root.pgid == task.pgid);
+        let group_of_root = self
+            .tasks
+            .first()
+            .is_some_and(|root| root.pgid == task.pgid);
         self.outside() == Some(task.sid) && group_of_root && !self.by_pid.contains_key(&task.pgid)
     }
 
@@ -331,17 +364,27 @@ impl<'t> Room<'t> {
         if let Some(&leader) = self.by_pid.get(&task.pgid) {
             let other = &self.tasks[leader];
             if other.sid != task.sid || other.pgid != task.pgid {
-                let why = format!("group {} is led by a task of session {}", task.pgid, other.sid);
+                let why = format!(
+                    "group {} is led by a task of session {}",
+                    task.pgid, other.sid
+                );
                 self.fault(task, why);
                 return None;
             }
             return Some(leader);
         }
-        let session = self.by_pid.get(&task.sid).or(self.leaders.get(&task.sid)).copied();
+        let session = self
+            .by_pid
+            .get(&task.sid)
+            .or(self.leaders.get(&task.sid))
+            .copied();
         let maker = session.or((self.outside() == Some(task.sid)).then_some(0));
         let pid = VirtPid::new(task.pgid).filter(|pid| !self.is_thread(*pid));
         let (Some(maker), Some(pid)) = (maker, pid) else {
-            let why = format!("pgid {} is no process that could have led a group", task.pgid);
+            let why = format!(
+                "pgid {} is no process that could have led a group",
+                task.pgid
+            );
             self.fault(task, why);
             return None;
         };
@@ -462,25 +505,62 @@ mod tests {
     #[test]
     fn children_inherit_sessions_and_join_groups() {
         assert_eq!(
-            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 11), (13, 10, 12, 10)], NAMES),
+            told(
+                &[
+                    (10, 0, 10, 10),
+                    (11, 10, 11, 11),
+                    (12, 11, 12, 11),
+                    (13, 10, 12, 10)
+                ],
+                NAMES
+            ),
             ["task 13 (pstree.img entry 3): group 12 is led by a task of session 11"]
         );
         assert_eq!(
-            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 11), (13, 11, 12, 11)], NAMES),
-            ["10 setsid", "11 by 10 setsid", "12 by 11 setpgid", "13 by 11 joins 12"]
+            told(
+                &[
+                    (10, 0, 10, 10),
+                    (11, 10, 11, 11),
+                    (12, 11, 12, 11),
+                    (13, 11, 12, 11)
+                ],
+                NAMES
+            ),
+            [
+                "10 setsid",
+                "11 by 10 setsid",
+                "12 by 11 setpgid",
+                "13 by 11 joins 12"
+            ]
         );
     }
 
     #[test]
     fn a_child_of_the_session_its_parent_left_is_forked_before() {
         assert_eq!(
-            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 10, 10)], NAMES),
+            told(
+                &[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 10, 10)],
+                NAMES
+            ),
             ["10 setsid", "11 by 10 setsid", "12 by 11 early joins 10"]
         );
         // Through two generations: 12 must be born into session 10 too, to bear 13 there.
         assert_eq!(
-            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 12, 12), (13, 12, 10, 10)], NAMES),
-            ["10 setsid", "11 by 10 setsid", "12 by 11 early setsid", "13 by 12 early joins 10"]
+            told(
+                &[
+                    (10, 0, 10, 10),
+                    (11, 10, 11, 11),
+                    (12, 11, 12, 12),
+                    (13, 12, 10, 10)
+                ],
+                NAMES
+            ),
+            [
+                "10 setsid",
+                "11 by 10 setsid",
+                "12 by 11 early setsid",
+                "13 by 12 early joins 10"
+            ]
         );
     }
 
@@ -488,7 +568,14 @@ mod tests {
     fn a_dead_leader_of_session_and_group_is_stood_in_for() {
         // As in the corpus set dead_leader.
         assert_eq!(
-            told(&[(2564, 0, 2564, 2564), (2567, 2564, 2566, 2565), (2568, 2564, 2565, 2565)], NAMES),
+            told(
+                &[
+                    (2564, 0, 2564, 2564),
+                    (2567, 2564, 2566, 2565),
+                    (2568, 2564, 2565, 2565)
+                ],
+                NAMES
+            ),
             [
                 "2564 setsid",
                 "2565 by 2564 setsid",
@@ -502,7 +589,10 @@ mod tests {
     #[test]
     fn an_orphan_of_a_living_session_comes_by_a_helper_of_its_leader() {
         assert_eq!(
-            told(&[(10, 0, 10, 10), (11, 10, 11, 11), (12, 10, 11, 11)], NAMES),
+            told(
+                &[(10, 0, 10, 10), (11, 10, 11, 11), (12, 10, 11, 11)],
+                NAMES
+            ),
             [
                 "10 setsid",
                 "11 by 10 setsid",
@@ -528,8 +618,14 @@ mod tests {
     #[test]
     fn impossible_families_are_refused() {
         // The session's leader is a child of the task that is to be born into it.
-        let told = told(&[(10, 0, 10, 10), (11, 10, 12, 12), (12, 11, 12, 12)], NAMES);
-        assert!(told[0].contains("cannot have been a descendant"), "{told:?}");
+        let told = told(
+            &[(10, 0, 10, 10), (11, 10, 12, 12), (12, 11, 12, 12)],
+            NAMES,
+        );
+        assert!(
+            told[0].contains("cannot have been a descendant"),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -540,7 +636,11 @@ mod tests {
         };
         let tasks = tasks(&[(2564, 0, 2564, 2564), (2568, 2564, 2565, 2565)]);
         let kin = arrange(&tasks, &[helper], NAMES).expect("a tree");
-        let found: Vec<&Node> = kin.nodes.iter().filter(|node| node.pid == pid(2565)).collect();
+        let found: Vec<&Node> = kin
+            .nodes
+            .iter()
+            .filter(|node| node.pid == pid(2565))
+            .collect();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].threads, [pid(2569)]);
     }

@@ -14,10 +14,10 @@ mod namespaces;
 mod procfs;
 
 use crate::plan::step::Origin;
-pub use procfs::Reused;
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::TaskKobjIdsEntry;
+pub use procfs::Reused;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// tc.task_state.
@@ -96,7 +96,9 @@ impl Tree {
 
     /// Children of a task, dead ones too.
     pub fn children(&self, pid: VirtPid) -> impl Iterator<Item = &Task> {
-        self.tasks.iter().filter(move |task| task.parent == Some(pid))
+        self.tasks
+            .iter()
+            .filter(move |task| task.parent == Some(pid))
     }
 
     /// Whether a pid is that of a task, a zombie or a helper while files are opened.
@@ -125,7 +127,9 @@ pub fn plan(planner: &mut Planner<'_>) {
     };
     match kin::arrange(&planner.tree.tasks, &helpers, names) {
         Ok(kin) => forks::plan(planner, &kin),
-        Err(refusals) => refusals.into_iter().for_each(|refusal| planner.refuse(refusal)),
+        Err(refusals) => refusals
+            .into_iter()
+            .for_each(|refusal| planner.refuse(refusal)),
     }
 }
 
@@ -134,7 +138,10 @@ fn read(planner: &mut Planner<'_>) -> Vec<Task> {
     for (entry, stored) in planner.checkpoint.pstree().iter().enumerate() {
         let origin = Origin::new("pstree.img", Some(entry), format!("task {}", stored.pid));
         let Some(pid) = VirtPid::new(stored.pid) else {
-            planner.refuse(Refusal::new(origin, format!("pid {} is no pid", stored.pid)));
+            planner.refuse(Refusal::new(
+                origin,
+                format!("pid {} is no pid", stored.pid),
+            ));
             continue;
         };
         let state = match state_of(planner, pid) {
@@ -171,7 +178,12 @@ fn state_of(planner: &Planner<'_>, pid: VirtPid) -> Result<State, String> {
         TASK_DEAD => zombie(tc.exit_code),
         TASK_STOPPED => {
             let signal = tc.stop_signo.unwrap_or(nix::libc::SIGSTOP as u32) as i32;
-            let stops = [nix::libc::SIGSTOP, nix::libc::SIGTSTP, nix::libc::SIGTTIN, nix::libc::SIGTTOU];
+            let stops = [
+                nix::libc::SIGSTOP,
+                nix::libc::SIGTSTP,
+                nix::libc::SIGTTIN,
+                nix::libc::SIGTTOU,
+            ];
             if stops.contains(&signal) {
                 Ok(State::Stopped(signal))
             } else {
@@ -200,7 +212,9 @@ fn threads_of(stored: &[u32], pid: VirtPid, zombie: bool) -> Result<Vec<VirtPid>
             let parse = |&tid: &u32| VirtPid::new(tid).ok_or(format!("thread {tid} is no pid"));
             others.iter().map(parse).collect()
         }
-        _ => Err(format!("threads {stored:?} do not begin with the leader {pid}")),
+        _ => Err(format!(
+            "threads {stored:?} do not begin with the leader {pid}"
+        )),
     }
 }
 
@@ -236,7 +250,10 @@ fn check(planner: &mut Planner<'_>, tasks: &[Task]) -> bool {
             parents.insert(task.pid);
         }
         if task.sid == task.pid.get() && task.pgid != task.sid {
-            fault(format!("leads session {} but is in group {}", task.sid, task.pgid));
+            fault(format!(
+                "leads session {} but is in group {}",
+                task.sid, task.pgid
+            ));
         }
         for (name, id) in [("pgid", task.pgid), ("sid", task.sid)] {
             // 0 is a group or session from outside of the dumped pid namespace.
@@ -270,7 +287,10 @@ mod tests {
     #[test]
     fn thread_lists_begin_with_the_leader() {
         let pid = VirtPid::new(5).expect("a pid");
-        assert_eq!(threads_of(&[5, 6], pid, false), Ok(vec![VirtPid::new(6).expect("a pid")]));
+        assert_eq!(
+            threads_of(&[5, 6], pid, false),
+            Ok(vec![VirtPid::new(6).expect("a pid")])
+        );
         assert_eq!(threads_of(&[0], pid, true), Ok(vec![]));
         assert!(threads_of(&[6], pid, false).is_err());
         assert!(threads_of(&[], pid, false).is_err());

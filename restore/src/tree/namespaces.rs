@@ -23,7 +23,9 @@ const KINDS: [Kind; 8] = [
 
 /// Refuses tasks in namespaces of their own.
 pub fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
-    let Some(host) = &planner.checkpoint.inventory.root_ids else { return };
+    let Some(host) = &planner.checkpoint.inventory.root_ids else {
+        return;
+    };
     let mut refusals = Vec::new();
     for task in tasks {
         let Some(ids) = &task.ids else { continue };
@@ -34,12 +36,18 @@ pub fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
             refusals.push(Refusal::new(origin, why));
         }
     }
-    refusals.into_iter().for_each(|refusal| planner.refuse(refusal));
+    refusals
+        .into_iter()
+        .for_each(|refusal| planner.refuse(refusal));
 }
 
 fn own(ids: &TaskKobjIdsEntry, host: &TaskKobjIdsEntry) -> Vec<&'static str> {
     let differs = |(_, id): &&Kind| id(ids).is_some() && id(ids) != id(host);
-    KINDS.iter().filter(differs).map(|(name, _)| *name).collect()
+    KINDS
+        .iter()
+        .filter(differs)
+        .map(|(name, _)| *name)
+        .collect()
 }
 
 #[cfg(test)]

@@ -47,13 +47,18 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
     let mut mounts = BTreeSet::from([b"/proc".to_vec()]);
     let checkpoint = planner.checkpoint;
     for remap in &checkpoint.remaps {
-        let RemapTarget::Procfs(number) = remap.target else { continue };
+        let RemapTarget::Procfs(number) = remap.target else {
+            continue;
+        };
         let name = name_of(planner, remap.orig_id);
         let found = name.and_then(|name| locate(name, number));
         let Some((mount, path)) = found else {
             let what = format!("dead process {number} of file {}", remap.orig_id);
             let origin = Origin::new("remap-fpath.img", Some(remap.entry), what);
-            let why = format!("orig_id {} is no file below a directory {number}", remap.orig_id);
+            let why = format!(
+                "orig_id {} is no file below a directory {number}",
+                remap.orig_id
+            );
             planner.refuse(Refusal::new(origin, why));
             continue;
         };
@@ -61,7 +66,11 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
         want(&planner.tree, &mut wanted, path);
     }
     let mut paths = BTreeSet::new();
-    for file in checkpoint.files.values().filter_map(|file| file.reg.as_ref()) {
+    for file in checkpoint
+        .files
+        .values()
+        .filter_map(|file| file.reg.as_ref())
+    {
         let path = mounts.iter().find_map(|mount| parse(mount, &file.name));
         paths.extend(path);
     }
@@ -82,12 +91,18 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
 
 /// A helper's threads must not be those of the tree, and all must fit below pid_max.
 fn check_numbers(planner: &mut Planner<'_>, wanted: &Wanted) {
-    let numbers = wanted.helpers.iter().flat_map(|(pid, threads)| threads.iter().chain([pid]));
+    let numbers = wanted
+        .helpers
+        .iter()
+        .flat_map(|(pid, threads)| threads.iter().chain([pid]));
     let numbers: Vec<VirtPid> = numbers.copied().collect();
     for number in numbers {
         let tree = &planner.tree;
         let why = if number.get() >= planner.host.pid_max {
-            format!("{number} is not below pid_max {} of this host", planner.host.pid_max)
+            format!(
+                "{number} is not below pid_max {} of this host",
+                planner.host.pid_max
+            )
         } else if number.get() == planner.host.own_pid {
             format!("{number} is the pid of crust-restore itself")
         } else if tree.task(number).is_some() || is_thread(tree, number) {
@@ -96,7 +111,10 @@ fn check_numbers(planner: &mut Planner<'_>, wanted: &Wanted) {
             continue;
         };
         let what = format!("helper {number} for files of a dead process");
-        planner.refuse(Refusal::new(Origin::new("remap-fpath.img", None, what), why));
+        planner.refuse(Refusal::new(
+            Origin::new("remap-fpath.img", None, what),
+            why,
+        ));
     }
 }
 
@@ -111,10 +129,9 @@ fn locate(name: &[u8], number: VirtPid) -> Option<(&[u8], ProcPath)> {
     let mut at = 0;
     while let Some(slash) = name.get(at..)?.iter().position(|byte| *byte == b'/') {
         let mount = name.get(..at + slash)?;
-        if let Some(path) = parse(mount, name) {
-            if path.pid == number || path.tid == Some(number) {
-                return Some((mount, path));
-            }
+        let leads_there = |path: &ProcPath| path.pid == number || path.tid == Some(number);
+        if let Some(path) = parse(mount, name).filter(leads_there) {
+            return Some((mount, path));
         }
         at += slash + 1;
     }
@@ -146,23 +163,36 @@ fn is_thread(tree: &Tree, tid: VirtPid) -> bool {
 /// Notes who a remap asks for.
 fn want(tree: &Tree, wanted: &mut Wanted, path: ProcPath) {
     let in_use = tree.task(path.pid).is_some() || is_thread(tree, path.pid);
-    let list = if in_use { &mut wanted.short } else { &mut wanted.helpers };
-    list.entry(path.pid).or_default().extend(path.tid.filter(|tid| *tid != path.pid));
+    let list = if in_use {
+        &mut wanted.short
+    } else {
+        &mut wanted.helpers
+    };
+    list.entry(path.pid)
+        .or_default()
+        .extend(path.tid.filter(|tid| *tid != path.pid));
 }
 
 /// Threads named by paths of any file: a helper has them, a live task has them early.
 fn note_thread(tree: &mut Tree, wanted: &mut Wanted, path: ProcPath) {
-    let Some(tid) = path.tid.filter(|tid| *tid != path.pid) else { return };
+    let Some(tid) = path.tid.filter(|tid| *tid != path.pid) else {
+        return;
+    };
     if let Some(threads) = wanted.helpers.get_mut(&path.pid) {
         threads.insert(tid);
-    } else if tree.task(path.pid).is_some_and(|task| task.threads.contains(&tid)) {
+    } else if tree
+        .task(path.pid)
+        .is_some_and(|task| task.threads.contains(&tid))
+    {
         tree.early_threads.insert(tid);
     }
 }
 
 /// Makes short-lived helpers, one after the other: their numbers may meet.
 fn plan_short(planner: &mut Planner<'_>, wanted: &Wanted) {
-    let Some(root) = planner.tree.root else { return };
+    let Some(root) = planner.tree.root else {
+        return;
+    };
     let mut last: Option<StepId> = None;
     for (&pid, threads) in &wanted.short {
         let origin = Origin::new(
@@ -201,7 +231,10 @@ fn plan_short(planner: &mut Planner<'_>, wanted: &Wanted) {
 
 /// The threads of a task that are made with it, not with the other threads.
 pub fn early_threads(tree: &Tree, task: &Task) -> Vec<VirtPid> {
-    let early = task.threads.iter().filter(|tid| tree.early_threads.contains(tid));
+    let early = task
+        .threads
+        .iter()
+        .filter(|tid| tree.early_threads.contains(tid));
     early.copied().collect()
 }
 
@@ -224,7 +257,10 @@ mod tests {
     fn paths_below_proc() {
         assert_eq!(parse(b"/proc", b"/proc/12/stat"), Some(path(12, None)));
         assert_eq!(parse(b"/proc", b"/proc/12"), Some(path(12, None)));
-        assert_eq!(parse(b"/proc", b"/proc/12/task/13/comm"), Some(path(12, Some(13))));
+        assert_eq!(
+            parse(b"/proc", b"/proc/12/task/13/comm"),
+            Some(path(12, Some(13)))
+        );
         assert_eq!(parse(b"/proc", b"/proc/kmsg"), None);
         assert_eq!(parse(b"/proc", b"/proc/012"), None);
         assert_eq!(parse(b"/proc", b"/process/12"), None);
