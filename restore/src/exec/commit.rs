@@ -13,6 +13,11 @@ use nix::errno::Errno;
 /// RSEQ_FLAG_UNREGISTER of rseq(2).
 const RSEQ_UNREGISTER: u64 = 1;
 const SYS_RSEQ: i64 = 334;
+/// Bytes of the kernel's struct sigaction: handler, flags, restorer, mask.
+const KERNEL_SIGACTION: usize = 32;
+const LAST_SIGNAL: u64 = 64;
+const SIGKILL: u64 = libc::SIGKILL as u64;
+const SIGSTOP: u64 = libc::SIGSTOP as u64;
 
 impl<'p> Executor<'p> {
     /// Address of the parked vdso.
@@ -23,23 +28,40 @@ impl<'p> Executor<'p> {
     /// Leaves a task with the scratch memory, the parked vdso and our pidfd.
     pub(super) fn clear_memory(&mut self, step: &'p Step, pid: VirtPid) -> Result<(), ExecError> {
         use std::os::fd::AsRawFd;
-        let (own_pidfd, at) = (self.own_pidfd.as_raw_fd() as u64, self.plan.broker_fd as u64);
+        let (own_pidfd, at) = (
+            self.own_pidfd.as_raw_fd() as u64,
+            self.plan.broker_fd as u64,
+        );
         let (parking, vdso) = (self.parking(), self.vdso.clone());
         let scratch = self.scratch.base()..self.scratch.base() + self.scratch.len() as u64;
         let task = self.task(step, pid)?;
         let rseq = task.leader.stopped().rseq();
         let rseq = rseq.map_err(|error| ExecError::step(step, "", error))?;
-        self.run_own_calls(step, pid, |calls| {
+        self.run_own_calls(step, pid, |default_action, calls| {
+            // CLONE_CLEAR_SIGHAND keeps what our own parent had us ignore (kernel/fork.c,
+            // copy_sighand: flush_signal_handlers without force).
+            for signal in (1..=LAST_SIGNAL).filter(|n| ![SIGKILL, SIGSTOP].contains(n)) {
+                calls(libc::SYS_rt_sigaction, [signal, default_action, 0, 8, 0, 0])?;
+            }
             if let Some(rseq) = rseq {
                 // A registration that outlives its memory is a SIGSEGV at the next return to
                 // user space.
                 let size = u64::from(rseq.size);
                 let signature = u64::from(rseq.signature);
-                calls(SYS_RSEQ, [rseq.pointer, size, RSEQ_UNREGISTER, signature, 0, 0])?;
+                calls(
+                    SYS_RSEQ,
+                    [rseq.pointer, size, RSEQ_UNREGISTER, signature, 0, 0],
+                )?;
             }
-            calls(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0])?;
+            calls(
+                libc::SYS_prctl,
+                [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0],
+            )?;
             if own_pidfd != at {
-                calls(libc::SYS_dup3, [own_pidfd, at, libc::O_CLOEXEC as u64, 0, 0, 0])?;
+                calls(
+                    libc::SYS_dup3,
+                    [own_pidfd, at, libc::O_CLOEXEC as u64, 0, 0, 0],
+                )?;
             }
             if at > 0 {
                 calls(libc::SYS_close_range, [0, at - 1, 0, 0, 0, 0])?;
@@ -48,28 +70,39 @@ impl<'p> Executor<'p> {
             for area in &vdso.areas {
                 let (offset, len) = (area.start - vdso.start(), area.end - area.start);
                 let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-                calls(libc::SYS_mremap, [area.start, len, len, flags, parking + offset, 0])?;
+                calls(
+                    libc::SYS_mremap,
+                    [area.start, len, len, flags, parking + offset, 0],
+                )?;
             }
             calls(libc::SYS_munmap, [0, scratch.start, 0, 0, 0, 0])?;
-            calls(libc::SYS_munmap, [scratch.end, vdso::TASK_SIZE - scratch.end, 0, 0, 0, 0])
+            calls(
+                libc::SYS_munmap,
+                [scratch.end, vdso::TASK_SIZE - scratch.end, 0, 0, 0, 0],
+            )
         })
     }
 
     /// Runs calls of the executor itself in a task's leader; each must answer without an error.
+    /// `write` is given the address of an all-zero sigaction.
     fn run_own_calls(
         &mut self,
         step: &'p Step,
         pid: VirtPid,
-        write: impl FnOnce(&mut dyn FnMut(i64, [u64; 6]) -> Option<()>) -> Option<()>,
+        write: impl FnOnce(u64, &mut dyn FnMut(i64, [u64; 6]) -> Option<()>) -> Option<()>,
     ) -> Result<(), ExecError> {
         let lane = self.task(step, pid)?.lane;
         let mut table = Table::new(&self.scratch, self.areas[lane]);
         let mut names = Vec::new();
-        write(&mut |nr, args| {
-            names.push(nr);
-            table.push(nr, args, Check::Ok).map(drop)
-        })
-        .ok_or_else(|| ExecError::step(step, "", format!("more than {AREA} bytes of calls")))?;
+        let default_action = table.data(&[0; KERNEL_SIGACTION]);
+        let written = default_action.and_then(|address| {
+            write(address, &mut |nr, args| {
+                names.push(nr);
+                table.push(nr, args, Check::Ok).map(drop)
+            })
+        });
+        written
+            .ok_or_else(|| ExecError::step(step, "", format!("more than {AREA} bytes of calls")))?;
         let gone = || ExecError::step(step, "find the task", Errno::ESRCH);
         let task = self.tasks.get_mut(&pid).ok_or_else(gone)?;
         let outcome = task
@@ -84,9 +117,11 @@ impl<'p> Executor<'p> {
                 let doing = format!("system call {}", names.get(entry).copied().unwrap_or(-1));
                 Err(ExecError::step(step, &doing, errno))
             }
-            Outcome::Exited(status) => {
-                Err(ExecError::step(step, "", format!("the task died, wait status {status:#x}")))
-            }
+            Outcome::Exited(status) => Err(ExecError::step(
+                step,
+                "",
+                format!("the task died, wait status {status:#x}"),
+            )),
         }
     }
 
@@ -140,7 +175,10 @@ impl<'p> Executor<'p> {
         &mut self,
         before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
     ) -> Result<HostPid, ExecError> {
-        let root = self.plan.root.and_then(|root| HostPid::new(root.get() as i32));
+        let root = self
+            .plan
+            .root
+            .and_then(|root| HostPid::new(root.get() as i32));
         let root = root.ok_or_else(|| ExecError::new("find the root of the plan", Errno::ESRCH))?;
         let pids: Vec<VirtPid> = self.tasks.keys().copied().collect();
         for pid in &pids {
@@ -149,7 +187,9 @@ impl<'p> Executor<'p> {
         for task in self.tasks.values().filter(|task| !task.dead) {
             set_states(task)?;
         }
-        self.routines.finish().map_err(|why| ExecError::new("remove temporary names", why))?;
+        self.routines
+            .finish()
+            .map_err(|why| ExecError::new("remove temporary names", why))?;
         before_release(root)?;
         self.release_all()?;
         Ok(root)
