@@ -26,17 +26,43 @@ pub const OWN_SET: u32 = 1;
 
 /// Properties by the controller they belong to: what a user sets, not what the kernel counts.
 const PROPERTIES: [(&str, &[&str]); 9] = [
-    ("cpu", &["cpu.shares", "cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.rt_period_us", "cpu.rt_runtime_us"]),
-    ("memory", &[
-        "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness",
-        "memory.soft_limit_in_bytes", "memory.move_charge_at_immigrate", "memory.oom_control",
-        "memory.use_hierarchy",
-    ]),
-    ("cpuset", &[
-        "cpuset.cpus", "cpuset.mems", "cpuset.memory_migrate", "cpuset.cpu_exclusive",
-        "cpuset.mem_exclusive", "cpuset.mem_hardwall", "cpuset.memory_spread_page",
-        "cpuset.memory_spread_slab", "cpuset.sched_load_balance", "cpuset.sched_relax_domain_level",
-    ]),
+    (
+        "cpu",
+        &[
+            "cpu.shares",
+            "cpu.cfs_period_us",
+            "cpu.cfs_quota_us",
+            "cpu.rt_period_us",
+            "cpu.rt_runtime_us",
+        ],
+    ),
+    (
+        "memory",
+        &[
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            "memory.swappiness",
+            "memory.soft_limit_in_bytes",
+            "memory.move_charge_at_immigrate",
+            "memory.oom_control",
+            "memory.use_hierarchy",
+        ],
+    ),
+    (
+        "cpuset",
+        &[
+            "cpuset.cpus",
+            "cpuset.mems",
+            "cpuset.memory_migrate",
+            "cpuset.cpu_exclusive",
+            "cpuset.mem_exclusive",
+            "cpuset.mem_hardwall",
+            "cpuset.memory_spread_page",
+            "cpuset.memory_spread_slab",
+            "cpuset.sched_load_balance",
+            "cpuset.sched_relax_domain_level",
+        ],
+    ),
     ("blkio", &["blkio.weight"]),
     ("freezer", &[]),
     ("devices", &["devices.list"]),
@@ -48,10 +74,25 @@ const PROPERTIES: [(&str, &[&str]); 9] = [
 const V1_PROPERTIES: [&str; 2] = ["cgroup.clone_children", "notify_on_release"];
 const V1_MEMBERS: [&str; 2] = ["cgroup.procs", "tasks"];
 const V2_PROPERTIES: [&str; 19] = [
-    "cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze",
-    "cgroup.type", "cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "cpuset.cpus.partition",
-    "io.weight", "io.max", "memory.min", "memory.low", "memory.high", "memory.max",
-    "memory.swap.max", "pids.max", "memory.oom.group",
+    "cgroup.subtree_control",
+    "cgroup.max.descendants",
+    "cgroup.max.depth",
+    "cgroup.freeze",
+    "cgroup.type",
+    "cpu.weight",
+    "cpu.max",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "cpuset.cpus.partition",
+    "io.weight",
+    "io.max",
+    "memory.min",
+    "memory.low",
+    "memory.high",
+    "memory.max",
+    "memory.swap.max",
+    "pids.max",
+    "memory.oom.group",
 ];
 
 /// A path in each hierarchy, by the hierarchy's name.
@@ -69,16 +110,22 @@ impl CgSets {
     pub fn new() -> Result<CgSets> {
         let text = ProcDir::open(HostPid::current())?.read("cgroup")?;
         let own = parse_cgroup(&text).context("read our own cgroups")?;
-        Ok(CgSets { sets: vec![set_of(&own)] })
+        Ok(CgSets {
+            sets: vec![set_of(&own)],
+        })
     }
 
     /// The number of a set, given out now if it is new.
     pub fn add(&mut self, memberships: &[CgroupMembership]) -> u32 {
         let set = set_of(memberships);
-        let at = self.sets.iter().position(|known| *known == set).unwrap_or_else(|| {
-            self.sets.push(set);
-            self.sets.len() - 1
-        });
+        let at = self
+            .sets
+            .iter()
+            .position(|known| *known == set)
+            .unwrap_or_else(|| {
+                self.sets.push(set);
+                self.sets.len() - 1
+            });
         OWN_SET + at as u32
     }
 
@@ -90,8 +137,14 @@ impl CgSets {
         }
         let text = fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let mounts = parse_mountinfo(&text).context("read /proc/self/mountinfo")?;
-        let sets = (OWN_SET + 1..).zip(others).map(|(id, set)| encode_set(id, set)).collect();
-        Ok(Some(CgroupEntry { sets, controllers: encode_controllers(others, &mounts) }))
+        let sets = (OWN_SET + 1..)
+            .zip(others)
+            .map(|(id, set)| encode_set(id, set))
+            .collect();
+        Ok(Some(CgroupEntry {
+            sets,
+            controllers: encode_controllers(others, &mounts),
+        }))
     }
 }
 
@@ -115,7 +168,10 @@ fn encode_set(id: u32, set: &Set) -> CgSetEntry {
         path: path.clone(),
         cgns_prefix: None,
     };
-    CgSetEntry { id, ctls: set.iter().map(member).collect() }
+    CgSetEntry {
+        id,
+        ctls: set.iter().map(member).collect(),
+    }
 }
 
 /// The directories of all sets, hierarchy by hierarchy. The root of one is there anyway.
@@ -135,9 +191,15 @@ fn encode_controllers(sets: &[Set], mounts: &[MountInfo]) -> Vec<CgControllerEnt
             paths.sort();
             paths.dedup();
             let hierarchy = Hierarchy::find(name, mounts)?;
-            let dirs: Vec<CgroupDirEntry> = paths.into_iter().filter_map(|path| hierarchy.encode_dir(path)).collect();
+            let dirs: Vec<CgroupDirEntry> = paths
+                .into_iter()
+                .filter_map(|path| hierarchy.encode_dir(path))
+                .collect();
             (!dirs.is_empty()).then(|| CgControllerEntry {
-                cnames: name.split(|byte| *byte == b',').map(<[u8]>::to_vec).collect(),
+                cnames: name
+                    .split(|byte| *byte == b',')
+                    .map(<[u8]>::to_vec)
+                    .collect(),
                 dirs,
                 // v1 moves single threads; v2 only in threaded subtrees.
                 is_threaded: Some(!name.is_empty()),
@@ -164,7 +226,11 @@ impl<'a> Hierarchy<'a> {
             mount.fstype == b"cgroup" && options.any(|option| option == wanted)
         })?;
         let mountpoint = PathBuf::from(OsStr::from_bytes(&mount.mountpoint));
-        Some(Hierarchy { name, root: &mount.root, mountpoint })
+        Some(Hierarchy {
+            name,
+            root: &mount.root,
+            mountpoint,
+        })
     }
 
     fn encode_dir(&self, path: &[u8]) -> Option<CgroupDirEntry> {
@@ -192,11 +258,18 @@ impl<'a> Hierarchy<'a> {
         }
         let controllers = self.name.split(|byte| *byte == b',');
         let own = controllers.flat_map(|controller| {
-            let row = PROPERTIES.iter().find(|(name, _)| name.as_bytes() == controller);
+            let row = PROPERTIES
+                .iter()
+                .find(|(name, _)| name.as_bytes() == controller);
             row.map_or([].as_slice(), |(_, names)| names).iter()
         });
-        let members = V1_MEMBERS.iter().filter_map(|name| encode_property(dir, name, Vec::new()));
-        own.chain(&V1_PROPERTIES).filter_map(|name| read(name)).chain(members).collect()
+        let members = V1_MEMBERS
+            .iter()
+            .filter_map(|name| encode_property(dir, name, Vec::new()));
+        own.chain(&V1_PROPERTIES)
+            .filter_map(|name| read(name))
+            .chain(members)
+            .collect()
     }
 }
 
@@ -210,7 +283,11 @@ fn encode_property(dir: &Path, name: &str, value: Vec<u8>) -> Option<CgroupPropE
 
 fn encode_perms(path: &Path) -> Option<CgroupPerms> {
     let metadata = fs::metadata(path).ok()?;
-    Some(CgroupPerms { mode: metadata.mode(), uid: metadata.uid(), gid: metadata.gid() })
+    Some(CgroupPerms {
+        mode: metadata.mode(),
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
 }
 
 #[cfg(test)]
@@ -225,10 +302,19 @@ mod tests {
     fn a_set_has_one_number_and_its_hierarchies_by_name() {
         let own = memberships("2:cpu,cpuacct:/\n1:name=systemd:/\n0::/user\n");
         let other = memberships("0::/user\n1:name=systemd:/a\n2:cpu,cpuacct:/\n");
-        let mut sets = CgSets { sets: vec![set_of(&own)] };
+        let mut sets = CgSets {
+            sets: vec![set_of(&own)],
+        };
         assert!(sets.encode().expect("encodes").is_none());
-        assert_eq!((sets.add(&own), sets.add(&other), sets.add(&other)), (1, 2, 2));
-        let names: Vec<_> = encode_set(2, &sets.sets[1]).ctls.into_iter().map(|ctl| ctl.name).collect();
+        assert_eq!(
+            (sets.add(&own), sets.add(&other), sets.add(&other)),
+            (1, 2, 2)
+        );
+        let names: Vec<_> = encode_set(2, &sets.sets[1])
+            .ctls
+            .into_iter()
+            .map(|ctl| ctl.name)
+            .collect();
         assert_eq!(names, [&b""[..], b"cpu,cpuacct", b"name=systemd"]);
     }
 }

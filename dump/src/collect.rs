@@ -98,15 +98,38 @@ pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
     let mut tables = HashSet::new();
     for (task, (index, seen)) in alive(frozen).into_iter().zip(seen.into_iter().enumerate()) {
         let view = ctx.tasks.get(index).context("a task without a view")?;
-        let mut subject = ask(ctx, &mut frozen.tasks[task], view, seen, &mut ids, &mut cgroups)
-            .with_context(|| format!("collect task {}", view.pid))?;
+        let mut subject = ask(
+            ctx,
+            &mut frozen.tasks[task],
+            view,
+            seen,
+            &mut ids,
+            &mut cgroups,
+        )
+        .with_context(|| format!("collect task {}", view.pid))?;
         (subject.frozen, subject.task) = (task, index);
+        if subjects
+            .iter()
+            .any(|other: &Subject| other.ids.vm_id == subject.ids.vm_id)
+        {
+            let what = "is shared with another task (CLONE_VM), which is not supported yet";
+            ctx.refuse(Refusal::new(view.pid, "its address space", what));
+        }
         collect_files(ctx, view, &mut subject, &mut files, &mut tables)?;
         subjects.push(subject);
     }
     let (places, zombies) = collect_tree(frozen, &subjects)?;
-    refuse_places(&places, ctx.options.shell_job).into_iter().for_each(|refusal| ctx.refuse(refusal));
-    Ok(Collected { places, subjects, zombies, ids, files, cgroups })
+    refuse_places(&places, ctx.options.shell_job)
+        .into_iter()
+        .for_each(|refusal| ctx.refuse(refusal));
+    Ok(Collected {
+        places,
+        subjects,
+        zombies,
+        ids,
+        files,
+        cgroups,
+    })
 }
 
 /// Runs `work` on all tasks at once; on one alone without starting threads for it.
@@ -123,7 +146,9 @@ pub fn for_each_task<T: Sync, R: Send>(
 /// Indexes of the tasks that are not zombies.
 fn alive(frozen: &Frozen) -> Vec<usize> {
     let is_alive = |task: &FrozenTask| !matches!(task.state, TaskState::Zombie(_));
-    (0..frozen.tasks.len()).filter(|index| is_alive(&frozen.tasks[*index])).collect()
+    (0..frozen.tasks.len())
+        .filter(|index| is_alive(&frozen.tasks[*index]))
+        .collect()
 }
 
 fn look(task: &Task) -> Result<Seen> {
@@ -150,13 +175,23 @@ fn ask(
         traced.push(collect_traced(thread, facts.status.seccomp)?);
     }
     let told = collect_told(frozen, &view.mem, &facts)?;
-    refuse_task(view.pid, frozen, &facts, &told).into_iter().for_each(|refusal| ctx.refuse(refusal));
+    refuse_task(view.pid, frozen, &facts, &told)
+        .into_iter()
+        .for_each(|refusal| ctx.refuse(refusal));
     let (entry, foreign) = ids.collect(&facts.dir)?;
     for kind in foreign {
         let object = format!("its namespace {kind}");
-        ctx.refuse(Refusal::new(view.pid, object, "is not ours, which is not supported yet"));
+        ctx.refuse(Refusal::new(
+            view.pid,
+            object,
+            "is not ours, which is not supported yet",
+        ));
     }
-    let cg_sets = facts.threads.iter().map(|thread| cg_set_of(cgroups, thread)).collect();
+    let cg_sets = facts
+        .threads
+        .iter()
+        .map(|thread| cg_set_of(cgroups, thread))
+        .collect();
     let mm = encode_mm(&facts, &vmas, &told);
     Ok(Subject {
         frozen: 0,
@@ -166,7 +201,10 @@ fn ask(
         cg_sets,
         ids: entry,
         mm,
-        fs: FsEntry { umask: facts.leader().and_then(|leader| leader.status.umask), ..FsEntry::default() },
+        fs: FsEntry {
+            umask: facts.leader().and_then(|leader| leader.status.umask),
+            ..FsEntry::default()
+        },
         fdinfo: None,
         vmas,
         told,
@@ -214,8 +252,15 @@ fn collect_files(
     subject.mm.exe_file_id = exe.map_or(0, |file| file.id.0);
     if tables.insert(subject.ids.files_id) {
         let flags = &subject.told.task.cloexec;
-        let descriptors: Vec<Descriptor> = subject.facts.fds.iter().zip(flags)
-            .map(|(fd, cloexec)| Descriptor { fd: *fd, cloexec: *cloexec })
+        let descriptors: Vec<Descriptor> = subject
+            .facts
+            .fds
+            .iter()
+            .zip(flags)
+            .map(|(fd, cloexec)| Descriptor {
+                fd: *fd,
+                cloexec: *cloexec,
+            })
             .collect();
         subject.fdinfo = Some(files.dump_table(ctx, task, &descriptors)?);
     }
@@ -227,9 +272,17 @@ fn collect_files(
 }
 
 /// Gives each file mapping the id of its file and the mode to open it with.
-fn collect_mapped(ctx: &Context, task: &Task, subject: &mut Subject, files: &mut FileTable) -> Result<()> {
+fn collect_mapped(
+    ctx: &Context,
+    task: &Task,
+    subject: &mut Subject,
+    files: &mut FileTable,
+) -> Result<()> {
     let areas = &subject.facts.areas;
-    let named: HashMap<u64, _> = areas.iter().map(|area| (area.vma.start, &area.vma)).collect();
+    let named: HashMap<u64, _> = areas
+        .iter()
+        .map(|area| (area.vma.start, &area.vma))
+        .collect();
     let mut known: HashMap<_, u64> = HashMap::new();
     for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
         if !matches!(vma.backing, Backing::File | Backing::Memfd) {
@@ -237,11 +290,21 @@ fn collect_mapped(ctx: &Context, task: &Task, subject: &mut Subject, files: &mut
         }
         let fdflags = open_mode(&subject.facts.dir, &vma.range)?;
         entry.fdflags = Some(fdflags);
-        let name = named.get(&vma.range.start).map(|area| (area.dev_major, area.dev_minor, area.inode, format!("{:?}", area.name)));
+        let name = named.get(&vma.range.start).map(|area| {
+            (
+                area.dev_major,
+                area.dev_minor,
+                area.inode,
+                format!("{:?}", area.name),
+            )
+        });
         entry.shmid = match known.get(&name) {
             Some(id) => *id,
             None => {
-                let which = PathOf::Mapping { start: vma.range.start, end: vma.range.end };
+                let which = PathOf::Mapping {
+                    start: vma.range.start,
+                    end: vma.range.end,
+                };
                 let file = files.add_path(ctx, task, which)?;
                 let id = file.map_or(0, |file| u64::from(file.id.0));
                 known.insert(name, id);
@@ -255,14 +318,20 @@ fn collect_mapped(ctx: &Context, task: &Task, subject: &mut Subject, files: &mut
 /// What the file of a mapping was opened for: the permission bits of the link tell.
 fn open_mode(dir: &ProcDir, range: &Range<u64>) -> Result<u32> {
     let name = format!("map_files/{:x}-{:x}", range.start, range.end);
-    let stat = nix::sys::stat::fstatat(dir.as_fd(), name.as_str(), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
-        .with_context(|| format!("task {}: lstat {name}", dir.pid()))?;
+    let stat = nix::sys::stat::fstatat(
+        dir.as_fd(),
+        name.as_str(),
+        nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .with_context(|| format!("task {}: lstat {name}", dir.pid()))?;
     let mode = Mode::from_bits_truncate(stat.st_mode);
-    Ok(match (mode.contains(Mode::S_IRUSR), mode.contains(Mode::S_IWUSR)) {
-        (true, true) => libc::O_RDWR as u32,
-        (false, true) => libc::O_WRONLY as u32,
-        _ => libc::O_RDONLY as u32,
-    })
+    Ok(
+        match (mode.contains(Mode::S_IRUSR), mode.contains(Mode::S_IWUSR)) {
+            (true, true) => libc::O_RDWR as u32,
+            (false, true) => libc::O_WRONLY as u32,
+            _ => libc::O_RDONLY as u32,
+        },
+    )
 }
 
 fn collect_tree(frozen: &Frozen, subjects: &[Subject]) -> Result<(Vec<Place>, Vec<Zombie>)> {
@@ -272,7 +341,8 @@ fn collect_tree(frozen: &Frozen, subjects: &[Subject]) -> Result<(Vec<Place>, Ve
         let is_root = index == 0;
         if let TaskState::Zombie(exit_code) = task.state {
             let text = ProcDir::open(task.pid)?.read("stat")?;
-            let stat = parse_stat(&text).with_context(|| format!("task {}: read stat", task.pid))?;
+            let stat =
+                parse_stat(&text).with_context(|| format!("task {}: read stat", task.pid))?;
             places.push(Place::new(task.pid, is_root, &stat, Vec::new()));
             zombies.push(Zombie { stat, exit_code });
             continue;
@@ -280,7 +350,11 @@ fn collect_tree(frozen: &Frozen, subjects: &[Subject]) -> Result<(Vec<Place>, Ve
         let subject = subjects.iter().find(|subject| subject.frozen == index);
         let leader = subject.and_then(|subject| subject.facts.leader());
         let stat = &leader.context("a task without a leader")?.stat;
-        let tids = task.threads.iter().map(|thread| thread.stopped.tid()).collect();
+        let tids = task
+            .threads
+            .iter()
+            .map(|thread| thread.stopped.tid())
+            .collect();
         places.push(Place::new(task.pid, is_root, stat, tids));
     }
     Ok((places, zombies))

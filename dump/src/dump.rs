@@ -29,51 +29,82 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     scripts::run(options, log, Stage::PreDump, Some(root.get()))?;
 
     let mut frozen = freeze_tree(root, options.timeout)?;
-    log.info(format_args!("Frozen {} tasks in {:?}", frozen.tasks.len(), frozen.took));
-    let mut stats = Stats { freezing: frozen.took, ..Stats::default() };
-    let since = frozen.since;
-    let written = dump_frozen(options, log, &images, &mut frozen, &interrupt, &mut stats);
-    let mut collected = match written {
-        Ok(collected) => collected,
-        Err(error) => return Err(undo(error, log, frozen, &images)),
+    log.info(format_args!(
+        "Frozen {} tasks in {:?}",
+        frozen.tasks.len(),
+        frozen.took
+    ));
+    let mut stats = Stats {
+        freezing: frozen.took,
+        ..Stats::default()
     };
+    let since = frozen.since;
+    let ctx = Context {
+        options,
+        log,
+        tasks: views(&frozen)?,
+        refusals: Refusals::default(),
+    };
+    let mut collected = look(&ctx, &mut frozen, &interrupt)?;
+    if let Err(error) = write(
+        &ctx,
+        &images,
+        &frozen,
+        &mut collected,
+        &interrupt,
+        &mut stats,
+    ) {
+        return Err(undo(error, log, frozen, &images));
+    }
     let_go(options, log, frozen, &mut collected)?;
     stats.frozen = since.elapsed();
-    log.info(format_args!("Frozen for {:?}, {} pages written", stats.frozen, stats.pages));
+    log.info(format_args!(
+        "Frozen for {:?}, {} pages written",
+        stats.frozen, stats.pages
+    ));
     write_stats(options, &stats)
 }
 
 fn root_of(options: &Options) -> Result<HostPid> {
-    let pid = options.tree.context("which task to dump is not said: give --tree PID")?;
+    let pid = options
+        .tree
+        .context("which task to dump is not said: give --tree PID")?;
     HostPid::new(pid).with_context(|| format!("--tree {pid} is not a process id"))
 }
 
-/// Everything between the freeze and the thaw.
-fn dump_frozen(
-    options: &Options,
-    log: &Log,
+/// Collects everything and refuses what cannot be dumped; writes nothing, so that an older dump in
+/// the directory stays as long as this one is not sure. An error thaws the tree (by its drop).
+fn look(ctx: &Context, frozen: &mut Frozen, interrupt: &Interrupt) -> Result<Collected> {
+    let mut collected = collect(ctx, frozen)?;
+    collected.files.settle(ctx)?;
+    tell_refusals(ctx)?;
+    interrupt.check()?;
+    Ok(collected)
+}
+
+/// Writes everything, the inventory last.
+fn write(
+    ctx: &Context,
     images: &ImageDir,
-    frozen: &mut Frozen,
+    frozen: &Frozen,
+    collected: &mut Collected,
     interrupt: &Interrupt,
     stats: &mut Stats,
-) -> Result<Collected> {
-    let root = frozen.tasks.first().map(|task| task.pid.get());
-    let tasks: Result<Vec<Task>> = frozen.tasks.iter().filter(is_alive).map(view).collect();
-    let ctx = Context { options, log, tasks: tasks?, refusals: Refusals::default() };
-    let mut collected = collect(&ctx, frozen)?;
-    collected.files.settle(&ctx)?;
-    tell_refusals(&ctx)?;
-    interrupt.check()?;
-    // An older dump goes only now that this one can be made; its inventory goes first.
+) -> Result<()> {
+    // Nothing of an older dump may be taken for part of this one.
     images.remove_images()?;
-    write_images(&ctx, images, frozen, &mut collected, interrupt, stats)?;
-    scripts::run(options, log, Stage::PostDump, root)?;
-    write_inventory(&ctx, images, &collected)?;
-    Ok(collected)
+    write_images(ctx, images, frozen, collected, interrupt, stats)?;
+    let root = frozen.tasks.first().map(|task| task.pid.get());
+    scripts::run(ctx.options, ctx.log, Stage::PostDump, root)?;
+    write_inventory(ctx, images, collected)
 }
 
 fn is_alive(task: &&FrozenTask) -> bool {
     !matches!(task.state, TaskState::Zombie(_))
+}
+
+fn views(frozen: &Frozen) -> Result<Vec<Task>> {
+    frozen.tasks.iter().filter(is_alive).map(view).collect()
 }
 
 fn view(task: &FrozenTask) -> Result<Task> {
@@ -81,7 +112,11 @@ fn view(task: &FrozenTask) -> Result<Task> {
         pid: task.pid,
         virt: task.pid.get().unsigned_abs(),
         ppid: task.ppid,
-        tids: task.threads.iter().map(|thread| thread.stopped.tid()).collect(),
+        tids: task
+            .threads
+            .iter()
+            .map(|thread| thread.stopped.tid())
+            .collect(),
         pidfd: PidFd::open(task.pid)?.into(),
         mem: TaskMem::open(task.pid)?,
     })
@@ -97,7 +132,11 @@ fn tell_refusals(ctx: &Context) -> Result<()> {
     match list.as_slice() {
         [] => Ok(()),
         [one] => bail!("cannot dump: {one}"),
-        many => bail!("cannot dump, for {} reasons: {}", many.len(), many.join("; ")),
+        many => bail!(
+            "cannot dump, for {} reasons: {}",
+            many.len(),
+            many.join("; ")
+        ),
     }
 }
 
@@ -107,7 +146,10 @@ fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> a
         log.error("dump", format_args!("let the tree go on: {thaw}"));
     }
     if let Err(remove) = images.remove_images() {
-        log.error("dump", format_args!("remove the unfinished images: {remove}"));
+        log.error(
+            "dump",
+            format_args!("remove the unfinished images: {remove}"),
+        );
     }
     error
 }
@@ -143,5 +185,8 @@ fn print_stats(stats: &Stats) {
     println!("Frozen time: {} us", stats.frozen.as_micros());
     println!("Memory dump time: {} us", stats.memory.as_micros());
     println!("Memory pages written: {} ({:#x})", stats.pages, stats.pages);
-    println!("Shared memory pages written: {} ({:#x})", stats.shmem_pages, stats.shmem_pages);
+    println!(
+        "Shared memory pages written: {} ({:#x})",
+        stats.shmem_pages, stats.shmem_pages
+    );
 }

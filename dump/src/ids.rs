@@ -26,7 +26,8 @@ const NAMESPACES: [(&str, u32); 8] = [
     ("cgroup", 8),
 ];
 /// What a task's children will be in, which differs after unshare(2) of these kinds.
-const FOR_CHILDREN: [(&str, &str); 2] = [("pid_for_children", "pid"), ("time_for_children", "time")];
+const FOR_CHILDREN: [(&str, &str); 2] =
+    [("pid_for_children", "pid"), ("time_for_children", "time")];
 
 /// The numbers given out.
 #[derive(Debug)]
@@ -62,31 +63,41 @@ impl KernelIds {
     /// is in the second list, by its name in /proc/PID/ns, for a refusal.
     pub fn collect(&mut self, dir: &ProcDir) -> Result<(TaskKobjIdsEntry, Vec<&'static str>)> {
         let pid = dir.pid();
-        let number = |sorter: &mut TaskSorter| -> Result<u32> {
-            Ok(OWN + 1 + sorter.group(pid)?.0 as u32)
-        };
+        let number =
+            |sorter: &mut TaskSorter| -> Result<u32> { Ok(OWN + 1 + sorter.group(pid)?.0 as u32) };
         let (vm, files) = (number(&mut self.vm)?, number(&mut self.files)?);
         let (fs, sighand) = (number(&mut self.fs)?, number(&mut self.sighand)?);
-        Ok((self.encode(vm, files, fs, sighand), self.foreign_namespaces(dir)))
+        Ok((
+            self.encode(vm, files, fs, sighand),
+            self.foreign_namespaces(dir),
+        ))
     }
 
     fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {
         // A link that cannot be read is not ours: a pid namespace without its first process.
         let differs = |name: &str, own: &[u8]| {
-            dir.readlink(&format!("ns/{name}")).map_or(true, |link| link != own)
+            dir.readlink(&format!("ns/{name}"))
+                .map_or(true, |link| link != own)
         };
         let own_of = |kind: &str| self.own.iter().find(|(name, _)| *name == kind);
-        let now = self.own.iter().filter(|(kind, link)| differs(kind, link)).map(|(kind, _)| *kind);
-        let later = FOR_CHILDREN.iter().filter(|(name, kind)| {
-            own_of(kind).is_some_and(|(_, link)| differs(name, link))
-        });
+        let now = self
+            .own
+            .iter()
+            .filter(|(kind, link)| differs(kind, link))
+            .map(|(kind, _)| *kind);
+        let later = FOR_CHILDREN
+            .iter()
+            .filter(|(name, kind)| own_of(kind).is_some_and(|(_, link)| differs(name, link)));
         now.chain(later.map(|(name, _)| *name)).collect()
     }
 
     fn encode(&self, vm_id: u32, files_id: u32, fs_id: u32, sighand_id: u32) -> TaskKobjIdsEntry {
         let id = |kind: &str| {
             self.own.iter().find(|(name, _)| *name == kind)?;
-            NAMESPACES.iter().find(|(name, _)| *name == kind).map(|(_, id)| *id)
+            NAMESPACES
+                .iter()
+                .find(|(name, _)| *name == kind)
+                .map(|(_, id)| *id)
         };
         TaskKobjIdsEntry {
             vm_id,
@@ -113,8 +124,17 @@ mod tests {
     #[test]
     fn the_dumpers_own_numbers_are_the_peers() {
         let ids = KernelIds::new().expect("we have namespaces").encode_own();
-        assert_eq!((ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id), (1, 1, 1, 1));
-        let namespaces = [ids.pid_ns_id, ids.net_ns_id, ids.ipc_ns_id, ids.uts_ns_id, ids.mnt_ns_id];
+        assert_eq!(
+            (ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id),
+            (1, 1, 1, 1)
+        );
+        let namespaces = [
+            ids.pid_ns_id,
+            ids.net_ns_id,
+            ids.ipc_ns_id,
+            ids.uts_ns_id,
+            ids.mnt_ns_id,
+        ];
         assert_eq!(namespaces, [Some(1), Some(2), Some(3), Some(4), Some(6)]);
         assert_eq!((ids.user_ns_id, ids.cgroup_ns_id), (Some(7), Some(8)));
     }

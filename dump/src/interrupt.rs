@@ -22,7 +22,9 @@ impl Interrupt {
         blocked.add(Signal::SIGCHLD);
         blocked.thread_block().context("block signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Interrupt(SignalFd::with_flags(&ending, flags).context("signalfd")?))
+        Ok(Interrupt(
+            SignalFd::with_flags(&ending, flags).context("signalfd")?,
+        ))
     }
 
     /// An error if one of the signals has come.
@@ -30,7 +32,8 @@ impl Interrupt {
         match self.0.read_signal().context("read the signalfd")? {
             None => Ok(()),
             Some(info) => {
-                let name = Signal::try_from(info.ssi_signo as i32).map_or("a signal", Signal::as_str);
+                let name =
+                    Signal::try_from(info.ssi_signo as i32).map_or("a signal", Signal::as_str);
                 bail!("interrupted by {name} from process {}", info.ssi_pid)
             }
         }

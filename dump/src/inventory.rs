@@ -3,14 +3,20 @@
 
 use anyhow::{Context, Result};
 use crust_cli::options::Options;
-use crust_proto::criu::{InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry, Timespec};
+use crust_proto::criu::{
+    InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
+};
 use nix::time::{ClockId, clock_gettime};
 
 /// The set of images version 1.1 has the number 2.
 const IMG_VERSION: u32 = 2;
 
 /// The inventory of a dump. `own` are the dumper's own objects, `cg_set` its cgroup set.
-pub fn encode_inventory(options: &Options, own: TaskKobjIdsEntry, cg_set: u32) -> Result<InventoryEntry> {
+pub fn encode_inventory(
+    options: &Options,
+    own: TaskKobjIdsEntry,
+    cg_set: u32,
+) -> Result<InventoryEntry> {
     Ok(InventoryEntry {
         img_version: IMG_VERSION,
         fdinfo_per_id: Some(true),
@@ -44,5 +50,8 @@ pub fn encode_timens() -> Result<TimensEntry> {
 
 fn now(clock: ClockId) -> Result<Timespec> {
     let time = clock_gettime(clock).with_context(|| format!("read {clock:?}"))?;
-    Ok(Timespec { tv_sec: time.tv_sec() as u64, tv_nsec: time.tv_nsec() as u64 })
+    Ok(Timespec {
+        tv_sec: time.tv_sec() as u64,
+        tv_nsec: time.tv_nsec() as u64,
+    })
 }

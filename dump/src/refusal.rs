@@ -54,7 +54,10 @@ pub struct Refusals(Mutex<Vec<Refusal>>);
 impl Refusals {
     /// Adds one.
     pub fn push(&self, refusal: Refusal) {
-        let mut list = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut list = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         // Threads and tasks that share a table tell the same thing more than once.
         if !list.contains(&refusal) {
             list.push(refusal);
@@ -63,7 +66,10 @@ impl Refusals {
 
     /// All of them, by task.
     pub fn take(&self) -> Vec<Refusal> {
-        let mut list = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut list = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut all = std::mem::take(&mut *list);
         all.sort_by_key(|refusal| refusal.task);
         all
@@ -82,6 +88,12 @@ mod tests {
         refusals.push(Refusal::new(pid(2), "fd 1", "is a tty").hint("try --shell-job"));
         refusals.push(Refusal::new(pid(7), "fd 3", "is an io_uring"));
         let told: Vec<String> = refusals.take().iter().map(Refusal::to_string).collect();
-        assert_eq!(told, ["task 2: fd 1: is a tty (try --shell-job)", "task 7: fd 3: is an io_uring"]);
+        assert_eq!(
+            told,
+            [
+                "task 2: fd 1: is a tty (try --shell-job)",
+                "task 7: fd 3: is an io_uring"
+            ]
+        );
     }
 }

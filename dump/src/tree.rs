@@ -62,7 +62,8 @@ pub fn refuse_places(places: &[Place], shell_job: bool) -> Vec<Refusal> {
     if root.sid != root.pid.get() && !shell_job {
         let what = format!("{} is not the root task's own", root.sid);
         let refusal = Refusal::new(root.pid, "its session", what);
-        refusals.push(refusal.hint("--shell-job takes the tree out of the session it was started in"));
+        refusals
+            .push(refusal.hint("--shell-job takes the tree out of the session it was started in"));
     }
     for place in places {
         if place.sid == 0 && root.sid != 0 {
@@ -82,12 +83,21 @@ mod tests {
     }
 
     fn place(number: i32, sid: i32) -> Place {
-        Place { pid: pid(number), ppid: 0, pgid: sid, sid, tids: vec![pid(number)] }
+        Place {
+            pid: pid(number),
+            ppid: 0,
+            pgid: sid,
+            sid,
+            tids: vec![pid(number)],
+        }
     }
 
     #[test]
     fn a_zombie_has_the_thread_zero() {
-        let zombie = Place { tids: Vec::new(), ..place(7, 3) };
+        let zombie = Place {
+            tids: Vec::new(),
+            ..place(7, 3)
+        };
         assert_eq!(encode_place(&zombie).threads, [0]);
         assert_eq!(encode_place(&place(7, 3)).threads, [7]);
     }

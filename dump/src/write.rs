@@ -2,19 +2,19 @@
 
 use crate::collect::{Collected, Subject, Zombie, for_each_task};
 use crate::context::{Context, Task};
-use crate::inventory::{encode_inventory, encode_timens};
 use crate::interrupt::Interrupt;
-use crate::mm::copy::PAGE;
+use crate::inventory::{encode_inventory, encode_timens};
 use crate::mm::absent::without;
+use crate::mm::copy::PAGE;
 use crate::mm::pages::create_pagemap;
 use crate::mm::shmem::write_shmem;
 use crate::mm::vmas::{Backing, encode_guard};
 use crate::stats::Stats;
+use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
 use crate::task::images_personality;
 use crate::task::seccomp::Chains;
 use crate::task::timers::encode_timers;
-use crate::task::core;
 use crate::tree::encode_place;
 use anyhow::{Context as _, Result};
 use crust_image::sink::{write_entries, write_entry};
@@ -40,7 +40,10 @@ pub fn write_images(
     write_entries(images, Kind::Pstree, None, &places)?;
     let mut chains = Chains::default();
     for subject in &collected.subjects {
-        let task = ctx.tasks.get(subject.task).context("a task without a view")?;
+        let task = ctx
+            .tasks
+            .get(subject.task)
+            .context("a task without a view")?;
         write_cores(images, frozen, task, subject, &mut chains)
             .with_context(|| format!("encode task {}", task.pid))?;
     }
@@ -71,7 +74,10 @@ fn write_cores(
     subject: &Subject,
     chains: &mut Chains,
 ) -> Result<()> {
-    let task = frozen.tasks.get(subject.frozen).context("a task that is not frozen")?;
+    let task = frozen
+        .tasks
+        .get(subject.frozen)
+        .context("a task that is not frozen")?;
     let id = Some(u64::from(view.virt));
     write_entry(images, Kind::Ids, id, &subject.ids)?;
     write_entry(images, Kind::Fs, id, &subject.fs)?;
@@ -81,8 +87,13 @@ fn write_cores(
     }
     let answers = std::iter::once(&subject.told.task.leader).chain(&subject.told.threads);
     let facts = subject.facts.threads.iter().zip(&subject.cg_sets);
-    for (index, (((thread, traced), (facts, cg_set)), answers)) in
-        task.threads.iter().zip(&subject.traced).zip(facts).zip(answers).enumerate()
+    for (index, (((thread, traced), (facts, cg_set)), answers)) in task
+        .threads
+        .iter()
+        .zip(&subject.traced)
+        .zip(facts)
+        .zip(answers)
+        .enumerate()
     {
         let state = ThreadState {
             regs: thread.regs,
@@ -148,7 +159,10 @@ fn write_memory(
     let start = Instant::now();
     let numbered: Vec<(u32, &Subject)> = (1..).zip(&collected.subjects).collect();
     let pages = for_each_task(&numbered, |(pages_id, subject)| {
-        let task = ctx.tasks.get(subject.task).context("a task without a view")?;
+        let task = ctx
+            .tasks
+            .get(subject.task)
+            .context("a task without a view")?;
         write_task_memory(images, task, subject, *pages_id, interrupt)
             .with_context(|| format!("dump the memory of task {}", task.pid))
     })?;
@@ -174,7 +188,11 @@ fn write_task_memory(
     let mut mm = subject.mm.clone();
     for vma in subject.vmas.iter().filter(|vma| vma.has_own_pages()) {
         if vma.backing == Backing::Vdso {
-            image.add(vma.range.start, (vma.range.end - vma.range.start) / PAGE, false)?;
+            image.add(
+                vma.range.start,
+                (vma.range.end - vma.range.start) / PAGE,
+                false,
+            )?;
             continue;
         }
         let of = match vma.backing {
@@ -187,7 +205,11 @@ fn write_task_memory(
                 PageRun::Guard { start, end } => mm.vmas.push(encode_guard(&(start..end))),
                 PageRun::Dump { start, end } => {
                     for part in without(start..end, &subject.absent) {
-                        image.add(part.start, (part.end - part.start) / PAGE, vma.may_be_lazy())?;
+                        image.add(
+                            part.start,
+                            (part.end - part.start) / PAGE,
+                            vma.may_be_lazy(),
+                        )?;
                     }
                 }
             }

@@ -6,7 +6,7 @@
 
 use crate::mm::copy::PAGE;
 use anyhow::Result;
-use crust_process::pagemap::{Pagemap, PageRun, PrivateOf};
+use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::proc::ProcDir;
 use std::ops::Range;
 
@@ -34,7 +34,10 @@ pub fn collect_absent(dir: &ProcDir, stack: &Range<u64>) -> Result<Vec<Range<u64
 pub fn without(run: Range<u64>, absent: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut parts = Vec::new();
     let mut from = run.start;
-    for hole in absent.iter().filter(|hole| hole.start < run.end && hole.end > run.start) {
+    for hole in absent
+        .iter()
+        .filter(|hole| hole.start < run.end && hole.end > run.start)
+    {
         parts.push(from..hole.start);
         from = hole.end;
     }
@@ -49,11 +52,18 @@ mod tests {
 
     #[test]
     fn holes_are_cut_out() {
-        assert_eq!(without(0..10, &[]), [0..10]);
-        assert_eq!(without(0..10, &[2..4, 6..20]), [0..2, 4..6]);
-        assert_eq!(without(4..10, &[0..5, 9..10]), [5..9]);
-        assert_eq!(without(4..10, &[0..20]), []);
-        assert_eq!(without(4..10, &[0..4, 10..12]), [4..10]);
+        let cut = |run, holes: &[(u64, u64)]| -> Vec<(u64, u64)> {
+            let holes: Vec<Range<u64>> = holes.iter().map(|(from, to)| *from..*to).collect();
+            without(run, &holes)
+                .into_iter()
+                .map(|part| (part.start, part.end))
+                .collect()
+        };
+        assert_eq!(cut(0..10, &[]), [(0, 10)]);
+        assert_eq!(cut(0..10, &[(2, 4), (6, 20)]), [(0, 2), (4, 6)]);
+        assert_eq!(cut(4..10, &[(0, 5), (9, 10)]), [(5, 9)]);
+        assert_eq!(cut(4..10, &[(0, 20)]), []);
+        assert_eq!(cut(4..10, &[(0, 4), (10, 12)]), [(4, 10)]);
     }
 
     #[test]

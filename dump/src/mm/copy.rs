@@ -73,7 +73,13 @@ impl<'a, S: PageSource> Copier<'a, S> {
 
     /// Copies from `source` to the beginning of `out`.
     pub fn new(source: &'a S, out: &'a File) -> Copier<'a, S> {
-        Copier { source, out, pieces: Vec::new(), waiting: 0, written: 0 }
+        Copier {
+            source,
+            out,
+            pieces: Vec::new(),
+            waiting: 0,
+            written: 0,
+        }
     }
 
     /// Adds a run of pages; it may be copied later.
@@ -101,9 +107,16 @@ impl<'a, S: PageSource> Copier<'a, S> {
 
     /// The piece that still has room.
     fn open_piece(&mut self) -> &mut Piece {
-        if self.pieces.last().is_none_or(|piece| piece.pages == PIECE_PAGES) {
+        if self
+            .pieces
+            .last()
+            .is_none_or(|piece| piece.pages == PIECE_PAGES)
+        {
             let offset = (self.written + self.waiting) * PAGE;
-            self.pieces.push(Piece { offset, ..Piece::default() });
+            self.pieces.push(Piece {
+                offset,
+                ..Piece::default()
+            });
         }
         let last = self.pieces.len() - 1;
         &mut self.pieces[last]
@@ -114,7 +127,9 @@ impl<'a, S: PageSource> Copier<'a, S> {
         let (source, out) = (self.source, self.out);
         if pieces.len() <= Self::PIECES_ALONE {
             let mut buf = Vec::new();
-            pieces.iter().try_for_each(|piece| copy_piece(source, out, piece, &mut buf))?;
+            pieces
+                .iter()
+                .try_for_each(|piece| copy_piece(source, out, piece, &mut buf))?;
         } else {
             pieces
                 .par_iter()
@@ -126,7 +141,12 @@ impl<'a, S: PageSource> Copier<'a, S> {
     }
 }
 
-fn copy_piece<S: PageSource>(source: &S, out: &File, piece: &Piece, buf: &mut Vec<u8>) -> Result<()> {
+fn copy_piece<S: PageSource>(
+    source: &S,
+    out: &File,
+    piece: &Piece,
+    buf: &mut Vec<u8>,
+) -> Result<()> {
     buf.resize((PIECE_PAGES * PAGE) as usize, 0);
     let mut rest = &mut buf[..(piece.pages * PAGE) as usize];
     for (addr, pages) in &piece.parts {
@@ -164,13 +184,21 @@ mod tests {
     #[test]
     fn runs_land_one_after_the_other() {
         let path = std::env::temp_dir().join(format!("crust-copy-{}", std::process::id()));
-        let options = File::options().read(true).write(true).create(true).truncate(true).clone();
+        let options = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .clone();
         let out = options.open(&path).expect("open a file");
         let source = Numbered::default();
         let mut copier = Copier::new(&source, &out);
         // Many small runs, one that crosses pieces, one that crosses batches.
         let mut expected = Vec::new();
-        for run in (0..300).map(|n| (n * 7, 1)).chain([(5000, 200), (9000, 40000)]) {
+        for run in (0..300)
+            .map(|n| (n * 7, 1))
+            .chain([(5000, 200), (9000, 40000)])
+        {
             copier.add(run.0 * PAGE, run.1).expect("adds");
             expected.extend((run.0..run.0 + run.1).map(|page| (page % 251) as u8));
         }

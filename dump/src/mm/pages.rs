@@ -43,7 +43,11 @@ pub fn create_pagemap<'a, S: PageSource>(
 ) -> Result<PagemapImage<'a, S>> {
     let mut entries = images.create(kind, Some(id))?;
     entries.entry(&PagemapHead { pages_id })?;
-    Ok(PagemapImage { entries, copier: Copier::new(source, pages), last: None })
+    Ok(PagemapImage {
+        entries,
+        copier: Copier::new(source, pages),
+        last: None,
+    })
 }
 
 impl<S: PageSource> PagemapImage<'_, S> {
@@ -67,7 +71,9 @@ impl<S: PageSource> PagemapImage<'_, S> {
     pub fn finish(mut self) -> Result<u64> {
         self.write_last()?;
         let pages = self.copier.finish()?;
-        self.entries.finish().context("write the end of a pagemap")?;
+        self.entries
+            .finish()
+            .context("write the end of a pagemap")?;
         Ok(pages)
     }
 

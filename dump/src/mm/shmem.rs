@@ -29,7 +29,12 @@ pub fn write_shmem(
     for object in files.shmem() {
         let doing = || format!("dump the memory object {}", object.shmid);
         let source = files.open_shmem(ctx, &object).with_context(doing)?;
-        let mut runs = Extents { file: &source, at: 0, size: object.size }.peekable();
+        let mut runs = Extents {
+            file: &source,
+            at: 0,
+            size: object.size,
+        }
+        .peekable();
         if runs.peek().is_none() {
             continue;
         }
@@ -39,7 +44,9 @@ pub fn write_shmem(
         for run in runs {
             let run = run.with_context(doing)?;
             interrupt.check()?;
-            image.add(run.start, (run.end - run.start) / PAGE, false).with_context(doing)?;
+            image
+                .add(run.start, (run.end - run.start) / PAGE, false)
+                .with_context(doing)?;
         }
         pages += image.finish().with_context(doing)?;
         pages_id += 1;
@@ -84,14 +91,24 @@ mod tests {
     #[test]
     fn only_pages_with_data_are_found() {
         let name = format!("crust-extents-{}", std::process::id());
-        let file = File::from(nix::sys::memfd::memfd_create(name.as_str(), nix::sys::memfd::MFdFlags::empty()).expect("memfd"));
+        let file = File::from(
+            nix::sys::memfd::memfd_create(name.as_str(), nix::sys::memfd::MFdFlags::empty())
+                .expect("memfd"),
+        );
         let size = 20 * PAGE + 100;
         file.set_len(size).expect("truncate");
-        let runs = |file| -> Vec<_> { Extents { file, at: 0, size }.map(|run| run.expect("seeks")).collect() };
+        let runs = |file| -> Vec<_> {
+            Extents { file, at: 0, size }
+                .map(|run| run.expect("seeks"))
+                .collect()
+        };
         assert_eq!(runs(&file), []);
         for page in [0, 1, 7, 20] {
             file.write_all_at(b"x", page * PAGE).expect("write");
         }
-        assert_eq!(runs(&file), [0..2 * PAGE, 7 * PAGE..8 * PAGE, 20 * PAGE..21 * PAGE]);
+        assert_eq!(
+            runs(&file),
+            [0..2 * PAGE, 7 * PAGE..8 * PAGE, 20 * PAGE..21 * PAGE]
+        );
     }
 }

@@ -96,15 +96,20 @@ pub fn plan_vmas(areas: &[SmapsVma]) -> (Vec<Vma>, Vec<Unsupported>) {
         match plan_vma(area) {
             Ok(vma) => match vmas.last_mut() {
                 // Since 6.13 the data of the vdso is two areas; the images have one.
-                Some(last) if last.backing == Backing::Vvar && vma.backing == Backing::Vvar
-                    && last.range.end == vma.range.start =>
+                Some(last)
+                    if last.backing == Backing::Vvar
+                        && vma.backing == Backing::Vvar
+                        && last.range.end == vma.range.start =>
                 {
                     last.range.end = vma.range.end;
                     last.entry.end = vma.range.end;
                 }
                 _ => vmas.push(vma),
             },
-            Err(what) => unsupported.push(Unsupported { object: object_of(&area.vma), what }),
+            Err(what) => unsupported.push(Unsupported {
+                object: object_of(&area.vma),
+                what,
+            }),
         }
     }
     (vmas, unsupported)
@@ -143,7 +148,12 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
         madv: madv_of(area),
         fdflags: None,
     };
-    Ok(Vma { range: vma.start..vma.end, backing, shared: vma.perms.shared, entry })
+    Ok(Vma {
+        range: vma.start..vma.end,
+        backing,
+        shared: vma.perms.shared,
+        entry,
+    })
 }
 
 fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
@@ -160,11 +170,22 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
         }
         VmaName::Path { path, .. } if path.starts_with(b"/") => Backing::File,
         VmaName::ZeroShared => Backing::File,
-        VmaName::SysV { key } => return Err(format!("is a SysV segment (key {key:#x}), which is not supported yet")),
-        VmaName::Aio => return Err("is the ring of an AIO context, which is not supported yet".into()),
-        VmaName::AnonHugepage => return Err("is memory in huge pages (MAP_HUGETLB), which is not supported yet".into()),
+        VmaName::SysV { key } => {
+            return Err(format!(
+                "is a SysV segment (key {key:#x}), which is not supported yet"
+            ));
+        }
+        VmaName::Aio => {
+            return Err("is the ring of an AIO context, which is not supported yet".into());
+        }
+        VmaName::AnonHugepage => {
+            return Err("is memory in huge pages (MAP_HUGETLB), which is not supported yet".into());
+        }
         VmaName::Path { path, .. } => {
-            return Err(format!("maps {}, which is not supported", String::from_utf8_lossy(path)));
+            return Err(format!(
+                "maps {}, which is not supported",
+                String::from_utf8_lossy(path)
+            ));
         }
         other => return Err(format!("is of a kind that is not supported ({other:?})")),
     })
@@ -172,12 +193,21 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
 
 fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     const REFUSED: [(VmFlag, &str); 9] = [
-        (VmFlag::HugeTlb, "is memory in huge pages (hugetlb), which is not supported yet"),
-        (VmFlag::ShadowStack, "is a shadow stack, which is not supported yet"),
+        (
+            VmFlag::HugeTlb,
+            "is memory in huge pages (hugetlb), which is not supported yet",
+        ),
+        (
+            VmFlag::ShadowStack,
+            "is a shadow stack, which is not supported yet",
+        ),
         (VmFlag::UffdMissing, "is registered with userfaultfd"),
         (VmFlag::UffdWp, "is registered with userfaultfd"),
         (VmFlag::UffdMinor, "is registered with userfaultfd"),
-        (VmFlag::Sealed, "is sealed (mseal), which the images cannot hold"),
+        (
+            VmFlag::Sealed,
+            "is sealed (mseal), which the images cannot hold",
+        ),
         (VmFlag::Io, "is the memory of a device"),
         (VmFlag::PfnMap, "is the memory of a device"),
         (VmFlag::MixedMap, "is the memory of a device"),
@@ -186,10 +216,15 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         return Err((*what).into());
     }
     if let Some(key @ 1..) = area.protection_key {
-        return Err(format!("has protection key {key}, which the images cannot hold"));
+        return Err(format!(
+            "has protection key {key}, which the images cannot hold"
+        ));
     }
     match area.flags.unknown.first() {
-        Some(word) => Err(format!("has the unknown flag '{}'", String::from_utf8_lossy(word))),
+        Some(word) => Err(format!(
+            "has the unknown flag '{}'",
+            String::from_utf8_lossy(word)
+        )),
         None => Ok(()),
     }
 }
@@ -210,7 +245,11 @@ fn flags_of(area: &SmapsVma, file: bool) -> u32 {
 }
 
 fn status_of(backing: Backing, vma: &MapsVma) -> u32 {
-    let file = if vma.perms.shared { status::FILE_SHARED } else { status::FILE_PRIVATE };
+    let file = if vma.perms.shared {
+        status::FILE_SHARED
+    } else {
+        status::FILE_PRIVATE
+    };
     match backing {
         Backing::Anonymous if vma.name == VmaName::Heap => {
             status::REGULAR | status::ANON_PRIVATE | status::HEAP
@@ -244,10 +283,18 @@ fn madv_of(area: &SmapsVma) -> Option<u64> {
         area.flags.has(VmFlag::Droppable) && matches!(flag, VmFlag::DontDump | VmFlag::WipeOnFork)
     };
     let given = |(flag, _): &&(VmFlag, i32)| area.flags.has(*flag) && !implied(*flag);
-    let bits = ADVICE.iter().filter(given).fold(0, |bits, (_, number)| bits | 1 << number);
+    let bits = ADVICE
+        .iter()
+        .filter(given)
+        .fold(0, |bits, (_, number)| bits | 1 << number);
     // [vvar] may not be copied on fork either, but the images tell only that it is not dumped.
     let vvar = matches!(area.vma.name, VmaName::Vvar | VmaName::VvarVclock);
-    Some(if vvar { bits & 1 << libc::MADV_DONTDUMP } else { bits }).filter(|bits| *bits != 0)
+    Some(if vvar {
+        bits & 1 << libc::MADV_DONTDUMP
+    } else {
+        bits
+    })
+    .filter(|bits| *bits != 0)
 }
 
 fn object_of(vma: &MapsVma) -> String {
@@ -292,7 +339,14 @@ VmFlags: ex
         assert_eq!(unsupported, []);
         let told: Vec<_> = vmas
             .iter()
-            .map(|vma| (vma.entry.status, vma.entry.flags, vma.entry.prot, vma.entry.madv))
+            .map(|vma| {
+                (
+                    vma.entry.status,
+                    vma.entry.flags,
+                    vma.entry.prot,
+                    vma.entry.madv,
+                )
+            })
             .collect();
         let expected = [
             (0x41, 0x2, 1, None),
@@ -309,9 +363,15 @@ VmFlags: ex
         assert_eq!(vmas[0].entry.pgoff, 0x1000);
         assert_eq!(vmas[5].range, 0x7f00030000..0x7f00036000);
         let own: Vec<bool> = vmas.iter().map(Vma::has_own_pages).collect();
-        assert_eq!(own, [true, true, true, false, false, false, true, true, false]);
+        assert_eq!(
+            own,
+            [true, true, true, false, false, false, true, true, false]
+        );
         let lazy: Vec<bool> = vmas.iter().map(Vma::may_be_lazy).collect();
-        assert_eq!(lazy, [false, true, false, false, false, false, false, true, false]);
+        assert_eq!(
+            lazy,
+            [false, true, false, false, false, false, false, true, false]
+        );
     }
 
     #[test]
@@ -332,7 +392,10 @@ VmFlags: rd wr zz
         let (vmas, unsupported) = planned(text);
         assert!(vmas.is_empty());
         let told: Vec<&str> = unsupported.iter().map(|area| area.what.as_str()).collect();
-        for (what, word) in told.iter().zip(["io_uring", "SysV", "userfaultfd", "key 3", "'zz'"]) {
+        for (what, word) in told
+            .iter()
+            .zip(["io_uring", "SysV", "userfaultfd", "key 3", "'zz'"])
+        {
             assert!(what.contains(word), "{what}");
         }
         assert_eq!(told.len(), 5);

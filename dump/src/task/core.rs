@@ -7,10 +7,10 @@ use crate::task::creds::encode_creds;
 use crate::task::questions::{TaskAnswers, ThreadAnswers};
 use crate::task::regs::{encode_fpregs, encode_gpregs};
 use crate::task::signals::{encode_action, encode_altstack, encode_queue};
-use crust_process::regs::Regs;
-use crust_process::tracee::{RseqConfig, SigInfo};
 use crust_process::proc::stat::Stat;
 use crust_process::proc::status::Status;
+use crust_process::regs::Regs;
+use crust_process::tracee::{RseqConfig, SigInfo};
 use crust_proto::criu::{
     CoreEntry, RlimitEntry, RseqEntry, SeccompMode, TaskCoreEntry, TaskRlimitsEntry,
     TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, UserDescT, UserX86FpregsEntry,
@@ -75,12 +75,22 @@ pub struct TaskState {
 }
 
 /// The image of a leader.
-pub fn encode_leader(task: &TaskState, leader: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEntry {
+pub fn encode_leader(
+    task: &TaskState,
+    leader: &ThreadState,
+    fpregs: UserX86FpregsEntry,
+) -> CoreEntry {
     let mut core = encode_thread(leader, fpregs);
     // The leader's mask is in the part of the task.
-    core.thread_core.iter_mut().for_each(|thread| thread.blk_sigset = None);
+    core.thread_core
+        .iter_mut()
+        .for_each(|thread| thread.blk_sigset = None);
     core.tc = Some(TaskCoreEntry {
-        task_state: if task.stop_signal.is_some() { STOPPED } else { ALIVE },
+        task_state: if task.stop_signal.is_some() {
+            STOPPED
+        } else {
+            ALIVE
+        },
         exit_code: 0,
         personality: task.personality,
         flags: leader.stat.flags,
@@ -88,7 +98,15 @@ pub fn encode_leader(task: &TaskState, leader: &ThreadState, fpregs: UserX86Fpre
         comm: leader.comm.clone(),
         timers: Some(task.timers.clone()),
         rlimits: Some(TaskRlimitsEntry {
-            rlimits: task.answers.rlimits.iter().map(|(cur, max)| RlimitEntry { cur: *cur, max: *max }).collect(),
+            rlimits: task
+                .answers
+                .rlimits
+                .iter()
+                .map(|(cur, max)| RlimitEntry {
+                    cur: *cur,
+                    max: *max,
+                })
+                .collect(),
         }),
         cg_set: None,
         signals_s: Some(encode_queue(&task.pending)),
@@ -96,7 +114,12 @@ pub fn encode_leader(task: &TaskState, leader: &ThreadState, fpregs: UserX86Fpre
         old_seccomp_filter: None,
         loginuid: task.loginuid,
         oom_score_adj: Some(task.oom_score_adj),
-        sigactions: task.answers.actions.iter().map(|(_, raw)| encode_action(raw)).collect(),
+        sigactions: task
+            .answers
+            .actions
+            .iter()
+            .map(|(_, raw)| encode_action(raw))
+            .collect(),
         child_subreaper: Some(task.answers.child_subreaper),
         blk_sigset_extended: None,
         stop_signo: task.stop_signal,

@@ -2,6 +2,7 @@
 //! inside the task.
 
 use anyhow::{Context, Result};
+use crust_process::kcmp::{TaskObject, task_object};
 use crust_process::pid::HostPid;
 use crust_process::proc::auxv::parse_auxv;
 use crust_process::proc::cgroup::{CgroupMembership, parse_cgroup};
@@ -13,6 +14,7 @@ use crust_process::proc::status::{Status, parse_status};
 use crust_process::proc::timers::{PosixTimer, parse_timers};
 use crust_process::proc::{ParseError, ProcDir};
 use crust_process::remote::Site;
+use std::cmp::Ordering;
 use std::ops::Range;
 
 /// What /proc says of a thread.
@@ -26,6 +28,9 @@ pub struct ThreadFacts {
     pub comm: Vec<u8>,
     /// task/TID/cgroup.
     pub cgroup: Vec<CgroupMembership>,
+    /// Objects that a thread may have of its own, and this one does, though it is not the leader:
+    /// `descriptor table`, `net namespace`.
+    pub apart: Vec<String>,
 }
 
 /// What /proc says of a task.
@@ -77,6 +82,11 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
 
 fn collect_thread(task: &ProcDir, tid: HostPid) -> Result<ThreadFacts> {
     let dir = task.task(tid)?;
+    let apart = if tid == task.pid() {
+        Vec::new()
+    } else {
+        collect_apart(task, &dir)?
+    };
     let mut text = Vec::new();
     let stat = parsed(&dir, "stat", &mut text, parse_stat)?;
     Ok(ThreadFacts {
@@ -85,7 +95,31 @@ fn collect_thread(task: &ProcDir, tid: HostPid) -> Result<ThreadFacts> {
         // comm in stat is raw and ends at the last parenthesis: the very bytes of the name.
         comm: stat.comm.clone(),
         stat,
+        apart,
     })
+}
+
+/// What a thread does not share with its leader: unshare(2) and setns(2) act on single threads,
+/// and the images have one of each for the whole task.
+fn collect_apart(task: &ProcDir, thread: &ProcDir) -> Result<Vec<String>> {
+    const OBJECTS: [(TaskObject, &str); 2] = [
+        (TaskObject::Files, "descriptor table"),
+        (TaskObject::Fs, "working directory and root"),
+    ];
+    const NAMESPACES: [&str; 7] = ["net", "mnt", "uts", "ipc", "user", "cgroup", "time"];
+    let mut apart = Vec::new();
+    for (object, name) in OBJECTS {
+        if task_object(object, task.pid(), thread.pid())? != Ordering::Equal {
+            apart.push(name.into());
+        }
+    }
+    for kind in NAMESPACES {
+        let link = format!("ns/{kind}");
+        if task.readlink(&link).ok() != thread.readlink(&link).ok() {
+            apart.push(format!("{kind} namespace"));
+        }
+    }
+    Ok(apart)
 }
 
 fn parsed<T>(
@@ -116,12 +150,20 @@ impl TaskFacts {
     /// Where a stub may go: the vdso first, whose last bytes are unused, then the code of files.
     pub fn site(&self, main_rsp: u64) -> Site {
         let is_code = |area: &&SmapsVma| {
-            area.vma.perms.exec && !area.vma.perms.shared && matches!(area.vma.name, VmaName::Path { .. })
+            area.vma.perms.exec
+                && !area.vma.perms.shared
+                && matches!(area.vma.name, VmaName::Path { .. })
         };
         let range = |area: &SmapsVma| area.vma.start..area.vma.end;
-        let vdso = self.areas.iter().filter(|area| area.vma.name == VmaName::Vdso);
+        let vdso = self
+            .areas
+            .iter()
+            .filter(|area| area.vma.name == VmaName::Vdso);
         Site {
-            code: vdso.chain(self.areas.iter().filter(is_code)).map(range).collect(),
+            code: vdso
+                .chain(self.areas.iter().filter(is_code))
+                .map(range)
+                .collect(),
             stack: self.stack(),
             main_rsp,
             caught: self.leader().map_or(0, |leader| leader.status.sig_cgt),
@@ -130,7 +172,10 @@ impl TaskFacts {
 
     /// The main stack; empty if the task has unmapped it.
     pub fn stack(&self) -> Range<u64> {
-        let stack = self.areas.iter().find(|area| area.vma.name == VmaName::Stack);
+        let stack = self
+            .areas
+            .iter()
+            .find(|area| area.vma.name == VmaName::Stack);
         stack.map_or(0..0, |area| area.vma.start..area.vma.end)
     }
 }

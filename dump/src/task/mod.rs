@@ -69,7 +69,12 @@ pub fn collect_traced(thread: &FrozenThread, seccomp_mode: Option<u32>) -> Resul
     for entry in regs::THREAD_AREAS {
         tls.extend(stopped.thread_area(entry)?.map(regs::encode_thread_area));
     }
-    Ok(Traced { xstate: stopped.xstate()?, tls, pending, filters })
+    Ok(Traced {
+        xstate: stopped.xstate()?,
+        tls,
+        pending,
+        filters,
+    })
 }
 
 /// Asks a task and all its threads about themselves, by system calls run inside them.
@@ -96,33 +101,68 @@ fn ask_all(task: &mut FrozenTask, remote: &Remote, facts: &TaskFacts) -> Result<
         others.push(collect_thread(&mut entered, tid)?);
         entered.leave()?;
     }
-    Ok(Told { task: told, threads: others })
+    Ok(Told {
+        task: told,
+        threads: others,
+    })
 }
 
 /// What of a task no image can hold.
-pub fn refuse_task(pid: HostPid, task: &FrozenTask, facts: &TaskFacts, told: &Told) -> Vec<Refusal> {
+pub fn refuse_task(
+    pid: HostPid,
+    task: &FrozenTask,
+    facts: &TaskFacts,
+    told: &Told,
+) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse = |object: String, what: String| refusals.push(Refusal::new(pid, object, what));
     if images_personality(facts.personality).is_none() {
-        refuse("its personality".into(), format!("{:#x} has no form in the images", facts.personality));
+        refuse(
+            "its personality".into(),
+            format!("{:#x} has no form in the images", facts.personality),
+        );
     }
     if let Some(label) = &facts.lsm_label
         && !matches!(label.as_slice(), b"unconfined" | b"kernel")
     {
         let label = String::from_utf8_lossy(label);
-        refuse("its security label".into(), format!("'{label}' is not supported yet"));
+        refuse(
+            "its security label".into(),
+            format!("'{label}' is not supported yet"),
+        );
     }
     let answers = std::iter::once(&told.task.leader).chain(&told.threads);
     for ((thread, facts), answers) in task.threads.iter().zip(&facts.threads).zip(answers) {
         let name = format!("thread {}", thread.stopped.tid());
         if !regs::is_native(&thread.regs) {
-            refuse(name.clone(), "runs 32-bit code, which is not supported yet".into());
+            refuse(
+                name.clone(),
+                "runs 32-bit code, which is not supported yet".into(),
+            );
         }
-        if facts.status.thread_features.iter().any(|feature| feature == b"shstk") {
-            refuse(name.clone(), "has a shadow stack, which is not supported yet".into());
+        for object in &facts.apart {
+            let what = format!("has a {object} of its own, which the images cannot hold");
+            refuse(name.clone(), what);
         }
-        if matches!(answers.sched_policy & !SCHED_RESET_ON_FORK, SCHED_DEADLINE | SCHED_EXT) {
-            refuse(name, "has a scheduling policy whose parameters the images cannot hold".into());
+        if facts
+            .status
+            .thread_features
+            .iter()
+            .any(|feature| feature == b"shstk")
+        {
+            refuse(
+                name.clone(),
+                "has a shadow stack, which is not supported yet".into(),
+            );
+        }
+        if matches!(
+            answers.sched_policy & !SCHED_RESET_ON_FORK,
+            SCHED_DEADLINE | SCHED_EXT
+        ) {
+            refuse(
+                name,
+                "has a scheduling policy whose parameters the images cannot hold".into(),
+            );
         }
     }
     refusals

@@ -85,8 +85,17 @@ pub fn collect_task(
         .filter(|signal| has_action(*signal))
         .map(|signal| {
             let buf = asked.batch.zeroed(SIGACTION_LEN);
-            let args = [Arg::Val(signal.into()), Arg::Val(0), buf.into(), Arg::Val(8)];
-            (signal, asked.must(libc::SYS_rt_sigaction, args, "rt_sigaction"), buf)
+            let args = [
+                Arg::Val(signal.into()),
+                Arg::Val(0),
+                buf.into(),
+                Arg::Val(8),
+            ];
+            (
+                signal,
+                asked.must(libc::SYS_rt_sigaction, args, "rt_sigaction"),
+                buf,
+            )
         })
         .collect();
     let itimers: Vec<BufId> = (0..ITIMERS)
@@ -100,14 +109,40 @@ pub fn collect_task(
         })
         .collect();
     let dumpable = asked.prctl(libc::PR_GET_DUMPABLE as u64, "prctl(PR_GET_DUMPABLE)");
-    let thp = asked.may(libc::SYS_prctl, [Arg::Val(PR_GET_THP_DISABLE), 0.into(), 0.into(), 0.into(), 0.into()]);
-    let subreaper = asked.prctl_fills(libc::PR_GET_CHILD_SUBREAPER as u64, 4, "prctl(PR_GET_CHILD_SUBREAPER)");
-    let membarriers = asked.may(libc::SYS_membarrier, [Arg::Val(MEMBARRIER_CMD_GET_REGISTRATIONS), 0.into(), 0.into()]);
+    let thp = asked.may(
+        libc::SYS_prctl,
+        [
+            Arg::Val(PR_GET_THP_DISABLE),
+            0.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ],
+    );
+    let subreaper = asked.prctl_fills(
+        libc::PR_GET_CHILD_SUBREAPER as u64,
+        4,
+        "prctl(PR_GET_CHILD_SUBREAPER)",
+    );
+    let membarriers = asked.may(
+        libc::SYS_membarrier,
+        [
+            Arg::Val(MEMBARRIER_CMD_GET_REGISTRATIONS),
+            0.into(),
+            0.into(),
+        ],
+    );
     // 0 is below any heap: the call only tells.
     let brk = asked.must(libc::SYS_brk, [Arg::Val(0)], "brk");
     let fds: Vec<CallId> = fds
         .iter()
-        .map(|fd| asked.must(libc::SYS_fcntl, [(*fd).into(), libc::F_GETFD.into()], "fcntl(F_GETFD)"))
+        .map(|fd| {
+            asked.must(
+                libc::SYS_fcntl,
+                [(*fd).into(), libc::F_GETFD.into()],
+                "fcntl(F_GETFD)",
+            )
+        })
         .collect();
     let leader = ThreadQuestions::ask(&mut asked);
 
@@ -127,14 +162,20 @@ pub fn collect_task(
             .into_iter()
             .map(|(buf, overrun)| (timer_value(&batch, buf), optional(overrun) as u32))
             .collect(),
-        rlimits: rlimits.into_iter().map(|buf| (word(&batch, buf, 0), word(&batch, buf, 8))).collect(),
+        rlimits: rlimits
+            .into_iter()
+            .map(|buf| (word(&batch, buf, 0), word(&batch, buf, 8)))
+            .collect(),
         dumpable: batch.ret(dumpable) as i32,
         child_subreaper: word32(&batch, subreaper) != 0,
         // Bit 0 is the flag; newer kernels add more bits about its scope.
         thp_disabled: optional(thp) != 0,
         membarriers: optional(membarriers) as u32,
         brk: batch.ret(brk) as u64,
-        cloexec: fds.into_iter().map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0).collect(),
+        cloexec: fds
+            .into_iter()
+            .map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0)
+            .collect(),
         leader: leader.answers(&batch),
     })
 }
@@ -164,11 +205,24 @@ impl ThreadQuestions {
         asked.must(libc::SYS_get_robust_list, args, "get_robust_list");
         ThreadQuestions {
             robust,
-            altstack: asked.fill(libc::SYS_sigaltstack, [Arg::Val(0)], STACK_LEN, "sigaltstack"),
+            altstack: asked.fill(
+                libc::SYS_sigaltstack,
+                [Arg::Val(0)],
+                STACK_LEN,
+                "sigaltstack",
+            ),
             tid_address: asked.prctl_fills(PR_GET_TID_ADDRESS, 8, "prctl(PR_GET_TID_ADDRESS)"),
-            pdeath_signal: asked.prctl_fills(libc::PR_GET_PDEATHSIG as u64, 4, "prctl(PR_GET_PDEATHSIG)"),
+            pdeath_signal: asked.prctl_fills(
+                libc::PR_GET_PDEATHSIG as u64,
+                4,
+                "prctl(PR_GET_PDEATHSIG)",
+            ),
             securebits: asked.prctl(libc::PR_GET_SECUREBITS as u64, "prctl(PR_GET_SECUREBITS)"),
-            policy: asked.must(libc::SYS_sched_getscheduler, [Arg::Val(0)], "sched_getscheduler"),
+            policy: asked.must(
+                libc::SYS_sched_getscheduler,
+                [Arg::Val(0)],
+                "sched_getscheduler",
+            ),
         }
     }
 
@@ -193,7 +247,11 @@ struct Asked {
 
 impl Asked {
     fn new(tid: HostPid) -> Asked {
-        Asked { tid, batch: Batch::new(), required: Vec::new() }
+        Asked {
+            tid,
+            batch: Batch::new(),
+            required: Vec::new(),
+        }
     }
 
     /// A call that old kernels may not have.
@@ -208,7 +266,13 @@ impl Asked {
     }
 
     /// A call whose last argument is the address of `len` bytes to fill.
-    fn fill<const N: usize>(&mut self, nr: i64, args: [Arg; N], len: usize, what: &'static str) -> BufId {
+    fn fill<const N: usize>(
+        &mut self,
+        nr: i64,
+        args: [Arg; N],
+        len: usize,
+        what: &'static str,
+    ) -> BufId {
         let buf = self.batch.zeroed(len);
         let mut all = [Arg::Val(0); 6];
         all[..N].copy_from_slice(&args);
@@ -218,7 +282,11 @@ impl Asked {
     }
 
     fn prctl(&mut self, option: u64, what: &'static str) -> CallId {
-        self.must(libc::SYS_prctl, [Arg::Val(option), 0.into(), 0.into(), 0.into(), 0.into()], what)
+        self.must(
+            libc::SYS_prctl,
+            [Arg::Val(option), 0.into(), 0.into(), 0.into(), 0.into()],
+            what,
+        )
     }
 
     fn prctl_fills(&mut self, option: u64, len: usize, what: &'static str) -> BufId {
@@ -227,7 +295,14 @@ impl Asked {
 
     fn posix_timer(&mut self, id: u64) -> (BufId, CallId) {
         let value = self.fill(libc::SYS_timer_gettime, [Arg::Val(id)], 32, "timer_gettime");
-        (value, self.must(libc::SYS_timer_getoverrun, [Arg::Val(id)], "timer_getoverrun"))
+        (
+            value,
+            self.must(
+                libc::SYS_timer_getoverrun,
+                [Arg::Val(id)],
+                "timer_getoverrun",
+            ),
+        )
     }
 
     fn run(mut self, entered: &mut Entered) -> Result<Batch> {
@@ -235,7 +310,11 @@ impl Asked {
         for (call, what) in &self.required {
             if let Err(errno) = self.batch.result(*call) {
                 // The kernel's own errno says more than EPROTO, even if it should never come.
-                return Err(Error::new(self.tid, format!("{what}, run in the task"), errno));
+                return Err(Error::new(
+                    self.tid,
+                    format!("{what}, run in the task"),
+                    errno,
+                ));
             }
         }
         Ok(self.batch)
@@ -244,18 +323,23 @@ impl Asked {
 
 fn timer_value(batch: &Batch, buf: BufId) -> TimerValue {
     let at = |offset| word(batch, buf, offset);
-    TimerValue { interval: (at(0), at(8)), left: (at(16), at(24)) }
+    TimerValue {
+        interval: (at(0), at(8)),
+        left: (at(16), at(24)),
+    }
 }
 
 fn word(batch: &Batch, buf: BufId, at: usize) -> u64 {
-    let bytes = batch.bytes(buf).get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+    let bytes = batch
+        .bytes(buf)
+        .get(at..at + 8)
+        .and_then(|bytes| bytes.try_into().ok());
     bytes.map_or(0, u64::from_le_bytes)
 }
 
 fn word32(batch: &Batch, buf: BufId) -> u32 {
     u32::from_le_bytes(batch.array(buf))
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -265,8 +349,19 @@ mod tests {
     fn a_timer_value_has_interval_and_rest() {
         let mut batch = Batch::new();
         let words = [1u64, 2, 3, 4];
-        let buf = batch.buffer(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>());
-        assert_eq!(timer_value(&batch, buf), TimerValue { interval: (1, 2), left: (3, 4) });
+        let buf = batch.buffer(
+            words
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect::<Vec<u8>>(),
+        );
+        assert_eq!(
+            timer_value(&batch, buf),
+            TimerValue {
+                interval: (1, 2),
+                left: (3, 4)
+            }
+        );
         assert_eq!(word(&batch, buf, 32), 0);
     }
 }

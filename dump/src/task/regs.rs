@@ -7,7 +7,8 @@
 use crust_process::regs::Regs;
 use crust_process::xstate::{XSTATE_BV, component, components_of, range_of};
 use crust_proto::criu::{
-    UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
+    UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
+    UserX86XsaveEntry,
 };
 
 /// The entries of the GDT that belong to a thread (arch/x86/include/asm/segment.h).
@@ -151,18 +152,29 @@ mod tests {
 
     #[test]
     fn a_component_is_there_only_if_the_kernel_says_so() {
-        let all = encode_fpregs(&counted(4096, 7)).expect("long enough").xsave.expect("has xsave");
+        let all = encode_fpregs(&counted(4096, 7))
+            .expect("long enough")
+            .xsave
+            .expect("has xsave");
         let ymm = range_of(component::YMM).expect("every processor we run on has AVX");
         assert_eq!(all.ymmh_space.first(), Some(&(ymm.start as u32 / 4)));
         assert_eq!(all.ymmh_space.len(), 64);
         assert!(all.zmm_upper.is_empty() && all.pkru.is_empty());
-        let none = encode_fpregs(&counted(4096, 3)).expect("long enough").xsave.expect("has xsave");
+        let none = encode_fpregs(&counted(4096, 3))
+            .expect("long enough")
+            .xsave
+            .expect("has xsave");
         assert!(none.ymmh_space.is_empty());
     }
 
     #[test]
     fn a_short_area_is_not_taken() {
         assert!(encode_fpregs(&[0; 511]).is_none());
-        assert!(encode_fpregs(&[0; 512]).expect("legacy only").xsave.is_none());
+        assert!(
+            encode_fpregs(&[0; 512])
+                .expect("legacy only")
+                .xsave
+                .is_none()
+        );
     }
 }

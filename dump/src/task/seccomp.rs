@@ -42,7 +42,9 @@ impl Chains {
 
     /// The one entry of seccomp.img; it is written without filters too.
     pub fn encode(self) -> SeccompEntry {
-        SeccompEntry { seccomp_filters: self.0 }
+        SeccompEntry {
+            seccomp_filters: self.0,
+        }
     }
 }
 
@@ -51,7 +53,10 @@ mod tests {
     use super::*;
 
     fn filter(byte: u8) -> SeccompFilter {
-        SeccompFilter { instructions: vec![byte; 8], flags: u64::from(byte) }
+        SeccompFilter {
+            instructions: vec![byte; 8],
+            flags: u64::from(byte),
+        }
     }
 
     #[test]
@@ -59,9 +64,16 @@ mod tests {
         let mut chains = Chains::default();
         assert_eq!(chains.add(&[], false), None);
         assert_eq!(chains.add(&[filter(1), filter(2)], false), Some(1));
-        assert_eq!(chains.add(&[filter(4), filter(2), filter(2)], true), Some(4));
+        assert_eq!(
+            chains.add(&[filter(4), filter(2), filter(2)], true),
+            Some(4)
+        );
         let entry = chains.encode();
-        let told: Vec<_> = entry.seccomp_filters.iter().map(|f| (f.filter[0], f.prev, f.flags)).collect();
+        let told: Vec<_> = entry
+            .seccomp_filters
+            .iter()
+            .map(|f| (f.filter[0], f.prev, f.flags))
+            .collect();
         let expected = [
             (2, None, Some(2)),
             (1, Some(0), Some(1)),

@@ -32,7 +32,12 @@ pub fn encode_action(raw: &[u8; SIGACTION_LEN]) -> SaEntry {
 
 /// A queue of pending signals, oldest first.
 pub fn encode_queue(infos: &[[u8; 128]]) -> SignalQueueEntry {
-    let signals = infos.iter().map(|info| SiginfoEntry { siginfo: info.to_vec() }).collect();
+    let signals = infos
+        .iter()
+        .map(|info| SiginfoEntry {
+            siginfo: info.to_vec(),
+        })
+        .collect();
     SignalQueueEntry { signals }
 }
 
@@ -68,6 +73,9 @@ mod tests {
         raw[8..12].copy_from_slice(&0x8000_0001u32.to_le_bytes());
         raw[16..].copy_from_slice(&0x4000u64.to_le_bytes());
         let stack = encode_altstack(&raw);
-        assert_eq!((stack.ss_sp, stack.ss_size, stack.ss_flags), (0x7000, 0x4000, 0x8000_0001));
+        assert_eq!(
+            (stack.ss_sp, stack.ss_size, stack.ss_flags),
+            (0x7000, 0x4000, 0x8000_0001)
+        );
     }
 }

@@ -67,10 +67,23 @@ mod tests {
 
     #[test]
     fn only_a_thread_directed_timer_names_its_thread() {
-        let timer = |notify| PosixTimer { id: 3, signo: 36, sigev_value: 5, notify, pid: 3884, clock_id: 7 };
-        let value = TimerValue { interval: (77, 88), left: (2, 999) };
+        let timer = |notify| PosixTimer {
+            id: 3,
+            signo: 36,
+            sigev_value: 5,
+            notify,
+            pid: 3884,
+            clock_id: 7,
+        };
+        let value = TimerValue {
+            interval: (77, 88),
+            left: (2, 999),
+        };
         let process = encode_posix(&timer(0), value, 4, |tid| tid);
-        assert_eq!((process.isec, process.insec, process.vsec, process.vnsec), (77, 88, 2, 999));
+        assert_eq!(
+            (process.isec, process.insec, process.vsec, process.vnsec),
+            (77, 88, 2, 999)
+        );
         assert_eq!((process.overrun, process.notify_thread_id), (4, None));
         let thread = encode_posix(&timer(4), value, 0, |tid| tid - 3880);
         assert_eq!(thread.notify_thread_id, Some(4));
