@@ -45,11 +45,11 @@ fn plan_task(planner: &mut Planner<'_>, pid: VirtPid) {
         let reg = find(planner, root).and_then(|file| file.entry.reg.as_ref());
         reg.is_some_and(|reg| reg.name == b"/") && checkpoint.remap(root).is_none()
     };
-    if !is_plain_root(planner) {
-        if let Some(slot) = slot(planner, root, "root_id", origin("root")) {
-            let chroot = Call::new("chroot", libc::SYS_chroot, vec![Arg::Str(b".".to_vec())]);
-            enter(planner, pid, slot, Some(chroot), &origin("root"));
-        }
+    if !is_plain_root(planner)
+        && let Some(slot) = slot(planner, root, "root_id", origin("root"))
+    {
+        let chroot = Call::new("chroot", libc::SYS_chroot, vec![Arg::Str(b".".to_vec())]);
+        enter(planner, pid, slot, Some(chroot), &origin("root"));
     }
     if let Some(slot) = slot(planner, cwd, "cwd_id", origin("working directory")) {
         enter(planner, pid, slot, None, &origin("working directory"));

@@ -16,6 +16,7 @@ mod fifo;
 mod file_lock;
 mod fown;
 mod fs;
+mod inet_socket;
 mod memfd;
 mod namespace;
 mod pidfd;
@@ -23,6 +24,7 @@ mod pipe;
 mod regfile;
 mod remap;
 mod signalfd;
+mod sock_options;
 mod table;
 mod timerfd;
 mod unix_connect;
@@ -152,8 +154,10 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Signalfd) => signalfd::plan(planner, file),
         Some(FdTypes::Timerfd) => timerfd::plan(planner, file),
         Some(FdTypes::Pidfd) => pidfd::plan(planner, file),
+        Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
         Some(FdTypes::Ns) => namespace::plan(planner, file),
         Some(FdTypes::Memfd) => memfd::plan(planner, file),
+        Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
         _ => return,
     };
@@ -167,6 +171,8 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Pipe
             | FdTypes::Fifo
             | FdTypes::Unixsk
+            | FdTypes::Inetsk
+            | FdTypes::Inetsk
             | FdTypes::Eventfd
             | FdTypes::Eventpoll
             | FdTypes::Signalfd
@@ -179,7 +185,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             "terminals",
             "start the program with setsid(1) and its input and output elsewhere",
         ),
-        Some(FdTypes::Inetsk) => ("inet sockets", ""),
         Some(FdTypes::Netlinksk) => ("netlink sockets", ""),
         Some(FdTypes::Packetsk) => ("packet sockets", ""),
         Some(FdTypes::Inotify) => ("inotify instances", ""),

@@ -213,10 +213,10 @@ fn plan_generation<'a>(planner: &mut Planner<'a>, room: &mut Room<'a>, deleted: 
     }
     // Whoever waits to be accepted comes behind all that were.
     for (sock, role) in &sockets {
-        if let Role::Pending(listener) = *role {
-            if room.is_deleted(listener) == deleted {
-                unix_connect::plan_pending(planner, room, sock, listener);
-            }
+        if let Role::Pending(listener) = *role
+            && room.is_deleted(listener) == deleted
+        {
+            unix_connect::plan_pending(planner, room, sock, listener);
         }
     }
     for sock in &named {
