@@ -3,7 +3,7 @@
 //! Order matters: /proc is read and the pages of the stack's end are looked at before anything
 //! runs inside a task, whose table lies in just these pages.
 
-use crate::cgroup::{CgSets, cg_set_of};
+use crate::cgroup::{CgSets, OWN_SET, cg_set_of};
 use crate::context::{Context, Task};
 use crate::files::{Descriptor, FileTable, PathOf};
 use crate::ids::KernelIds;
@@ -14,6 +14,7 @@ use crate::task::facts::{TaskFacts, collect_facts};
 use crate::task::{Told, Traced, collect_told, collect_traced, refuse_task};
 use crate::tree::{Place, refuse_places};
 use anyhow::{Context as _, Result};
+use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::proc::ProcDir;
 use crust_process::proc::stat::{Stat, parse_stat};
@@ -187,11 +188,11 @@ fn ask(
             "is not ours, which is not supported yet",
         ));
     }
-    let cg_sets = facts
-        .threads
-        .iter()
-        .map(|thread| cg_set_of(cgroups, thread))
-        .collect();
+    let cg_set = |thread| match ctx.options.manage_cgroups {
+        CgroupMode::Ignore => OWN_SET,
+        _ => cg_set_of(cgroups, thread),
+    };
+    let cg_sets = facts.threads.iter().map(cg_set).collect();
     let mm = encode_mm(&facts, &vmas, &told);
     Ok(Subject {
         frozen: 0,

@@ -183,7 +183,9 @@ fn write_task_memory(
 ) -> Result<u64> {
     let id = u64::from(task.virt);
     let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
-    let mut image = create_pagemap(images, (Kind::Pagemap, id), pages_id, &file, &task.mem)?;
+    let check = || interrupt.check();
+    let name = (Kind::Pagemap, id);
+    let mut image = create_pagemap(images, name, pages_id, &file, &task.mem, &check)?;
     let mut pagemap = Pagemap::open(&subject.facts.dir)?;
     let mut mm = subject.mm.clone();
     for vma in subject.vmas.iter().filter(|vma| vma.has_own_pages()) {
@@ -200,7 +202,6 @@ fn write_task_memory(
             _ => PrivateOf::File,
         };
         for run in pagemap.pages_to_dump(vma.range.clone(), of) {
-            interrupt.check()?;
             match run? {
                 PageRun::Guard { start, end } => mm.vmas.push(encode_guard(&(start..end))),
                 PageRun::Dump { start, end } => {

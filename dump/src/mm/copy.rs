@@ -59,6 +59,8 @@ struct Piece {
 pub struct Copier<'a, S> {
     source: &'a S,
     out: &'a File,
+    /// Asked before each batch, some 30 milliseconds apart: an error ends the copying.
+    check: &'a (dyn Fn() -> Result<()> + Sync),
     pieces: Vec<Piece>,
     waiting: u64,
     written: u64,
@@ -72,10 +74,15 @@ impl<'a, S: PageSource> Copier<'a, S> {
     const PIECES_ALONE: usize = 8;
 
     /// Copies from `source` to the beginning of `out`.
-    pub fn new(source: &'a S, out: &'a File) -> Copier<'a, S> {
+    pub fn new(
+        source: &'a S,
+        out: &'a File,
+        check: &'a (dyn Fn() -> Result<()> + Sync),
+    ) -> Copier<'a, S> {
         Copier {
             source,
             out,
+            check,
             pieces: Vec::new(),
             waiting: 0,
             written: 0,
@@ -123,6 +130,7 @@ impl<'a, S: PageSource> Copier<'a, S> {
     }
 
     fn flush(&mut self) -> Result<()> {
+        (self.check)()?;
         let pieces = std::mem::take(&mut self.pieces);
         let (source, out) = (self.source, self.out);
         if pieces.len() <= Self::PIECES_ALONE {
@@ -192,7 +200,7 @@ mod tests {
             .clone();
         let out = options.open(&path).expect("open a file");
         let source = Numbered::default();
-        let mut copier = Copier::new(&source, &out);
+        let mut copier = Copier::new(&source, &out, &|| Ok(()));
         // Many small runs, one that crosses pieces, one that crosses batches.
         let mut expected = Vec::new();
         for run in (0..300)

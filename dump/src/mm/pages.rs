@@ -33,19 +33,21 @@ struct Run {
     flags: u32,
 }
 
-/// Begins the pagemap of an object (`kind` and `id` name its image).
+/// Begins the pagemap of an object (`kind` and `id` name its image). `check` is asked now and then
+/// whether to go on.
 pub fn create_pagemap<'a, S: PageSource>(
     images: &dyn ImageSink,
     (kind, id): (Kind, u64),
     pages_id: u32,
     pages: &'a File,
     source: &'a S,
+    check: &'a (dyn Fn() -> Result<()> + Sync),
 ) -> Result<PagemapImage<'a, S>> {
     let mut entries = images.create(kind, Some(id))?;
     entries.entry(&PagemapHead { pages_id })?;
     Ok(PagemapImage {
         entries,
-        copier: Copier::new(source, pages),
+        copier: Copier::new(source, pages, check),
         last: None,
     })
 }

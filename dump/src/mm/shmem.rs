@@ -24,6 +24,7 @@ pub fn write_shmem(
     first: u32,
     interrupt: &Interrupt,
 ) -> Result<u64> {
+    let check = || interrupt.check();
     let mut pages_id = first;
     let mut pages = 0;
     for object in files.shmem() {
@@ -40,10 +41,9 @@ pub fn write_shmem(
         }
         let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
         let name = (Kind::PagemapShmem, u64::from(object.shmid));
-        let mut image = create_pagemap(images, name, pages_id, &file, &source)?;
+        let mut image = create_pagemap(images, name, pages_id, &file, &source, &check)?;
         for run in runs {
             let run = run.with_context(doing)?;
-            interrupt.check()?;
             image
                 .add(run.start, (run.end - run.start) / PAGE, false)
                 .with_context(doing)?;
