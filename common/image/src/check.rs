@@ -86,6 +86,7 @@ pub fn check(checkpoint: &Checkpoint, dir: &ImageDir) -> Vec<Finding> {
     files::check_references(&mut findings);
     files::check_remaps(&mut findings);
     files::check_data(&mut findings);
+    files::check_ghosts(&mut findings, dir);
     memory::check(&mut findings);
     namespaces::check(&mut findings);
     stray::check(&mut findings, dir);

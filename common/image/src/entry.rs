@@ -13,7 +13,7 @@ use crate::{
 };
 use crust_proto::schema;
 use prost::Message;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 
 /// The largest message read or written, in bytes. The largest real ones are mm entries: 50 bytes
 /// for each of a task's areas.
@@ -361,6 +361,22 @@ impl<R: Read> ImageReader<R> {
             field,
             what: what.into(),
         }
+    }
+}
+
+impl<R: Read + Seek> ImageReader<R> {
+    /// Passes over `len` bytes of payload without reading them.
+    pub fn seek_payload(&mut self, len: u64) -> Result<()> {
+        self.check_remaining(len, "payload")?;
+        let (true, Ok(by)) = (self.len.is_some(), i64::try_from(len)) else {
+            // Without a known length only reading tells whether the bytes are there.
+            return self.skip_payload(len);
+        };
+        self.input
+            .seek_relative(by)
+            .map_err(|source| Error::io(&self.file, "seek behind a payload", source))?;
+        self.offset += len;
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ pub mod dir;
 pub mod dynamic;
 pub mod entry;
 pub mod error;
+pub mod ghost;
 pub mod ids;
 pub mod json;
 pub mod kind;

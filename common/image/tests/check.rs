@@ -193,6 +193,12 @@ fn remaps_that_lead_nowhere() {
     set.remove(Kind::GhostFile, ghost);
     set.finds_error("remap_id", "is missing");
 
+    let set = Copy::of("ghost");
+    let path = set.path.join(Kind::GhostFile.file_name(ghost));
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    set.finds(Severity::Error, None, "the file only");
+
     let set = Copy::of("link_remap");
     set.edit_first(Kind::RemapFpath, None, |remap: &mut RemapFilePathEntry| {
         remap.remap_id = 400

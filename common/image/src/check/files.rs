@@ -3,6 +3,8 @@
 use super::{Findings, Place};
 use crate::{
     checkpoint::RemapTarget,
+    dir::ImageDir,
+    ghost::Ghost,
     ids::{FileId, PipeId},
     kind::Kind,
 };
@@ -193,6 +195,25 @@ pub fn check_remaps(findings: &mut Findings<'_>) {
                     findings.warning(place.field("remap_id"), what);
                 }
             }
+        }
+    }
+}
+
+/// Every ghost that is referred to can be read and its chunks lie inside the file.
+pub fn check_ghosts(findings: &mut Findings<'_>, dir: &ImageDir) {
+    let checkpoint = findings.checkpoint;
+    let ghosts = checkpoint
+        .remaps
+        .iter()
+        .filter_map(|remap| match remap.target {
+            RemapTarget::Ghost(id) => Some(id),
+            RemapTarget::Linked(_) | RemapTarget::Procfs(_) => None,
+        });
+    for id in ghosts.collect::<BTreeSet<u32>>() {
+        // That it is there was looked at with the remap.
+        if let Err(error) = Ghost::load(dir, id) {
+            let place = Place::of(Kind::GhostFile, Some(id.into()));
+            findings.error(place, error.to_string());
         }
     }
 }
