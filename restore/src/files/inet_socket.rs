@@ -8,7 +8,7 @@
 //! link-local one is not in the images.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::{File, fown, member, unix_options};
+use super::{File, fown, member, sock_options};
 use crate::plan::step::{Actor, Arg, Call, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{InetSkEntry, SkShutdown};
@@ -213,9 +213,6 @@ impl Inet {
         let mut set = |level, name, value: u32| {
             calls.push(set_option(slot, level, name, value.to_le_bytes().to_vec()));
         };
-        if self.is_tcp() && isk.opts.reuseaddr != Some(true) {
-            set(SOL_SOCKET, ("SO_REUSEADDR", libc::SO_REUSEADDR), 0);
-        }
         if let Some(opts) = &isk.ip_opts {
             if opts.raw.is_some() {
                 return Err("ip_opts.raw: raw sockets cannot be restored yet".to_owned());
@@ -249,10 +246,7 @@ impl Inet {
                 }
             }
         }
-        let mut common = isk.opts.clone();
-        // Set before, and put right above.
-        common.reuseaddr = None;
-        calls.extend(unix_options::options(&common, slot)?);
+        calls.extend(sock_options::calls(&isk.opts, slot, self.is_tcp())?);
         calls.extend(shut_down(isk, slot)?);
         Ok(calls)
     }

@@ -154,7 +154,6 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Signalfd) => signalfd::plan(planner, file),
         Some(FdTypes::Timerfd) => timerfd::plan(planner, file),
         Some(FdTypes::Pidfd) => pidfd::plan(planner, file),
-        Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
         Some(FdTypes::Ns) => namespace::plan(planner, file),
         Some(FdTypes::Memfd) => memfd::plan(planner, file),
         Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
@@ -171,7 +170,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Pipe
             | FdTypes::Fifo
             | FdTypes::Unixsk
-            | FdTypes::Inetsk
             | FdTypes::Inetsk
             | FdTypes::Eventfd
             | FdTypes::Eventpoll
