@@ -52,19 +52,19 @@ pub struct Checkpoint {
     pub inventory: InventoryEntry,
     /// pstree.img, in its order: depth first, parents before children.
     pub pstree: Vec<PstreeEntry>,
-    /// core-<tid>.img of every leader, thread and zombie.
+    /// `core-<tid>.img` of every leader, thread and zombie.
     pub cores: BTreeMap<VirtPid, CoreEntry>,
-    /// ids-<pid>.img.
+    /// `ids-<pid>.img`.
     pub ids: BTreeMap<VirtPid, TaskKobjIdsEntry>,
-    /// mm-<pid>.img.
+    /// `mm-<pid>.img`.
     pub mms: BTreeMap<VirtPid, MmEntry>,
-    /// fs-<pid>.img.
+    /// `fs-<pid>.img`.
     pub fs: BTreeMap<VirtPid, FsEntry>,
-    /// pagemap-<pid>.img through the chain of dumps. Every task with an mm has one.
+    /// `pagemap-<pid>.img` through the chain of dumps. Every task with an mm has one.
     pub task_pages: BTreeMap<VirtPid, PagesResult>,
-    /// pagemap-shmem-<shmid>.img through the chain of dumps.
+    /// `pagemap-shmem-<shmid>.img` through the chain of dumps.
     pub shmem_pages: BTreeMap<ShmId, PagesResult>,
-    /// fdinfo-<files_id>.img.
+    /// `fdinfo-<files_id>.img`.
     pub fdinfo: BTreeMap<FilesId, Vec<FdinfoEntry>>,
     /// files.img, with the file images of older versions merged in. A tun descriptor, which has two
     /// entries (TUNF and REG), is one TUNF entry with both members.

@@ -46,7 +46,7 @@ pub struct Ghost {
 }
 
 impl Ghost {
-    /// Reads ghost-file-<id>.img, `None` if there is none.
+    /// Reads `ghost-file-<id>.img`, `None` if there is none.
     pub fn load(dir: &ImageDir, id: u32) -> Result<Option<Ghost>> {
         match dir.open_image(Kind::GhostFile, Some(id.into()))? {
             Some(mut reader) => Ghost::read(&mut reader).map(Some),

@@ -267,7 +267,7 @@ impl PayloadEntry for IpcMsgQueue {
 pub struct IpcShm {
     /// `size` is the length of the segment in bytes.
     pub entry: IpcShmEntry,
-    /// The content, in images of old versions; since then it is in pagemap-shmem-<id>.img and
+    /// The content, in images of old versions; since then it is in `pagemap-shmem-<id>.img` and
     /// `in_pagemaps` is true.
     pub content: Option<Vec<u8>>,
 }

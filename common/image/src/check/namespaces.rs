@@ -5,7 +5,7 @@ use crate::{ids::FileId, kind::Kind};
 use crust_proto::criu::{FileEntry, TaskKobjIdsEntry};
 use std::collections::BTreeSet;
 
-/// The field of ids-<pid>.img, how to get it, and the image a namespace of its own must have.
+/// The field of `ids-<pid>.img`, how to get it, and the image a namespace of its own must have.
 /// A pid namespace has one only when it is external, a cgroup namespace none at all.
 type Row = (
     &'static str,

@@ -19,29 +19,29 @@ use std::collections::BTreeMap;
 /// What is stored of namespaces. Keys are namespace ids, but for autofs.
 #[derive(Debug, Default)]
 pub struct Namespaces {
-    /// utsns-<id>.img.
+    /// `utsns-<id>.img`.
     pub uts: BTreeMap<u64, UtsnsEntry>,
-    /// ipcns-var-<id>.img.
+    /// `ipcns-var-<id>.img`.
     pub ipc_var: BTreeMap<u64, IpcVarEntry>,
-    /// ipcns-shm-<id>.img.
+    /// `ipcns-shm-<id>.img`.
     pub ipc_shm: BTreeMap<u64, Vec<IpcShm>>,
-    /// ipcns-msg-<id>.img.
+    /// `ipcns-msg-<id>.img`.
     pub ipc_msg: BTreeMap<u64, Vec<IpcMsgQueue>>,
-    /// ipcns-sem-<id>.img.
+    /// `ipcns-sem-<id>.img`.
     pub ipc_sem: BTreeMap<u64, Vec<IpcSem>>,
-    /// mountpoints-<id>.img.
+    /// `mountpoints-<id>.img`.
     pub mounts: BTreeMap<u64, Vec<MntEntry>>,
-    /// userns-<id>.img.
+    /// `userns-<id>.img`.
     pub user: BTreeMap<u64, UsernsEntry>,
-    /// pidns-<id>.img.
+    /// `pidns-<id>.img`.
     pub pid: BTreeMap<u64, PidnsEntry>,
-    /// timens-<id>.img; id 0 when the tasks live in the dumper's time namespace.
+    /// `timens-<id>.img`; id 0 when the tasks live in the dumper's time namespace.
     pub time: BTreeMap<u64, TimensEntry>,
-    /// netns-<id>.img.
+    /// `netns-<id>.img`.
     pub net: BTreeMap<u64, NetnsEntry>,
-    /// netdev-<id>.img.
+    /// `netdev-<id>.img`.
     pub net_devices: BTreeMap<u64, Vec<NetDeviceEntry>>,
-    /// autofs-<s_dev>.img, by the device number of the superblock.
+    /// `autofs-<s_dev>.img`, by the device number of the superblock.
     pub autofs: BTreeMap<u64, Vec<AutofsEntry>>,
 }
 

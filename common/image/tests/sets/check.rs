@@ -1,78 +1,16 @@
 //! `check` finds what an edit broke: each case takes a set CRIU wrote, spoils one thing in it and
 //! looks for the finding that names it.
 
+use crate::copy::Copy;
 use crust_image::{
     ImageDir, Kind,
     check::{Finding, Severity, check_dir},
     pages::PAGE_SIZE,
-    sink::write_entries,
 };
 use crust_proto::criu::*;
-use prost::Message;
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-/// A copy of a set of the corpus that goes away with the value.
-struct Copy {
-    path: PathBuf,
-    dir: ImageDir,
-}
+use std::fs;
 
 impl Copy {
-    fn of(set: &str) -> Copy {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("crust-check-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/corpus");
-        for entry in fs::read_dir(corpus.join(set).join("img")).unwrap() {
-            let entry = entry.unwrap();
-            let to = path.join(entry.file_name());
-            if entry.file_type().unwrap().is_symlink() {
-                let parent = fs::canonicalize(entry.path()).unwrap();
-                symlink(parent, to).unwrap();
-            } else {
-                fs::copy(entry.path(), to).unwrap();
-            }
-        }
-        let dir = ImageDir::open(&path).unwrap();
-        Copy { path, dir }
-    }
-
-    /// Rewrites an image with its entries changed.
-    fn edit<M: Message + Default>(
-        &self,
-        kind: Kind,
-        id: Option<u64>,
-        change: impl Fn(&mut Vec<M>),
-    ) {
-        let mut entries: Vec<M> = self.dir.read_entries(kind, id).unwrap();
-        change(&mut entries);
-        write_entries(&self.dir, kind, id, &entries).unwrap();
-    }
-
-    fn edit_first<M: Message + Default>(
-        &self,
-        kind: Kind,
-        id: Option<u64>,
-        change: impl Fn(&mut M),
-    ) {
-        self.edit(kind, id, |entries: &mut Vec<M>| change(&mut entries[0]));
-    }
-
-    fn remove(&self, kind: Kind, id: Option<u64>) {
-        assert!(self.dir.remove_image(kind, id).unwrap());
-    }
-
-    fn only_id(&self, kind: Kind) -> Option<u64> {
-        Some(self.dir.ids_of(kind).unwrap()[0])
-    }
-
     fn findings(&self) -> Vec<Finding> {
         check_dir(&ImageDir::open(&self.path).unwrap())
     }
@@ -94,12 +32,6 @@ impl Copy {
     #[track_caller]
     fn finds_error(&self, field: &str, what: &str) {
         self.finds(Severity::Error, Some(field), what);
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
 

@@ -3,59 +3,18 @@
 //! Nobody keeps CRIU of ten years ago, so the old forms are made from today's: a set of the corpus
 //! has its fields moved out into the images they once were. It must load to the same Checkpoint.
 
+use crate::copy::Copy;
 use crust_image::{
     Error, ImageDir, Kind,
     checkpoint::{Checkpoint, RemapTarget},
     ids::{FileId, VirtPid},
-    sink::write_entries,
 };
 use crust_proto::criu::*;
-use prost::Message;
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
-};
-
-struct Copy {
-    path: PathBuf,
-    dir: ImageDir,
-}
+use std::fs;
 
 impl Copy {
-    fn of(set: &str) -> Copy {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("crust-checkpoint-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/corpus");
-        for entry in fs::read_dir(corpus.join(set).join("img")).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
-        }
-        let dir = ImageDir::open(&path).unwrap();
-        Copy { path, dir }
-    }
-
-    fn edit<M: Message + Default>(&self, kind: Kind, id: Option<u64>, change: impl Fn(&mut M)) {
-        let mut entry: M = self.dir.read_required(kind, id).unwrap();
-        change(&mut entry);
-        self.write(kind, id, &[entry]);
-    }
-
-    fn write<M: Message>(&self, kind: Kind, id: Option<u64>, entries: &[M]) {
-        write_entries(&self.dir, kind, id, entries).unwrap();
-    }
-
     fn load(&self) -> Result<Checkpoint, Error> {
         Checkpoint::load(&ImageDir::open(&self.path).unwrap())
-    }
-}
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -80,8 +39,8 @@ fn state_of_a_task_in_images_of_its_own() {
     set.write(Kind::Rlimit, id, &tc.rlimits.clone().unwrap().rlimits);
     set.write(Kind::SignalShared, id, &[signal.clone(), signal.clone()]);
     set.write(Kind::SignalPrivate, id, std::slice::from_ref(&signal));
-    set.edit(Kind::Mm, id, |mm: &mut MmEntry| mm.vmas.clear());
-    set.edit(Kind::Core, id, |core: &mut CoreEntry| {
+    set.edit_first(Kind::Mm, id, |mm: &mut MmEntry| mm.vmas.clear());
+    set.edit_first(Kind::Core, id, |core: &mut CoreEntry| {
         core.ids = today.ids(pid).cloned();
         let tc = core.tc.as_mut().unwrap();
         tc.sigactions.clear();
@@ -129,7 +88,7 @@ fn a_present_field_wins_over_an_old_image() {
 fn interval_timers_come_in_threes() {
     let set = Copy::of("loop");
     let pid = set.dir.ids_of(Kind::Core).unwrap()[0];
-    set.edit(Kind::Core, Some(pid), |core: &mut CoreEntry| {
+    set.edit_first(Kind::Core, Some(pid), |core: &mut CoreEntry| {
         core.tc.as_mut().unwrap().timers = None;
     });
     set.write(Kind::Itimers, Some(pid), &[ItimerEntry::default(); 2]);
@@ -243,7 +202,7 @@ fn two_files_of_one_id_are_refused() {
 #[test]
 fn descriptor_tables_by_task_are_refused() {
     let set = Copy::of("loop");
-    set.edit(Kind::Inventory, None, |inventory: &mut InventoryEntry| {
+    set.edit_first(Kind::Inventory, None, |inventory: &mut InventoryEntry| {
         inventory.fdinfo_per_id = None;
     });
     let told = set.load().unwrap_err().to_string();
