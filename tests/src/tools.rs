@@ -45,14 +45,12 @@ impl Outcome {
             .unwrap_or_default()
     }
 
-    /// Fails unless stderr or the log has each of the words.
+    /// Fails unless stderr has each of the words, in upper or lower case.
     pub fn says(&self, words: &[&str]) -> Result<()> {
+        let said = self.stderr.to_lowercase();
         for word in words {
-            ensure!(
-                self.stderr.contains(word),
-                "stderr does not say {word:?}\n{}",
-                self.report()
-            );
+            let there = said.contains(&word.to_lowercase());
+            ensure!(there, "stderr does not say {word:?}\n{}", self.report());
         }
         ensure!(!self.stderr.contains("panicked"), "{}", self.report());
         Ok(())

@@ -87,10 +87,9 @@ fn range(times: &[f64]) -> String {
 /// A field of stats-dump.
 fn statistic(sandbox: &Sandbox, images: &Path, name: &str) -> Result<f64> {
     let stats = images.join("stats-dump");
-    let json = sandbox
-        .run("crit", &["decode", "-i", text(&stats)?], None)?
-        .succeeded()?;
-    let json: serde_json::Value = serde_json::from_slice(&json.stdout)?;
+    let mut decode = Command::new(sandbox.binary("crit"));
+    let json = run(decode.args(["decode", "-i", text(&stats)?]))?;
+    let json: serde_json::Value = serde_json::from_slice(&json)?;
     let value = json.pointer(&format!("/entries/0/dump/{name}"));
     value
         .and_then(serde_json::Value::as_f64)
