@@ -27,19 +27,30 @@ impl<'p> Executor<'p> {
                 Ok(())
             }
             Op::CopyPages { from, to, runs } => self.copy_pages(step, *from, *to, runs),
-            Op::WriteProc { pid, tid, file, text } => write_proc(step, *pid, *tid, file, text),
+            Op::WriteProc {
+                pid,
+                tid,
+                file,
+                text,
+            } => write_proc(step, *pid, *tid, file, text),
             Op::Routine(routine) => {
                 let mut slots = routines::Slots::new(&mut self.slots);
                 routines::run(routine, &mut self.routines, &mut slots)
                     .map_err(|why| ExecError::step(step, "", why))
             }
-            _ => Err(ExecError::step(step, "not a step of the broker", Errno::EINVAL)),
+            _ => Err(ExecError::step(
+                step,
+                "not a step of the broker",
+                Errno::EINVAL,
+            )),
         }
     }
 
     fn broker_call(&mut self, step: &Step, call: &Call) -> Result<(), ExecError> {
         let doing = || crate::plan::print::op(&step.op);
-        let answer = self.own_call(call).map_err(|why| ExecError::step(step, &doing(), why))?;
+        let answer = self
+            .own_call(call)
+            .map_err(|why| ExecError::step(step, &doing(), why))?;
         match (call.ret, answer) {
             (Ret::Fd(slot), Answer::Fd(fd)) => self.put(step, slot, fd),
             (Ret::FdPair(_, first, second), Answer::Pair(a, b)) => {
@@ -48,7 +59,11 @@ impl<'p> Executor<'p> {
             }
             (Ret::Exactly(value), Answer::Value(got)) if got == value as u64 => Ok(()),
             (Ret::Ok | Ret::Any, _) => Ok(()),
-            (_, answer) => Err(ExecError::step(step, &doing(), format!("answered {answer:?}"))),
+            (_, answer) => Err(ExecError::step(
+                step,
+                &doing(),
+                format!("answered {answer:?}"),
+            )),
         }
     }
 
@@ -65,8 +80,11 @@ impl<'p> Executor<'p> {
         for arg in &call.args {
             values.push(self.flatten(arg, &mut flat)?);
         }
-        let mut buffers: Vec<Option<&mut [u8]>> =
-            flat.buffers.iter_mut().map(|bytes| Some(bytes.as_mut_slice())).collect();
+        let mut buffers: Vec<Option<&mut [u8]>> = flat
+            .buffers
+            .iter_mut()
+            .map(|bytes| Some(bytes.as_mut_slice()))
+            .collect();
         let mut args: Vec<OwnArg<'_>> = Vec::new();
         for value in &values {
             args.push(match value {
@@ -81,7 +99,9 @@ impl<'p> Executor<'p> {
         let mut placed: Vec<usize> = Vec::new();
         // Holders were flattened after what they point to, so from the back they come first.
         for (holder, at, pointed) in flat.pointers.iter().rev() {
-            let argument = values.iter().position(|value| *value == Value::Buffer(*holder));
+            let argument = values
+                .iter()
+                .position(|value| *value == Value::Buffer(*holder));
             let inner_at = || placed.iter().position(|inner| inner == holder);
             let holder = argument.or_else(|| Some(call.args.len() + inner_at()?));
             let bytes = buffers.get_mut(*pointed).and_then(Option::take);
@@ -130,7 +150,8 @@ impl<'p> Executor<'p> {
                 }
                 let value = flat.buffer(bytes);
                 if let Value::Buffer(holder) = value {
-                    flat.pointers.extend(pointers.into_iter().map(|(at, to)| (holder, at, to)));
+                    flat.pointers
+                        .extend(pointers.into_iter().map(|(at, to)| (holder, at, to)));
                 }
                 value
             }
@@ -139,7 +160,8 @@ impl<'p> Executor<'p> {
 
     fn fd(&self, slot: SlotId) -> Result<i32, String> {
         let fd = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
-        fd.map(AsRawFd::as_raw_fd).ok_or_else(|| format!("slot {} is empty", slot.0))
+        fd.map(AsRawFd::as_raw_fd)
+            .ok_or_else(|| format!("slot {} is empty", slot.0))
     }
 
     fn fetch(
@@ -167,7 +189,8 @@ impl<'p> Executor<'p> {
             let fd = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
             let fd = fd.ok_or_else(|| ExecError::step(step, "empty slot", Errno::EBADF))?;
             let copy = fd.as_fd().try_clone_to_owned();
-            copy.map(File::from).map_err(|error| ExecError::step(step, "dup", error))
+            copy.map(File::from)
+                .map_err(|error| ExecError::step(step, "dup", error))
         };
         let (from, to) = (file(from)?, file(to)?);
         let mut buffer = vec![0; COPY];

@@ -82,14 +82,22 @@ impl<'p> Compiled<'p> {
         step: &'p Step,
     ) -> Result<bool, ExecError> {
         let mark = table.mark();
-        match (Writer { executor, table, step }).write()? {
+        match (Writer {
+            executor,
+            table,
+            step,
+        })
+        .write()?
+        {
             Some(()) => {
                 self.steps.push((step, table.len()));
                 Ok(true)
             }
-            None if self.steps.is_empty() => {
-                Err(ExecError::step(step, "more data than a batch can carry", Errno::E2BIG))
-            }
+            None if self.steps.is_empty() => Err(ExecError::step(
+                step,
+                "more data than a batch can carry",
+                Errno::E2BIG,
+            )),
             None => {
                 table.rewind(mark);
                 Ok(false)
@@ -99,7 +107,11 @@ impl<'p> Compiled<'p> {
 
     /// The error of an entry that did not answer as it should.
     pub fn failure(&self, entry: usize, ret: i64) -> ExecError {
-        let step = self.steps.iter().find(|(_, end)| entry < *end).map(|(step, _)| *step);
+        let step = self
+            .steps
+            .iter()
+            .find(|(_, end)| entry < *end)
+            .map(|(step, _)| *step);
         let why = match ret {
             -4095..=-1 => Errno::from_raw(-ret as i32).to_string(),
             _ => format!("answered {ret} ({ret:#x})"),
@@ -118,7 +130,12 @@ pub fn argument<'p>(
     step: &'p Step,
     arg: &Arg,
 ) -> Result<Option<u64>, ExecError> {
-    (Writer { executor, table, step }).arg(arg)
+    (Writer {
+        executor,
+        table,
+        step,
+    })
+    .arg(arg)
 }
 
 /// Writes one step. `None` everywhere means that the table is full.
@@ -145,7 +162,11 @@ impl Writer<'_, '_, '_> {
         match &self.step.op {
             Op::Call(call) => self.call(call),
             Op::Take { slot, at } => self.take(*slot, *at),
-            Op::Fork { pid, flags, exit_signal } => {
+            Op::Fork {
+                pid,
+                flags,
+                exit_signal,
+            } => {
                 let flags = flags | libc::CLONE_PTRACE as u64;
                 self.clone(host_pid(self.step, *pid)?.get(), flags, *exit_signal as u64)
             }
@@ -159,7 +180,11 @@ impl Writer<'_, '_, '_> {
                 let args = [pid as u64, 0, libc::__WALL as u64, 0, 0, 0];
                 self.push(libc::SYS_wait4, args, Check::Exactly(pid.into()))
             }
-            _ => Err(ExecError::step(self.step, "not a step of a task", Errno::EINVAL)),
+            _ => Err(ExecError::step(
+                self.step,
+                "not a step of a task",
+                Errno::EINVAL,
+            )),
         }
     }
 
@@ -221,9 +246,20 @@ impl Writer<'_, '_, '_> {
     }
 
     fn take(&mut self, slot: SlotId, at: i32) -> Fits {
-        let fd = self.executor.slots.get(slot.0 as usize).and_then(Option::as_ref);
+        let fd = self
+            .executor
+            .slots
+            .get(slot.0 as usize)
+            .and_then(Option::as_ref);
         let fd = fd.ok_or_else(|| ExecError::step(self.step, "empty slot", Errno::EBADF))?;
-        let args = [self.executor.plan.broker_fd as u64, fd.as_raw_fd() as u64, 0, 0, 0, 0];
+        let args = [
+            self.executor.plan.broker_fd as u64,
+            fd.as_raw_fd() as u64,
+            0,
+            0,
+            0,
+            0,
+        ];
         self.push(libc::SYS_pidfd_getfd, args, Check::Exactly(at.into()))
     }
 

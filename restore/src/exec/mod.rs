@@ -51,7 +51,11 @@ impl std::error::Error for ExecError {}
 
 impl ExecError {
     fn step(step: &Step, doing: &str, why: impl fmt::Display) -> ExecError {
-        let doing = if doing.is_empty() { String::new() } else { format!(": {doing}") };
+        let doing = if doing.is_empty() {
+            String::new()
+        } else {
+            format!(": {doing}")
+        };
         ExecError {
             what: format!("restore {} in {}{doing}", step.origin, step.actor),
             why: why.to_string(),
@@ -179,7 +183,9 @@ impl<'p> Executor<'p> {
             moved |= self.run_lanes(&mut lanes)?;
             lanes.retain(|_, queue| !queue.is_empty());
             if !moved {
-                let stuck = broker.front().or(lanes.values().find_map(|queue| queue.front()));
+                let stuck = broker
+                    .front()
+                    .or(lanes.values().find_map(|queue| queue.front()));
                 let what = stuck.map_or(String::new(), |step| step.origin.to_string());
                 return Err(ExecError::new(
                     format!("run the plan: nothing can go on, {what} waits"),
@@ -230,16 +236,20 @@ impl<'p> Executor<'p> {
         let actor_exists = match step.actor {
             Actor::Broker => true,
             Actor::Task(pid) => self.tasks.contains_key(&pid),
-            Actor::Thread { pid, tid } => {
-                self.tasks.get(&pid).is_some_and(|task| task.threads.contains_key(&tid))
-            }
+            Actor::Thread { pid, tid } => self
+                .tasks
+                .get(&pid)
+                .is_some_and(|task| task.threads.contains_key(&tid)),
         };
-        actor_exists && slots_of(step).needs.iter().all(|slot| self.is_filled(*slot))
+        actor_exists
+            && slots_of(step)
+                .needs
+                .iter()
+                .all(|slot| self.is_filled(*slot))
     }
 
     fn is_filled(&self, slot: SlotId) -> bool {
-        self.done.contains(&slot)
-            || self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
+        self.done.contains(&slot) || self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
     }
 
     fn lane_of(&self, actor: Actor) -> Option<usize> {
@@ -296,18 +306,29 @@ impl<'p> Executor<'p> {
             queue.pop_front();
         }
         let Some(step) = compiled.first_step() else {
-            return Err(ExecError::new(format!("run a batch in {actor}"), Errno::EINVAL));
+            return Err(ExecError::new(
+                format!("run a batch in {actor}"),
+                Errno::EINVAL,
+            ));
         };
         let state = table.mark();
         let made = made_of(&mut self.tasks, actor);
         let made = made.ok_or_else(|| ExecError::step(step, "find the task", Errno::ESRCH))?;
         made.start(&self.scratch, &mut table)
             .map_err(|error| ExecError::step(step, "", error))?;
-        Ok(Running { compiled, area, state })
+        Ok(Running {
+            compiled,
+            area,
+            state,
+        })
     }
 
     fn finish_batch(&mut self, running: Running<'p>) -> Result<(), ExecError> {
-        let Running { compiled, area, state } = running;
+        let Running {
+            compiled,
+            area,
+            state,
+        } = running;
         let batch = || format!("run a batch in {}", compiled.actor);
         let mut table = Table::new(&self.scratch, area);
         table.rewind(state);

@@ -39,7 +39,10 @@ impl HostVdso {
     /// Reads /proc/self/maps and the code.
     pub fn read() -> Result<HostVdso, String> {
         let areas: Vec<HostArea> = own_maps()?.iter().filter_map(area_of).collect();
-        let code = areas.iter().find(|area| area.is_code).ok_or("there is none")?;
+        let code = areas
+            .iter()
+            .find(|area| area.is_code)
+            .ok_or("there is none")?;
         let mut bytes = vec![0; (code.end - code.start) as usize];
         let mut mem = fs::File::open("/proc/self/mem").map_err(|error| error.to_string())?;
         mem.seek(SeekFrom::Start(code.start))
