@@ -31,6 +31,38 @@ pub enum Command {
     Del(Del),
     /// Edit an image in $EDITOR as JSON
     Edit(Edit),
+    /// Give a dump other pids, paths, addresses, ports or owners, everywhere they occur
+    Remap(Remap),
+}
+
+#[derive(Args)]
+pub struct Remap {
+    /// The image directory
+    pub dir: PathBuf,
+    /// Ids of processes, threads, groups and sessions, of dead processes too
+    #[arg(long, value_name = "OLD=NEW")]
+    pub pid: Vec<String>,
+    /// Absolute paths, by whole components
+    #[arg(long, value_name = "OLD=NEW")]
+    pub path: Vec<String>,
+    /// IP addresses of sockets
+    #[arg(long, value_name = "OLD=NEW")]
+    pub addr: Vec<String>,
+    /// Ports of sockets; the other end too when its socket is in the dump
+    #[arg(long, value_name = "OLD=NEW")]
+    pub port: Vec<String>,
+    /// User ids
+    #[arg(long, value_name = "OLD=NEW")]
+    pub uid: Vec<String>,
+    /// Group ids
+    #[arg(long, value_name = "OLD=NEW")]
+    pub gid: Vec<String>,
+    /// Write a changed copy into this new directory, and leave DIR as it is
+    #[arg(long, value_name = "DIR2")]
+    pub out: Option<PathBuf>,
+    /// Only tell what would change
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Args)]

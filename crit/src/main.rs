@@ -16,6 +16,8 @@ mod memory;
 mod output;
 mod path;
 mod raw;
+mod remap;
+mod transaction;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -48,6 +50,7 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Set(options) => edit::set(&options)?,
         cli::Command::Del(options) => edit::del(&options)?,
         cli::Command::Edit(options) => edit::edit(&options)?,
+        cli::Command::Remap(options) => remap::remap(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }
