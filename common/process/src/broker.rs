@@ -107,6 +107,8 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
     const FIRST_ADDRESS: u64 = 4096;
     /// Not in libc for this target.
     const F_SETSIG: i32 = 10;
+    /// _IOW('I', 0, i32) of linux/inotify.h: in spite of its size the argument is a number.
+    const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
     let bytes = |index: usize, least: usize| matches!(args.get(index), Some(OwnArg::Bytes(bytes)) if bytes.len() >= least);
     let number = |index: usize| match args.get(index) {
         Some(OwnArg::Val(value)) => Some(*value),
@@ -120,7 +122,8 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
         libc::SYS_accept4 => number(1) == Some(0) && number(2) == Some(0),
         libc::SYS_ioctl => {
             let size = number(1).map_or(usize::MAX, |request| (request >> 16 & 0x3fff) as usize);
-            number(2).is_some_and(|value| value < FIRST_ADDRESS)
+            number(1) == Some(INOTIFY_IOC_SETNEXTWD)
+                || number(2).is_some_and(|value| value < FIRST_ADDRESS)
                 || bytes(2, size.max(LARGEST_UNSIZED))
         }
         libc::SYS_fcntl => {

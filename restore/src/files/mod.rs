@@ -17,6 +17,7 @@ mod file_lock;
 mod fown;
 mod fs;
 mod inet_socket;
+mod inotify;
 mod memfd;
 mod namespace;
 mod pidfd;
@@ -131,6 +132,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     file_lock::plan(planner, &tables);
     fs::plan(planner);
     remap::plan_link_removal(planner);
+    inotify::plan_watches(planner);
 }
 
 /// All entries, in the order of ids, which is that of discovery.
@@ -157,6 +159,7 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Ns) => namespace::plan(planner, file),
         Some(FdTypes::Memfd) => memfd::plan(planner, file),
         Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
+        Some(FdTypes::Inotify) => inotify::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
         _ => return,
     };
@@ -171,6 +174,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Fifo
             | FdTypes::Unixsk
             | FdTypes::Inetsk
+            | FdTypes::Inotify
             | FdTypes::Eventfd
             | FdTypes::Eventpoll
             | FdTypes::Signalfd
@@ -185,7 +189,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
         ),
         Some(FdTypes::Netlinksk) => ("netlink sockets", ""),
         Some(FdTypes::Packetsk) => ("packet sockets", ""),
-        Some(FdTypes::Inotify) => ("inotify instances", ""),
         Some(FdTypes::Fanotify) => ("fanotify groups", ""),
         Some(FdTypes::Tunf) => ("tun and tap devices", ""),
         Some(FdTypes::Bpfmap) => ("BPF maps", ""),

@@ -337,6 +337,22 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 " flags {flags:#x}: {left} ns left, every {interval} ns, {ticks} unread"
             )
         }
+        Routine::WatchInode {
+            slot,
+            wd,
+            mask,
+            path,
+            device,
+            handle_type,
+            handle,
+        } => {
+            write!(out, "add watch {wd} to {} events {mask:#x} on ", Slot(*slot))?;
+            if !path.is_empty() {
+                return write_str(out, path);
+            }
+            write!(out, "device {device:#x} handle type {handle_type}: ")?;
+            write_hex(out, handle)
+        }
         Routine::Unlink { path } => {
             out.push_str("unlink ");
             write_str(out, path)

@@ -75,6 +75,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::WriteAll { slot, .. }
         | Routine::BindUnix { slot, .. }
         | Routine::ArmTimer { slot, .. }
+        | Routine::WatchInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
         Routine::SendPacket { via, rights, .. } => {
             slots.needs.push(*via);

@@ -337,6 +337,23 @@ pub enum Routine {
         /// Unread expirations.
         ticks: u64,
     },
+    /// Adds an inotify watch under its own number.
+    WatchInode {
+        /// The inotify instance.
+        slot: SlotId,
+        /// The number.
+        wd: i32,
+        /// IN_* events.
+        mask: u32,
+        /// Path of the file; empty if only the handle is known.
+        path: Vec<u8>,
+        /// Device of its file system, as the kernel's dev_t.
+        device: u32,
+        /// Type of its file handle.
+        handle_type: u32,
+        /// Its file handle (name_to_handle_at(2)).
+        handle: Vec<u8>,
+    },
     /// The bytes of a pipes-data or fifo-data entry are written into a descriptor.
     FeedPayload {
         /// Image kind by its crit name: PIPES_DATA or FIFO_DATA.

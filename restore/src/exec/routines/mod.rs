@@ -13,6 +13,7 @@ pub mod preflight;
 mod timer;
 mod undo;
 mod unix_name;
+mod watch;
 
 use crate::plan::step::{Routine, SlotId};
 use anyhow::{Context, Result, bail};
@@ -170,6 +171,23 @@ pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resul
             interval,
             ticks,
         } => timer::arm(slots.get(*slot)?, *clock, *flags, *left, *interval, *ticks),
+        Routine::WatchInode {
+            slot,
+            wd,
+            mask,
+            path,
+            device,
+            handle_type,
+            handle,
+        } => {
+            let watched = watch::Watched {
+                path,
+                device: *device,
+                handle_type: *handle_type,
+                handle,
+            };
+            watch::add(slots.get(*slot)?, *wd, *mask, watched)
+        }
         Routine::Unlink { path } => ctx
             .undo
             .remove_file(path)

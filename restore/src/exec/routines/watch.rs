@@ -1,0 +1,148 @@
+//! An inotify watch under its own number, on the file it watched.
+//!
+//! The file is found by its path, or by its handle on any mount of its file system. A watch's
+//! number is the kernel's choice, one above the last; INOTIFY_IOC_SETNEXTWD (Linux 4.18, with
+//! CONFIG_CHECKPOINT_RESTORE) makes that choice.
+
+use anyhow::{Context, Result, bail};
+use crust_process::broker::{self, Answer, OwnArg};
+use crust_process::descriptor::{FileHandle, open_handle};
+use crust_process::proc::mountinfo::parse_mountinfo;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::Mode;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// _IOW('I', 0, i32) of linux/inotify.h.
+const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
+/// Bits of a minor number in the kernel's dev_t, as fdinfo shows it.
+const MINOR_BITS: u32 = 20;
+
+/// What a watch is on.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched<'a> {
+    /// Its path, empty if the image has none.
+    pub path: &'a [u8],
+    /// The device of its file system, in the kernel's form.
+    pub device: u32,
+    /// Type of the handle.
+    pub handle_type: u32,
+    /// The handle.
+    pub handle: &'a [u8],
+}
+
+/// Adds watch `wd` with these events.
+pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: Watched<'_>) -> Result<()> {
+    let file = if watched.path.is_empty() {
+        by_handle(watched)?
+    } else {
+        open_path(watched.path)?
+    };
+    let number = inotify.as_raw_fd() as u64;
+    let mut next = [
+        OwnArg::Val(number),
+        OwnArg::Val(INOTIFY_IOC_SETNEXTWD),
+        OwnArg::Val(wd as u64),
+    ];
+    broker::call(libc::SYS_ioctl, &mut next, &mut [])
+        .with_context(|| format!("INOTIFY_IOC_SETNEXTWD {wd}"))?;
+    let mut path = format!("/proc/self/fd/{}\0", file.as_raw_fd()).into_bytes();
+    let mut args = [
+        OwnArg::Val(number),
+        OwnArg::Bytes(&mut path),
+        OwnArg::Val(mask.into()),
+    ];
+    let answer = broker::call(libc::SYS_inotify_add_watch, &mut args, &mut [])
+        .with_context(|| format!("inotify_add_watch with mask {mask:#x}"))?;
+    match answer {
+        Answer::Value(got) if got == wd as u64 => Ok(()),
+        other => bail!("inotify_add_watch gave {other:?}, not watch {wd}"),
+    }
+}
+
+fn open_path(path: &[u8]) -> Result<OwnedFd> {
+    let name = OsStr::from_bytes(path);
+    open(name, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .with_context(|| format!("open {} to watch it", name.display()))
+}
+
+/// open_by_handle_at(2) wants any readable descriptor of the same file system.
+fn by_handle(watched: Watched<'_>) -> Result<OwnedFd> {
+    let text = fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let device = (
+        watched.device >> MINOR_BITS,
+        watched.device & ((1 << MINOR_BITS) - 1),
+    );
+    let handle = FileHandle {
+        kind: watched.handle_type as i32,
+        bytes: watched.handle.to_vec(),
+    };
+    let mut last = None;
+    for mount in parse_mountinfo(&text).context("read /proc/self/mountinfo")? {
+        if (mount.dev_major, mount.dev_minor) != device {
+            continue;
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let opened = open(OsStr::from_bytes(&mount.mountpoint), flags, Mode::empty())
+            .and_then(|mountpoint| open_handle(mountpoint.as_fd(), &handle));
+        match opened {
+            Ok(file) => return Ok(file),
+            Err(errno) => last = Some(errno),
+        }
+    }
+    let (major, minor) = device;
+    match last {
+        Some(errno) => {
+            Err(errno).with_context(|| format!("open the watched file on device {major}:{minor}"))
+        }
+        None => bail!("device {major}:{minor} of the watched file is not mounted"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crust_process::broker::OwnArg;
+
+    fn inotify() -> OwnedFd {
+        let flags = libc::IN_CLOEXEC | libc::IN_NONBLOCK;
+        let mut args = [OwnArg::Val(flags as u64)];
+        match broker::call(libc::SYS_inotify_init1, &mut args, &mut []) {
+            Ok(Answer::Fd(fd)) => fd,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_watch_has_its_number_and_its_file() {
+        let path = std::env::temp_dir().join(format!("crust-watch-{}", std::process::id()));
+        fs::write(&path, "").expect("write");
+        let inotify = inotify();
+        let watched = Watched {
+            path: path.as_os_str().as_bytes(),
+            device: 0,
+            handle_type: 0,
+            handle: &[],
+        };
+        for wd in [9, 5000, 3] {
+            let other = path.with_extension(wd.to_string());
+            fs::write(&other, "").expect("write");
+            let watched = Watched {
+                path: other.as_os_str().as_bytes(),
+                ..watched
+            };
+            add(inotify.as_fd(), wd, libc::IN_MODIFY, watched).expect("a watch");
+            fs::write(&other, "x").expect("write");
+            let mut event = [0; 16];
+            nix::unistd::read(&inotify, &mut event).expect("an event");
+            assert_eq!(event[..4], wd.to_ne_bytes());
+            fs::remove_file(&other).expect("clean up");
+            let mut rest = [0; 256];
+            while nix::unistd::read(&inotify, &mut rest).is_ok() {}
+        }
+        fs::remove_file(&path).expect("clean up");
+    }
+}

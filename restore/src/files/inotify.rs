@@ -1,0 +1,119 @@
+//! inotify_init(2): watches on inodes.
+//!
+//! A watch has its number, its events, and the file by handle and, if it was found, by path. A path
+//! is good on any machine, a handle only on the file system it is from, so the path is taken where
+//! there is one. Watches are added last of all: the restore itself opens, makes and removes files.
+//! Events that had not been read are not in the images.
+
+use super::regfile::check_path;
+use super::{File, all, fown, kind_of, member, shown};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::{Planner, Refusal};
+use crust_proto::criu::{FdTypes, InotifyWdEntry};
+use nix::libc;
+
+const IN: &[(u64, &str)] = &[
+    (libc::IN_CLOEXEC as u64, "IN_CLOEXEC"),
+    (libc::IN_NONBLOCK as u64, "IN_NONBLOCK"),
+];
+/// MAX_HANDLE_SZ of the kernel.
+const LONGEST_HANDLE: usize = 128;
+
+/// Makes the instance.
+pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> {
+    let ify = member(planner, file, file.entry.ify.as_ref(), |ify| ify.id)?;
+    let slot = planner.slot();
+    let flags = ify.flags as i32;
+    let args = vec![Arg::flags(
+        (libc::IN_CLOEXEC | (flags & libc::IN_NONBLOCK)) as u64,
+        IN,
+    )];
+    let call = Call::new("inotify_init1", libc::SYS_inotify_init1, args).answers(Ret::Fd(slot));
+    let origin = file.origin(file.name());
+    planner.call(Phase::Open, Actor::Broker, call, origin);
+    fown::plan(planner, file, slot, flags, &ify.fown);
+    Some(slot)
+}
+
+/// Adds the watches, when nothing else touches files.
+pub(super) fn plan_watches(planner: &mut Planner<'_>) {
+    for file in all(planner) {
+        if kind_of(file.entry) != Some(FdTypes::Inotify) {
+            continue;
+        }
+        let slot = planner.files.slots.get(&file.id).copied().flatten();
+        let (Some(ify), Some(slot)) = (&file.entry.ify, slot) else {
+            continue;
+        };
+        for watch in &ify.wd {
+            let path = watch.f_handle.path.as_deref().unwrap_or_default();
+            let what = format!("watch {} of {} on {}", watch.wd, file.name(), shown(path));
+            match routine(watch, slot) {
+                Ok(routine) => {
+                    let op = Op::Routine(routine);
+                    planner.push(Phase::Commit, Actor::Broker, op, file.origin(what));
+                }
+                Err(why) => planner.refuse(Refusal::new(file.origin(what), why)),
+            }
+        }
+    }
+}
+
+fn routine(watch: &InotifyWdEntry, slot: SlotId) -> Result<Routine, String> {
+    let wd = i32::try_from(watch.wd).ok().filter(|wd| *wd > 0);
+    let wd = wd.ok_or_else(|| format!("wd {} is no watch", watch.wd))?;
+    let path = watch.f_handle.path.clone().unwrap_or_default();
+    if !path.is_empty() {
+        check_path(&path)?;
+    }
+    let words = watch.f_handle.handle.iter();
+    let mut handle: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
+    let len = watch.f_handle.bytes as usize;
+    if len > LONGEST_HANDLE || len > handle.len() {
+        return Err(format!("f_handle.bytes {len} is longer than its handle"));
+    }
+    handle.truncate(len);
+    if path.is_empty() && handle.is_empty() {
+        return Err("f_handle has neither a path nor a handle".to_owned());
+    }
+    Ok(Routine::WatchInode {
+        slot,
+        wd,
+        mask: watch.mask,
+        path,
+        device: watch.s_dev,
+        handle_type: watch.f_handle.r#type,
+        handle,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crust_proto::criu::FhEntry;
+
+    fn watch(wd: u32, bytes: u32, path: Option<&[u8]>) -> InotifyWdEntry {
+        InotifyWdEntry {
+            wd,
+            f_handle: FhEntry {
+                bytes,
+                handle: vec![0x0807_0605_0403_0201, 0],
+                path: path.map(<[u8]>::to_vec),
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_handle_is_as_long_as_it_says() {
+        let Ok(Routine::WatchInode { handle, .. }) = routine(&watch(1, 6, None), SlotId(0)) else {
+            panic!("refused");
+        };
+        assert_eq!(handle, [1, 2, 3, 4, 5, 6]);
+        assert!(routine(&watch(1, 17, None), SlotId(0)).is_err());
+        assert!(routine(&watch(1, 0, None), SlotId(0)).is_err());
+        assert!(routine(&watch(0, 6, None), SlotId(0)).is_err());
+        assert!(routine(&watch(1, 6, Some(b"relative")), SlotId(0)).is_err());
+    }
+}
