@@ -346,7 +346,11 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             handle_type,
             handle,
         } => {
-            write!(out, "add watch {wd} to {} events {mask:#x} on ", Slot(*slot))?;
+            write!(
+                out,
+                "add watch {wd} to {} events {mask:#x} on ",
+                Slot(*slot)
+            )?;
             if !path.is_empty() {
                 return write_str(out, path);
             }
