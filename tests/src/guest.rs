@@ -43,7 +43,7 @@ impl Sandbox {
         let mut command = Command::new(program);
         command.arg(&scratch).args(arguments);
         let guest = self.spawn(name, &command, &scratch)?;
-        guest.wait_for_line(self, "ready")?;
+        guest.wait_until_set_up(self)?;
         Ok(guest)
     }
 
@@ -86,6 +86,12 @@ impl Guest {
     /// The lines the program has written.
     pub fn lines(&self) -> Result<Vec<String>> {
         Ok(self.output()?.lines().map(str::to_owned).collect())
+    }
+
+    /// Waits until the guest has said that its state is set up, and its helpers wait too.
+    pub fn wait_until_set_up(&self, sandbox: &Sandbox) -> Result<()> {
+        self.wait_for_line(sandbox, "ready")?;
+        crate::proc_snapshot::settle(self.pid)
     }
 
     /// Waits until the program has written `line`, woken by each write to its output.
@@ -142,6 +148,8 @@ impl Guest {
 
     /// Asks the guest to check itself and expects `ok`, exit status 0 and no task left over.
     pub fn expect_ok(&self, sandbox: &Sandbox) -> Result<()> {
+        // Some guests look at the states of their helpers.
+        crate::proc_snapshot::settle(self.pid)?;
         let tree = crate::proc_snapshot::tree(self.pid)?;
         println!(
             "{} (pid {}): SIGTERM, then wait for its verdict",

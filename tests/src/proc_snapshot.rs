@@ -11,6 +11,7 @@ use std::{
     fmt::Write,
     fs,
     path::Path,
+    time::{Duration, Instant},
 };
 
 /// The facts of a tree, by key.
@@ -67,6 +68,20 @@ const STATUS: &[&str] = &[
     "THP_enabled",
     "untag_mask",
     "x86_Thread_features",
+];
+
+/// The lines of STATUS that a zombie still has; images hold no masks, credentials or actions of
+/// one, and nothing can see them any more.
+const ZOMBIE_STATUS: &[&str] = &[
+    "Name",
+    "Tgid",
+    "Pid",
+    "PPid",
+    "TracerPid",
+    "NStgid",
+    "NSpid",
+    "NSpgid",
+    "NSsid",
 ];
 
 /// Fields of /proc/PID/stat that a restore keeps, by their number in proc_pid_stat(5).
@@ -131,6 +146,28 @@ pub fn tree(root: i32) -> Result<Vec<i32>> {
         }
     }
     Ok(pids)
+}
+
+/// Waits, for a moment at most, until no task of the tree but the root runs: a helper that was
+/// just forked is on its way to where it waits, and one just let go by a tracer back there.
+/// One that computes runs for good, hence the limit.
+pub fn settle(root: i32) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_millis(300);
+    let running = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('R'))
+    };
+    while tree(root)?.iter().skip(1).any(running) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+/// The session of a task, if there is such a task.
+pub fn session(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(3)?.parse().ok()
 }
 
 /// The thread ids of a task, ascending.
@@ -231,22 +268,23 @@ impl Taken {
 
     /// Gives the state letter.
     fn status_and_stat(&mut self, key: &str, dir: &str) -> Result<String> {
-        let status = read_text(&format!("{dir}/status"))?;
-        for line in status.lines() {
-            let (name, value) = line.split_once(':').unwrap_or((line, ""));
-            if STATUS.contains(&name) {
-                self.fact(format!("{key} status {name}"), value.trim());
-            }
-        }
         let stat = read_text(&format!("{dir}/stat"))?;
         let (_, behind_comm) = stat.rsplit_once(") ").context("stat has no command name")?;
         let fields: Vec<_> = behind_comm.split_whitespace().collect();
+        let state = fields.first().copied().unwrap_or_default();
+        let lines = if state == "Z" { ZOMBIE_STATUS } else { STATUS };
+        let status = read_text(&format!("{dir}/status"))?;
+        for line in status.lines() {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            if lines.contains(&name) {
+                self.fact(format!("{key} status {name}"), value.trim());
+            }
+        }
         // The first field behind the name is number 3.
         for (number, name) in STAT {
             let value = fields.get(number - 3).copied().unwrap_or("(missing)");
             self.fact(format!("{key} stat {name}"), value);
         }
-        let state = fields.first().copied().unwrap_or_default();
         // A live task naps and runs by turns.
         let steady = if matches!(state, "R" | "S" | "D") {
             "alive"

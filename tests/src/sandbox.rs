@@ -114,8 +114,9 @@ fn run_inside(name: &str) -> Result<()> {
         .context("run timeout (coreutils) and unshare (util-linux)")?;
     let text = format!(
         "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
+        // What failed first, then the steps that led there.
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout)
     );
     if env::var_os("CRUST_TESTS_VERBOSE").is_some() {
         print!("{text}");

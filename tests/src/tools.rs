@@ -147,9 +147,12 @@ impl Sandbox {
 
     /// Dumps a guest, which kills it, and waits until its pids are free again.
     pub fn dump_and_kill(&self, guest: &Guest, images: &Path, options: &[&str]) -> Result<()> {
-        let tree = proc_snapshot::tree(guest.pid)?;
+        let mut pids = proc_snapshot::tree(guest.pid)?;
         self.dump(guest.pid, images, options)?.succeeded()?;
-        self.reap(&tree)
+        // Tasks that were forked since the look above.
+        let of_guest = |pid: &i32| proc_snapshot::session(*pid) == Some(guest.pid);
+        pids.extend(self.processes()?.into_iter().filter(of_guest));
+        self.reap(&pids)
     }
 
     /// An empty images directory.

@@ -2,7 +2,9 @@
 //! paths, restored, and the program asked for its verdict.
 
 use anyhow::{Result, ensure};
-use crust_tests::{corpus::recorded, sandbox::Sandbox, sandbox_test};
+use crust_tests::{corpus::recorded, sandbox::Sandbox, sandbox_test, tools::text};
+use nix::sys::signal::Signal;
+use std::{fs, process::Command};
 
 fn restored(sandbox: &Sandbox, name: &str, options: &[&str]) -> Result<()> {
     let set = recorded(name);
@@ -15,7 +17,7 @@ fn restored(sandbox: &Sandbox, name: &str, options: &[&str]) -> Result<()> {
 /// The plan of a set can be printed without restoring it, the same each time.
 fn planned(sandbox: &Sandbox, name: &str) -> Result<()> {
     let (images, _) = sandbox.unpack(&recorded(name))?;
-    let images = crust_tests::tools::text(&images)?;
+    let images = text(&images)?;
     for form in ["--plan", "--plan=json"] {
         let print = || {
             sandbox
@@ -39,6 +41,31 @@ fn planned(sandbox: &Sandbox, name: &str) -> Result<()> {
     sandbox.assert_only(&[])
 }
 
+/// The pid of the shell that was the parent when the tree was recorded.
+const PARENT_OF_TREE: i32 = 2368;
+
+sandbox_test! {
+    /// The program of this set also checks the parent of its first process, so that one is given
+    /// a parent with the recorded pid.
+    fn tree_below_its_parent(sandbox) {
+        let (images, guest) = sandbox.unpack(&recorded("tree"))?;
+        let mut command = Command::new(sandbox.install_guest("reaper")?);
+        command.arg(sandbox.binary("crust-restore")).args(["-d", "-D", text(&images)?]);
+        fs::write("/proc/sys/kernel/ns_last_pid", (PARENT_OF_TREE - 1).to_string())?;
+        let parent = sandbox.spawn("reaper", &command, &sandbox.dir("reaper")?)?;
+        ensure!(parent.pid == PARENT_OF_TREE, "the parent has pid {}", parent.pid);
+        parent.wait_until(sandbox, "how the restore ended", |text| text.contains("ended "))?;
+        let said = parent.lines()?.join("\n");
+        ensure!(said.contains("ended 0"), "{said}");
+        crust_tests::proc_snapshot::settle(guest.pid)?;
+        guest.signal(Signal::SIGTERM)?;
+        sandbox.wait(parent.pid)?;
+        let lines = guest.lines()?;
+        ensure!(lines.last().is_some_and(|line| line == "ok"), "{}", lines.join("\n"));
+        sandbox.assert_only(&[])
+    }
+}
+
 macro_rules! sets {
     ($($name:ident $set:literal $($option:literal)*;)*) => {
         mod restored {
@@ -59,7 +86,6 @@ macro_rules! sets {
 sets! {
     lone "loop";
     threads "threads";
-    tree "tree";
     dead_leader "dead_leader";
     proc_dead "proc_dead";
     proc_zombie "proc_zombie";

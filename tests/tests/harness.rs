@@ -13,6 +13,7 @@ const NOT_ALONE: &[&str] = &[
     "mntns",
     // An argument: proc_remap.rs and kill_dumper.rs start these.
     "procfd",
+    "reaper",
     "interrupted",
 ];
 

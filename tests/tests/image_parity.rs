@@ -433,7 +433,7 @@ fn same_as_recorded(sandbox: &Sandbox, name: &str) -> Result<()> {
     let mut command = Command::new(program);
     command.arg(&scratch);
     let guest = sandbox.spawn(&set.program, &command, &scratch)?;
-    guest.wait_for_line(sandbox, "ready")?;
+    guest.wait_until_set_up(sandbox)?;
     let dir = sandbox.images("ours")?;
     sandbox.dump_and_kill(&guest, &dir, &[])?;
     let criu = by_order(recorded_images(&set)?)?;

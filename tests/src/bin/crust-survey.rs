@@ -20,7 +20,14 @@ const OPTIONS: &[(&str, &[&str])] = &[
 ];
 
 /// Guests that need an argument or are no room's.
-const NOT_SURVEYED: &[&str] = &["procfd", "interrupted", "bigmem", "traced", "unsupported"];
+const NOT_SURVEYED: &[&str] = &[
+    "procfd",
+    "reaper",
+    "interrupted",
+    "bigmem",
+    "traced",
+    "unsupported",
+];
 
 fn main() -> Result<()> {
     let mut names: Vec<String> = env::args().skip(1).collect();
