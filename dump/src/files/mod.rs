@@ -19,6 +19,7 @@ mod inet_socket;
 mod inotify;
 mod kind;
 mod link_remap;
+mod look;
 mod memfd;
 mod mounts;
 mod namespace;
@@ -43,13 +44,13 @@ use crate::context::{Context, Task};
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_process::descriptor::{self, Statx};
-use crust_process::fds;
 use crust_process::kcmp;
 use crust_process::pid::HostPid;
 use crust_process::proc::fdinfo::{Fdinfo, parse_fdinfo};
 use crust_proto::criu::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry};
 use kind::{InternalDevices, Kind};
-use nix::errno::Errno;
+use look::Facts;
+use mounts::Inode;
 use nix::libc;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -131,6 +132,8 @@ pub(crate) struct OpenFile<'a> {
     pos: u64,
     /// The text of the /proc link.
     link: Vec<u8>,
+    /// The inode that the text leads to, if it is a path.
+    leads_to: Option<Inode>,
 }
 
 /// Where a task has a description.
@@ -183,7 +186,27 @@ impl From<anyhow::Error> for Problem {
     }
 }
 
-impl OpenFile<'_> {
+impl<'a> OpenFile<'a> {
+    fn new(task: &'a Task, holder: Holder, fd: BorrowedFd<'a>, facts: Facts) -> OpenFile<'a> {
+        let Facts {
+            stat,
+            flags,
+            pos,
+            link,
+            leads_to,
+        } = facts;
+        OpenFile {
+            task,
+            holder,
+            fd,
+            stat,
+            flags,
+            pos,
+            link,
+            leads_to,
+        }
+    }
+
     /// The attributes, for kinds that always have them.
     fn stat(&self) -> RoomResult<&Statx> {
         self.stat
@@ -264,15 +287,23 @@ impl FileTable {
         task: &Task,
         descriptors: &[Descriptor],
     ) -> Result<Vec<FdinfoEntry>> {
-        self.tables.insert(task.pid, BTreeMap::new());
         let mut entries = Vec::with_capacity(descriptors.len());
+        let mut known = self.known_from_parent(task, descriptors)?;
+        let numbers = descriptors.iter().map(|descriptor| descriptor.fd);
+        let new: Vec<i32> = numbers.filter(|fd| !known.contains_key(fd)).collect();
+        let namespace = self.mounts.of(task)?;
+        let devices = self.devices;
+        look::look_at_all(task, &new, &devices, &namespace, |fd, taken, facts| {
+            let place = Place { pid: task.pid, fd };
+            if let Some(found) = self.intern(ctx, task, place, taken.as_fd(), facts)? {
+                known.insert(fd, found);
+            }
+            Ok(())
+        })?;
         for descriptor in descriptors {
-            let Some(known) = self.dump_descriptor(ctx, task, descriptor.fd)? else {
+            let Some(known) = known.get(&descriptor.fd) else {
                 continue;
             };
-            if let Some(table) = self.tables.get_mut(&task.pid) {
-                table.insert(descriptor.fd, known);
-            }
             entries.push(FdinfoEntry {
                 id: known.id.0,
                 flags: u32::from(descriptor.cloexec) * libc::FD_CLOEXEC as u32,
@@ -281,27 +312,32 @@ impl FileTable {
                 xattr_security_selinux: None,
             });
         }
+        self.tables.insert(task.pid, known);
         file_lock::dump(ctx, self, task)?;
         epoll::settle_targets(ctx, self, task)?;
         Ok(entries)
     }
 
-    fn dump_descriptor(&mut self, ctx: &Context, task: &Task, fd: i32) -> Result<Option<Known>> {
-        let place = Place { pid: task.pid, fd };
-        if let Some(known) = self.same_number_of_parent(task, place)? {
-            return Ok(Some(known));
+    /// The descriptors that are, under their number, the very descriptions of the parent.
+    fn known_from_parent(
+        &self,
+        task: &Task,
+        descriptors: &[Descriptor],
+    ) -> Result<BTreeMap<i32, Known>> {
+        let mut known = BTreeMap::new();
+        let parent = HostPid::new(task.ppid).and_then(|parent| self.tables.get(&parent));
+        let Some(parent) = parent else {
+            return Ok(known);
+        };
+        for fd in descriptors.iter().map(|descriptor| descriptor.fd) {
+            let place = Place { pid: task.pid, fd };
+            if let Some(theirs) = parent.get(&fd)
+                && compare(theirs.place, place)? == Ordering::Equal
+            {
+                known.insert(fd, *theirs);
+            }
         }
-        let taken = fds::take(task.pidfd.as_fd(), task.pid, fd)?;
-        self.intern(ctx, task, place, taken.as_fd())
-    }
-
-    /// The parent's description under the same number, if it is this one.
-    fn same_number_of_parent(&self, task: &Task, place: Place) -> Result<Option<Known>> {
-        let table = HostPid::new(task.ppid).and_then(|parent| self.tables.get(&parent));
-        match table.and_then(|table| table.get(&place.fd)) {
-            Some(known) if compare(known.place, place)? == Ordering::Equal => Ok(Some(*known)),
-            _ => Ok(None),
-        }
+        Ok(known)
     }
 
     /// The id of a description in flight in a socket. Our copy is kept for later comparisons.
@@ -316,7 +352,10 @@ impl FileTable {
             fd: copy.as_raw_fd(),
         };
         let before = self.next_id;
-        let known = self.intern(ctx, task, place, copy.as_fd())?;
+        let namespace = self.mounts.of(task)?;
+        let facts = look::look_at(copy.as_fd(), &self.devices, &namespace)
+            .with_context(|| format!("task {}: a descriptor in flight", task.pid))?;
+        let known = self.intern(ctx, task, place, copy.as_fd(), facts)?;
         if self.next_id != before {
             self.in_flight.push(copy);
         }
@@ -330,14 +369,14 @@ impl FileTable {
         task: &Task,
         place: Place,
         fd: BorrowedFd,
+        facts: Facts,
     ) -> Result<Option<Known>> {
         let holder = if place.pid == task.pid {
             Holder::Number(place.fd)
         } else {
             Holder::InFlight
         };
-        let doing = || format!("task {}: fd {}", task.pid, place.fd);
-        let file = look_at(task, holder, fd, &self.devices).with_context(doing)?;
+        let file = OpenFile::new(task, holder, fd, facts);
         let inode = match &file.stat {
             Some(stat) => (stat.dev, stat.ino),
             None => (0, read_fdinfo(place.pid, place.fd)?.ino.unwrap_or(0)),
@@ -404,49 +443,6 @@ impl FileTable {
         let id = FileId(self.next_id);
         self.next_id += 1;
         id
-    }
-}
-
-/// Reads what every room needs of a description.
-fn look_at<'a>(
-    task: &'a Task,
-    holder: Holder,
-    fd: BorrowedFd<'a>,
-    devices: &InternalDevices,
-) -> Result<OpenFile<'a>> {
-    let flags = descriptor::status_flags(fd).context("F_GETFL")?;
-    let stat = match descriptor::statx(fd) {
-        Ok(stat) => Some(stat),
-        // The `fd` and `fdinfo` directories of a dead process; what else has no inode any more
-        // fails in its room.
-        Err(Errno::ENOENT) => None,
-        Err(errno) => return Err(errno).context("statx"),
-    };
-    let link = link_of(fd, stat.as_ref(), devices).context("readlink of the descriptor")?;
-    Ok(OpenFile {
-        task,
-        holder,
-        fd,
-        stat,
-        flags: flags as u32,
-        pos: descriptor::position(fd).context("reading the position")?,
-        link,
-    })
-}
-
-/// The text of the link. For pipes and sockets, of which there may be thousands, it is known
-/// without asking.
-fn link_of(
-    fd: BorrowedFd,
-    stat: Option<&Statx>,
-    devices: &InternalDevices,
-) -> nix::Result<Vec<u8>> {
-    match stat {
-        Some(stat) if stat.dev == devices.pipe => Ok(format!("pipe:[{}]", stat.ino).into_bytes()),
-        Some(stat) if stat.dev == devices.socket => {
-            Ok(format!("socket:[{}]", stat.ino).into_bytes())
-        }
-        _ => descriptor::link_of(fd).map(descriptor::bytes_of),
     }
 }
 

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Device and inode number of a name or a description.
 pub type Inode = (u64, u64);
@@ -26,9 +26,9 @@ pub type Inode = (u64, u64);
 /// The mount namespaces of the tasks, each read once.
 #[derive(Debug, Default)]
 pub struct Mounts {
-    namespaces: HashMap<u64, Rc<Namespace>>,
+    namespaces: HashMap<u64, Arc<Namespace>>,
     /// That of each task: asking again costs more than everything else about a file.
-    of_task: HashMap<HostPid, Rc<Namespace>>,
+    of_task: HashMap<HostPid, Arc<Namespace>>,
     /// The file system kind of each device met.
     kinds: HashMap<u64, FsType>,
 }
@@ -50,7 +50,7 @@ enum Root {
 
 impl Mounts {
     /// The mount namespace of a task.
-    pub fn of(&mut self, task: &Task) -> Result<Rc<Namespace>> {
+    pub fn of(&mut self, task: &Task) -> Result<Arc<Namespace>> {
         if let Some(known) = self.of_task.get(&task.pid) {
             return Ok(known.clone());
         }
@@ -59,7 +59,7 @@ impl Mounts {
             Some(known) => known.clone(),
             None => {
                 let ours = namespace_id(HostPid::current())? == id;
-                let read = Rc::new(Namespace::read(task.pid, ours)?);
+                let read = Arc::new(Namespace::read(task.pid, ours)?);
                 self.namespaces.insert(id, read.clone());
                 read
             }

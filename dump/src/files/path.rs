@@ -7,7 +7,8 @@
 //! mapping, are MEMFD entries.
 
 use super::kind::Kind;
-use super::{FileTable, Holder, OpenFile, Problem, RoomResult, kind, look_at, memfd, regfile};
+use super::look::look_at;
+use super::{FileTable, Holder, OpenFile, Problem, RoomResult, kind, memfd, regfile};
 use crate::context::{Context, Task};
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
@@ -100,7 +101,9 @@ impl FileTable {
         )
         .with_context(doing)?;
         let holder = Holder::Link(path.clone());
-        let file = look_at(task, holder, fd.as_fd(), &self.devices).with_context(doing)?;
+        let namespace = self.mounts.of(task)?;
+        let facts = look_at(fd.as_fd(), &self.devices, &namespace).with_context(doing)?;
+        let file = OpenFile::new(task, holder, fd.as_fd(), facts);
         let key = file
             .stat
             .map(|stat| (stat.dev, stat.ino, file.link.clone()));

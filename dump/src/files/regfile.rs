@@ -130,7 +130,7 @@ fn settle_name(
     let inode = (stat.dev, stat.ino);
     let namespace = table.mounts.of(file.task)?;
     // The mark first: most names have none, and a file may really be called "x (deleted)".
-    let found = namespace.inode_at(&file.link)?;
+    let found = file.leads_to;
     if found == Some(inode) {
         return Ok(file.link.clone());
     }

@@ -31,6 +31,7 @@ use crust_proto::criu::{
 use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::BorrowedFd;
 
 /// The id of /dev/tty, the peer's.
@@ -104,14 +105,10 @@ pub fn dump(
     id: FileId,
 ) -> RoomResult<FileEntry> {
     let end = End::of(file.stat()?, file.fd)?;
-    if !table.ttys.infos.contains_key(&end.id()) {
+    if let Entry::Vacant(place) = table.ttys.infos.entry(end.id()) {
         let entry = collect_info(ctx, file, end)?;
-        let info = Info {
-            entry,
-            task: file.task.pid,
-            name: file.name(),
-        };
-        table.ttys.infos.insert(end.id(), info);
+        let (task, name) = (file.task.pid, file.name());
+        place.insert(Info { entry, task, name });
     }
     let regf_id = table.give_id();
     let reg = regfile::dump(ctx, table, file, regf_id)?;
