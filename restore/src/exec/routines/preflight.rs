@@ -7,11 +7,12 @@
 use super::open;
 use crate::plan::step::{Op, Phase, Plan, Routine};
 
-/// What stands against the opens of the first phase, as `origin: what`, in the plan's order.
+/// What stands against the opens of the first phase, as `origin: what`, in the plan's order. An
+/// open that waits for another step is left out: what it opens may only be there then.
 pub fn problems_of_files(plan: &Plan) -> Vec<String> {
     plan.steps
         .iter()
-        .filter(|step| step.phase == Phase::Open)
+        .filter(|step| step.phase == Phase::Open && step.after.is_empty())
         .filter_map(|step| {
             let Op::Routine(routine) = &step.op else {
                 return None;
