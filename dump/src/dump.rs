@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crust_cli::log::Log;
 use crust_cli::options::Options;
 use crust_cli::scripts::{self, Stage};
+use crust_cli::status::tell_started;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
 use crust_process::fds::PidFd;
@@ -28,6 +29,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     images.check_writable()?;
     let work_dir = ImageDir::open(&options.work_dir)?;
     let interrupt = Interrupt::block()?;
+    tell_started(options)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get()))?;
 
     let mut frozen = freeze_tree(root, options.timeout)?;

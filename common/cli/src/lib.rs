@@ -8,4 +8,5 @@ pub mod log;
 pub mod options;
 pub mod run;
 pub mod scripts;
+pub mod status;
 pub mod table;

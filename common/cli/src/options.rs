@@ -466,6 +466,7 @@ mod tests {
             ("-v 4", 4),
             ("--verbosity=1", 1),
             ("-v0 -t 3", 0),
+            ("-v -t 3", 3),
         ] {
             let options = parsed(Tool::Dump, line).expect(line);
             assert_eq!(options.verbosity, level, "{line}");
