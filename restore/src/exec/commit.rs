@@ -156,11 +156,15 @@ impl<'p> Executor<'p> {
         pushed.ok_or_else(|| ExecError::step(step, "", Errno::E2BIG))?;
         let gone = || ExecError::step(step, "find the task", Errno::ESRCH);
         let task = self.tasks.get_mut(&pid).ok_or_else(gone)?;
-        let died = task
-            .leader
-            .start(&self.scratch, &mut table)
-            .and_then(|()| task.leader.wait_for_death())
-            .map_err(|error| ExecError::step(step, "", error))?;
+        let mut die = || {
+            task.leader.start(&self.scratch, &mut table)?;
+            // A leader's end is told only when its other threads have been reaped.
+            for (_, mut thread) in std::mem::take(&mut task.threads) {
+                thread.wait_for_death()?;
+            }
+            task.leader.wait_for_death()
+        };
+        let died = die().map_err(|error| ExecError::step(step, "", error))?;
         task.dead = true;
         // Bit 7 says that a core was written, which is not done twice.
         if died & 0xff7f != status & 0xff7f {

@@ -113,7 +113,12 @@ impl<'p> Compiled<'p> {
             .find(|(_, end)| entry < *end)
             .map(|(step, _)| *step);
         let why = match ret {
-            -4095..=-1 => Errno::from_raw(-ret as i32).to_string(),
+            -4095..=-1 => match (step.map(|step| &step.op), Errno::from_raw(-ret as i32)) {
+                (Some(Op::Fork { pid: busy, .. } | Op::Thread { tid: busy }), Errno::EEXIST) => {
+                    super::broker::busy(*busy)
+                }
+                (_, errno) => errno.to_string(),
+            },
             _ => format!("answered {ret} ({ret:#x})"),
         };
         match step {

@@ -121,17 +121,39 @@ fn process_of(mounts: &BTreeSet<Vec<u8>>, path: &[u8]) -> Option<VirtPid> {
     })
 }
 
+/// The thread through whose /proc/PID/task/TID directory a path leads.
+fn thread_of(mounts: &BTreeSet<Vec<u8>>, path: &[u8]) -> Option<VirtPid> {
+    let pid = process_of(mounts, path)?;
+    let marker = format!("/{pid}/task/");
+    let at = path
+        .windows(marker.len())
+        .position(|bytes| bytes == marker.as_bytes())?;
+    let tid = path
+        .get(at + marker.len()..)?
+        .split(|byte| *byte == b'/')
+        .next()?;
+    let digits = tid.iter().all(u8::is_ascii_digit);
+    VirtPid::new(
+        std::str::from_utf8(tid)
+            .ok()
+            .filter(|_| digits)?
+            .parse()
+            .ok()?,
+    )
+}
+
 /// How to reach a file; `None` if that was refused.
 pub(super) fn way_to(planner: &mut Planner<'_>, file: File<'_>, reg: &RegFileEntry) -> Option<Way> {
     let remap = planner.files.remaps.by_file.get(&file.id).copied();
     match remap.map(|remap| (remap.entry, remap.target)) {
         Some((index, RemapTarget::Ghost(id))) => Some(ghost(planner, index, id, reg)),
         Some((index, RemapTarget::Linked(id))) => link(planner, index, id),
-        Some((_, RemapTarget::Procfs(number))) if planner.tree.reused.contains_key(&number) => {
-            let phase = Phase::Root;
+        Some((_, RemapTarget::Procfs(_))) | None if short_lived(planner, file.id).is_some() => {
+            let reused = short_lived(planner, file.id);
+            let helper = reused.and_then(|number| planner.tree.reused.get(&number));
             Some(Way::Path {
-                phase,
-                reused: Some(number),
+                phase: helper.map_or(Phase::Objects, |helper| helper.phase),
+                reused,
             })
         }
         Some((_, RemapTarget::Procfs(_))) => Some(Way::Path {
@@ -209,27 +231,36 @@ pub(super) fn tie(planner: &mut Planner<'_>, way: &Way, open: StepId) {
 
 /// Puts a further step on an open file, a seek, before what ends the way to it.
 pub(super) fn before_the_end(planner: &mut Planner<'_>, id: FileId, step: StepId) {
-    if !dies_early(planner, id) {
-        return;
-    }
-    let remap = planner
-        .files
-        .remaps
-        .by_file
-        .get(&id)
-        .map(|remap| remap.target);
-    if let Some(RemapTarget::Procfs(number)) = remap {
+    if let Some(number) = short_lived(planner, id) {
         tie_to_helper(planner, number, step);
     }
 }
 
 /// Whether a file is of a dead process that stands in only until the tree is forked.
 pub(super) fn dies_early(planner: &Planner<'_>, id: FileId) -> bool {
-    let remap = planner.files.remaps.by_file.get(&id);
-    remap.is_some_and(|remap| match remap.target {
-        RemapTarget::Procfs(number) => planner.tree.reused.contains_key(&number),
-        _ => false,
-    })
+    short_lived(planner, id).is_some()
+}
+
+/// The number, used again by now, of the process or thread that a file needs for its open. A dead
+/// process whose number is used again has a remap for each of its files; a dead thread of a live
+/// process has one for all, for its number in a path says enough.
+fn short_lived(planner: &Planner<'_>, id: FileId) -> Option<VirtPid> {
+    let number = match planner.files.remaps.by_file.get(&id) {
+        Some(remap) => match remap.target {
+            RemapTarget::Procfs(number) => number,
+            RemapTarget::Ghost(_) | RemapTarget::Linked(_) => return None,
+        },
+        None => {
+            let reg = planner.checkpoint.file(id)?.reg.as_ref()?;
+            let tid = thread_of(&planner.files.remaps.proc_mounts, &reg.name)?;
+            let mut tasks = planner.tree.tasks.iter();
+            if tasks.any(|task| task.threads.contains(&tid)) {
+                return None;
+            }
+            tid
+        }
+    };
+    planner.tree.reused.contains_key(&number).then_some(number)
 }
 
 fn tie_to_helper(planner: &mut Planner<'_>, number: VirtPid, step: StepId) {
@@ -283,6 +314,17 @@ mod tests {
         assert_eq!(above(b"/proc/33210/stat", 3321), None);
         assert_eq!(above(b"/proc/12/task/13/stat", 13), Some(b"/proc".to_vec()));
         assert_eq!(above(b"/p/12/task/13", 13), Some(b"/p".to_vec()));
+    }
+
+    #[test]
+    fn the_thread_of_a_path() {
+        let mounts = BTreeSet::from([b"/proc".to_vec()]);
+        let thread = |path: &[u8]| thread_of(&mounts, path).map(VirtPid::get);
+        assert_eq!(thread(b"/proc/12/task/13/stat"), Some(13));
+        assert_eq!(thread(b"/proc/12/task/13"), Some(13));
+        assert_eq!(thread(b"/proc/12/task"), None);
+        assert_eq!(thread(b"/proc/12/task/+3"), None);
+        assert_eq!(thread(b"/proc/12/stat"), None);
     }
 
     #[test]

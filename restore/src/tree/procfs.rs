@@ -3,16 +3,18 @@
 //! A PROCFS remap names a dead process, or a dead thread of a live one. Nobody in the tree has the
 //! number: a helper has it from the fork phase to the deaths. Somebody has (the number was given
 //! out again, or the thread's process lives): a short-lived helper has it in `Phase::Root`, before
-//! the owner of today is forked; the files it serves are opened then and only then. Threads that
-//! such paths name exist early, or belong to the helper.
+//! the owner of today is forked, or in `Phase::Open`, if that is the root itself; the files it
+//! serves are opened then and only then. Threads that such paths name exist early, or belong to
+//! the helper, and so do descriptors: /proc/PID/fdinfo/N is there only while N is open.
 
 use super::kin::ProcHelper;
 use super::{Task, Tree};
 use crate::files::dead_pidfd_pids;
-use crate::plan::step::{Actor, Op, Origin, Phase};
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::checkpoint::RemapTarget;
 use crust_image::ids::{FileId, VirtPid};
+use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A short-lived helper.
@@ -22,6 +24,8 @@ pub struct Reused {
     pub alive: StepId,
     /// It ends: every open by it comes before.
     pub dies: StepId,
+    /// When it lives.
+    pub phase: Phase,
 }
 
 /// A process or thread that a path leads through.
@@ -36,8 +40,10 @@ struct ProcPath {
 struct Wanted {
     /// From the fork phase on.
     helpers: BTreeMap<VirtPid, BTreeSet<VirtPid>>,
-    /// In the root phase only: pid, threads, and the numbers under which remaps name it.
+    /// Before the owner of today only: pid and threads.
     short: BTreeMap<VirtPid, BTreeSet<VirtPid>>,
+    /// Descriptors that must be open in a helper.
+    fds: BTreeMap<VirtPid, BTreeSet<i32>>,
 }
 
 /// Finds who is needed; notes early threads and makes short-lived helpers. Gives the helpers that
@@ -77,11 +83,31 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
     for path in paths {
         note_thread(&mut planner.tree, &mut wanted, path);
     }
+    for reg in checkpoint
+        .files
+        .values()
+        .filter_map(|file| file.reg.as_ref())
+    {
+        let fd = mounts
+            .iter()
+            .find_map(|mount| parse_fdinfo(mount, &reg.name));
+        if let Some((pid, fd)) = fd {
+            wanted.fds.entry(pid).or_default().insert(fd);
+        }
+    }
     for pid in dead_pidfd_pids(checkpoint).into_values().flatten() {
         wanted.helpers.entry(pid).or_default();
     }
     check_numbers(planner, &wanted);
     plan_short(planner, &wanted);
+    for pid in wanted.helpers.keys() {
+        let origin = Origin::new(
+            "remap-fpath.img",
+            None,
+            format!("fdinfo of dead process {pid}"),
+        );
+        plan_fds(planner, Phase::Fork, *pid, &wanted, &origin);
+    }
     let helper = |(pid, threads): (VirtPid, BTreeSet<VirtPid>)| ProcHelper {
         pid,
         threads: threads.into_iter().collect(),
@@ -188,45 +214,113 @@ fn note_thread(tree: &mut Tree, wanted: &mut Wanted, path: ProcPath) {
     }
 }
 
-/// Makes short-lived helpers, one after the other: their numbers may meet.
+/// Makes short-lived helpers, one after the other: their numbers may meet. Where the root's own
+/// number is wanted the broker is the parent, and the helper is gone before the root is forked.
 fn plan_short(planner: &mut Planner<'_>, wanted: &Wanted) {
     let Some(root) = planner.tree.root else {
         return;
     };
-    let mut last: Option<StepId> = None;
-    for (&pid, threads) in &wanted.short {
-        let origin = Origin::new(
-            "remap-fpath.img",
-            None,
-            format!("short-lived process {pid} for files of one that is gone"),
-        );
-        if pid == root || threads.contains(&root) {
-            let why = format!("{pid} is the root of the tree, which cannot be made twice yet");
-            planner.refuse(Refusal::new(origin, why));
-            continue;
-        }
-        let fork = Op::Fork {
-            pid,
-            flags: 0,
-            exit_signal: 0,
-        };
-        let mut alive = planner.push(Phase::Root, Actor::Task(root), fork, origin.clone());
-        if let Some(last) = last {
-            planner.in_turn(last, alive);
-        }
-        for &tid in threads {
-            let op = Op::Thread { tid };
-            alive = planner.push(Phase::Root, Actor::Task(pid), op, origin.clone());
-        }
-        let die = Op::Die { status: 0 };
-        let dies = planner.push(Phase::Root, Actor::Task(pid), die, origin.clone());
-        let reap = planner.push(Phase::Root, Actor::Task(root), Op::Reap { pid }, origin);
-        planner.in_turn(dies, reap);
-        last = Some(reap);
-        for number in threads.iter().chain([&pid]) {
-            planner.tree.reused.insert(*number, Reused { alive, dies });
+    let of_root =
+        |pid: VirtPid, threads: &BTreeSet<VirtPid>| pid == root || threads.contains(&root);
+    for (phase, maker) in [
+        (Phase::Open, Actor::Broker),
+        (Phase::Root, Actor::Task(root)),
+    ] {
+        let mut last: Option<StepId> = None;
+        for (&pid, threads) in &wanted.short {
+            if of_root(pid, threads) == (maker == Actor::Broker) {
+                last = Some(plan_one_short(planner, (phase, maker), pid, wanted, last));
+            }
         }
     }
+}
+
+/// One short-lived helper with its threads and descriptors; gives the step behind its end.
+fn plan_one_short(
+    planner: &mut Planner<'_>,
+    (phase, maker): (Phase, Actor),
+    pid: VirtPid,
+    wanted: &Wanted,
+    last: Option<StepId>,
+) -> StepId {
+    let what = format!("short-lived process {pid} for files of one that is gone");
+    let origin = Origin::new("remap-fpath.img", None, what);
+    let threads = wanted.short.get(&pid).into_iter().flatten().copied();
+    let threads: Vec<VirtPid> = threads.collect();
+    let fork = Op::Fork {
+        pid,
+        flags: 0,
+        exit_signal: 0,
+    };
+    let mut alive = planner.push(phase, maker, fork, origin.clone());
+    if let Some(last) = last {
+        planner.in_turn(last, alive);
+    }
+    for &tid in &threads {
+        let op = Op::Thread { tid };
+        let made = planner.push(phase, Actor::Task(pid), op, origin.clone());
+        planner.in_turn(alive, made);
+        alive = made;
+    }
+    if let Some(opened) = plan_fds(planner, phase, pid, wanted, &origin) {
+        planner.in_turn(alive, opened);
+        alive = opened;
+    }
+    let die = Op::Die { status: 0 };
+    let dies = planner.push(phase, Actor::Task(pid), die, origin.clone());
+    planner.in_turn(alive, dies);
+    let mut end = dies;
+    // A child of the broker is reaped by the broker, which is its tracer too.
+    if maker != Actor::Broker {
+        end = planner.push(phase, maker, Op::Reap { pid }, origin);
+        planner.in_turn(dies, end);
+    }
+    for number in threads.iter().chain([&pid]) {
+        let reused = Reused { alive, dies, phase };
+        planner.tree.reused.insert(*number, reused);
+    }
+    end
+}
+
+/// Opens in a helper the descriptors whose fdinfo is wanted. Whatever it has as 0 will do for all:
+/// an eventfd where nothing was.
+fn plan_fds(
+    planner: &mut Planner<'_>,
+    phase: Phase,
+    pid: VirtPid,
+    wanted: &Wanted,
+    origin: &Origin,
+) -> Option<StepId> {
+    let fds = wanted.fds.get(&pid)?;
+    let zero = Call::new(
+        "eventfd2",
+        libc::SYS_eventfd2,
+        vec![Arg::Int(0), Arg::Int(0)],
+    );
+    let mut last = planner.call(
+        phase,
+        Actor::Task(pid),
+        zero.answers(Ret::Any),
+        origin.clone(),
+    );
+    for fd in fds.iter().filter(|fd| **fd != 0) {
+        let args = vec![Arg::Int(0), Arg::Int((*fd).into()), Arg::Int(0)];
+        let dup = Call::new("dup3", libc::SYS_dup3, args);
+        let next = planner.call(phase, Actor::Task(pid), dup, origin.clone());
+        planner.in_turn(last, next);
+        last = next;
+    }
+    Some(last)
+}
+
+/// The process and the descriptor of a path to an fdinfo, its own or a thread's.
+fn parse_fdinfo(mount: &[u8], name: &[u8]) -> Option<(VirtPid, i32)> {
+    let pid = parse(mount, name)?.pid;
+    let mut parts = name.rsplit(|byte| *byte == b'/');
+    let fd = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
+    (parts.next()? == b"fdinfo")
+        .then_some((pid, fd))
+        .filter(|(_, fd)| *fd >= 0)
 }
 
 /// The threads of a task that are made with it, not with the other threads.
