@@ -33,6 +33,58 @@ pub enum Command {
     Edit(Edit),
     /// Give a dump other pids, paths, addresses, ports or owners, everywhere they occur
     Remap(Remap),
+    /// Tell whether the images of a dump fit together
+    Check(Check),
+    /// Ask a jq filter about a whole dump
+    Query(Query),
+    /// Apply a jq filter or rules to many images at once
+    Transform(Transform),
+}
+
+#[derive(Args)]
+pub struct Check {
+    /// The image directory
+    pub dir: PathBuf,
+    /// The findings as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Only errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Fail on warnings too
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Args)]
+pub struct Query {
+    /// The image directory
+    pub dir: PathBuf,
+    /// E.g. '.tasks[] | {pid, files: [.fds[].file.summary]}'
+    pub filter: String,
+    /// Text without quotes and escapes
+    #[arg(short, long)]
+    pub raw: bool,
+    /// One line for each value
+    #[arg(short, long)]
+    pub compact: bool,
+}
+
+#[derive(Args)]
+pub struct Transform {
+    /// The image directory
+    pub dir: PathBuf,
+    /// A jq filter from an image's JSON to the new one; $image is the file name
+    pub filter: Option<String>,
+    /// Rules instead: lines of PATTERN set PATH VALUE, PATTERN del PATH, PATTERN jq FILTER
+    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
+    pub rules: Option<PathBuf>,
+    /// Only images whose names fit, e.g. 'core-*.img' [default: all]
+    #[arg(long, value_name = "PATTERN")]
+    pub on: Vec<String>,
+    /// Write a changed copy into this new directory, and leave DIR as it is
+    #[arg(long, value_name = "DIR2")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -105,6 +157,12 @@ pub struct Edit {
 
 #[derive(Args)]
 pub struct Decode {
+    /// Images or directories of them, for --ndjson
+    #[arg(value_name = "FILES", requires = "ndjson")]
+    pub files: Vec<PathBuf>,
+    /// One line for each entry, with the name of its image
+    #[arg(long)]
+    pub ndjson: bool,
     /// The image [default: stdin]
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
@@ -140,6 +198,9 @@ pub struct Show {
 
 #[derive(Args)]
 pub struct Encode {
+    /// Lines of decode --ndjson; the images go into the directory given with -o
+    #[arg(long)]
+    pub ndjson: bool,
     /// The JSON [default: stdin]
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,

@@ -43,6 +43,11 @@ impl Dump {
         }
     }
 
+    /// Whether the image of a kind without an id is there.
+    pub fn has(&self, kind: Kind) -> bool {
+        self.dir.join(kind.file_name(None)).exists()
+    }
+
     /// An image, `None` when it is not there.
     pub fn image(&self, kind: Kind, id: Option<u64>) -> Result<Option<Image>> {
         let name = kind.file_name(id);

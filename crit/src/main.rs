@@ -5,6 +5,7 @@
 //! ends it quietly.
 #![forbid(unsafe_code)]
 
+mod check;
 mod cli;
 mod decode;
 mod dump;
@@ -12,12 +13,16 @@ mod edit;
 mod encode;
 mod explore;
 mod info;
+mod jq;
 mod memory;
+mod ndjson;
 mod output;
 mod path;
+mod query;
 mod raw;
 mod remap;
 mod transaction;
+mod transform;
 
 use clap::Parser;
 use std::process::ExitCode;
@@ -41,8 +46,10 @@ fn main() -> ExitCode {
 
 fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
     match command {
+        cli::Command::Decode(options) if options.ndjson => ndjson::decode(&options)?,
         cli::Command::Decode(options) => decode::decode(&options)?,
         cli::Command::Show(options) => decode::show(&options)?,
+        cli::Command::Encode(options) if options.ndjson => ndjson::encode(&options)?,
         cli::Command::Encode(options) => encode::encode(&options)?,
         cli::Command::Info(options) => info::info(&options)?,
         cli::Command::X(options) => explore::explore(&options)?,
@@ -51,6 +58,9 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Del(options) => edit::del(&options)?,
         cli::Command::Edit(options) => edit::edit(&options)?,
         cli::Command::Remap(options) => remap::remap(&options)?,
+        cli::Command::Check(options) => return check::check(&options),
+        cli::Command::Query(options) => query::query(&options)?,
+        cli::Command::Transform(options) => transform::transform(&options)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,42 @@
+//! `crit check`: whether the images of a dump fit together, by the same library crust-restore asks
+//! before it does anything.
+
+use crate::cli;
+use crate::memory::open_dir;
+use crate::output::write_output;
+use anyhow::Result;
+use crust_image::check::{Finding, Severity, check_dir};
+use std::process::ExitCode;
+
+pub fn check(arguments: &cli::Check) -> Result<ExitCode> {
+    let findings = check_dir(&open_dir(&arguments.dir)?);
+    let count = |severity: Severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    write_output(None, |out| {
+        if arguments.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?;
+            return Ok(());
+        }
+        let shown = findings
+            .iter()
+            .filter(|finding| !arguments.quiet || finding.severity == Severity::Error);
+        shown
+            .map(Finding::to_string)
+            .try_for_each(|line| writeln!(out, "{line}"))?;
+        if !arguments.quiet {
+            writeln!(out, "{errors} errors, {warnings} warnings")?;
+        }
+        Ok(())
+    })?;
+    let failed = errors > 0 || (arguments.strict && warnings > 0);
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
