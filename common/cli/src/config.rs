@@ -145,7 +145,11 @@ mod tests {
         assert!(options.leave_running && options.ghost_limit == 2 << 20);
         let options = read("-t 1 --no-leave-running --ghost-limit 3K").expect("parses");
         assert!(!options.leave_running && options.ghost_limit == 3 << 10);
-        assert!(!read("--no-default-config").expect("parses").leave_running);
+        assert!(
+            !read("-t 1 --no-default-config")
+                .expect("parses")
+                .leave_running
+        );
         fs::write(&file, "nonsense\n").expect("write");
         assert!(matches!(read("-t 1"), Err(Stop::Usage(_))));
         fs::remove_dir_all(&dir).expect("remove");

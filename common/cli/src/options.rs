@@ -284,6 +284,11 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         images_dir,
         work_dir,
     };
+    match (tool, options.tree) {
+        (Tool::Dump, None) => return usage("which task to dump is not said: give --tree PID"),
+        (_, Some(pid)) if pid <= 0 => return usage(format!("--tree {pid} is not a process id")),
+        _ => {}
+    }
     if options.leave_running && options.leave_stopped {
         return usage("--leave-running and --leave-stopped contradict each other");
     }
@@ -459,7 +464,7 @@ mod tests {
     #[test]
     fn verbosity_has_four_spellings() {
         for (line, level) in [
-            ("", 2),
+            ("-t 3", 2),
             ("-v", 3),
             ("-vv", 4),
             ("-v4", 4),
@@ -468,7 +473,7 @@ mod tests {
             ("-v0 -t 3", 0),
             ("-v -t 3", 3),
         ] {
-            let options = parsed(Tool::Dump, line).expect(line);
+            let options = parsed(Tool::Restore, line).expect(line);
             assert_eq!(options.verbosity, level, "{line}");
         }
     }
@@ -484,12 +489,12 @@ mod tests {
     #[test]
     fn a_no_form_takes_back() {
         assert!(
-            !parsed(Tool::Dump, "-R --no-leave-running")
+            !parsed(Tool::Dump, "-t 1 -R --no-leave-running")
                 .expect("parses")
                 .leave_running
         );
         assert!(
-            parsed(Tool::Dump, "--no-leave-running -R")
+            parsed(Tool::Dump, "-t 1 --no-leave-running -R")
                 .expect("parses")
                 .leave_running
         );
@@ -514,6 +519,10 @@ mod tests {
     fn unknown_options_and_bad_values_are_usage_errors() {
         for line in [
             "--frobnicate",
+            "",
+            "-t 0",
+            "",
+            "-t 0",
             "-t x",
             "--manage-cgroups=sometimes",
             "--ghost-limit 1T",
@@ -528,7 +537,7 @@ mod tests {
 
     #[test]
     fn optional_values() {
-        let options = parsed(Tool::Dump, "--manage-cgroups").expect("parses");
+        let options = parsed(Tool::Dump, "-t 1 --manage-cgroups").expect("parses");
         assert_eq!(options.manage_cgroups, CgroupMode::Soft);
         let options = parsed(Tool::Restore, "--plan=json --manage-cgroups=ignore").expect("parses");
         assert_eq!(

@@ -108,7 +108,7 @@ mod tests {
             "--action-script".into(),
             script.into_os_string(),
         ];
-        let options = parse(Tool::Dump, args, &Defaults::none()).expect("parses");
+        let options = parse(Tool::Restore, args, &Defaults::none()).expect("parses");
         let log = Log::nowhere();
         run(&options, &log, Stage::PreDump, Some(7)).expect("succeeds");
         let error = run(&options, &log, Stage::PostDump, None)
