@@ -521,8 +521,6 @@ mod tests {
             "--frobnicate",
             "",
             "-t 0",
-            "",
-            "-t 0",
             "-t x",
             "--manage-cgroups=sometimes",
             "--ghost-limit 1T",
