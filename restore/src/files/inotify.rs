@@ -45,7 +45,8 @@ pub(super) fn plan_watches(planner: &mut Planner<'_>) {
         let (Some(ify), Some(slot)) = (&file.entry.ify, slot) else {
             continue;
         };
-        for watch in &ify.wd {
+        // The kernel lists the youngest first, and the images have its list.
+        for watch in ify.wd.iter().rev() {
             let path = watch.f_handle.path.as_deref().unwrap_or_default();
             let what = format!("watch {} of {} on {}", watch.wd, file.name(), shown(path));
             match routine(watch, slot) {
