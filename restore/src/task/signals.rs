@@ -12,7 +12,7 @@ use crate::plan::step::{Arg, Call, Op, Phase, Ret};
 use crate::plan::{Planner, Refusal, StepId};
 use crate::tree::State;
 use crust_image::ids::VirtPid;
-use crust_proto::criu::{SaEntry, SignalQueueEntry};
+use crust_proto::criu::{SaEntry, SignalQueueEntry, ThreadSasEntry};
 use nix::libc;
 use std::collections::BTreeMap;
 
@@ -196,19 +196,26 @@ fn queue_call(thread: &Thread<'_>, number: i32, siginfo: &[u8], shared: bool) ->
     Call::new("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)
 }
 
-/// Plans an alternate signal stack.
+/// Plans an alternate signal stack. A fork copies that of its parent (the root's parent is
+/// crust-restore, where Rust's runtime set one), so the first thread of a task is told to have
+/// none; a thread made with CLONE_VM starts without (copy_thread of arch/x86/kernel/process.c).
 pub fn plan_altstack(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     const SS_ONSTACK: u32 = 1;
     const SS_DISABLE: u32 = 2;
     const SS_AUTODISARM: u32 = 1 << 31;
-    let Some(stack) = &thread.own.sas else { return };
+    let none = ThreadSasEntry {
+        ss_sp: 0,
+        ss_size: 0,
+        ss_flags: SS_DISABLE,
+    };
+    let stack = thread.own.sas.as_ref().unwrap_or(&none);
     let origin = thread.origin("alternate signal stack");
     if stack.ss_flags & !(SS_ONSTACK | SS_DISABLE | SS_AUTODISARM) != 0 {
         let why = format!("sas.ss_flags {:#x} has unknown bits", stack.ss_flags);
         planner.refuse(Refusal::new(origin, why));
         return;
     }
-    if stack.ss_flags & SS_DISABLE != 0 {
+    if stack.ss_flags & SS_DISABLE != 0 && !thread.is_leader() {
         return;
     }
     // SS_ONSTACK only reports: the stack pointer tells the kernel whether it is in use.
