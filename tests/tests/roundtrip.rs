@@ -92,6 +92,7 @@ workloads! {
     dir_flags: guest "dir_flags";
     rootdir: guest "rootdir";
     creds: guest "creds";
+    onstack: guest "onstack";
     cpu_state: guest "cpu_state";
     rseq: guest "rseq";
     personality: guest "personality";
