@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod broker;
+pub mod build_id;
 pub mod descriptor;
 pub mod error;
 pub mod fds;

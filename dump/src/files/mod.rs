@@ -9,7 +9,6 @@
 //! A taken descriptor is the task's own description: nobody here seeks it or sets its flags.
 //! Collecting writes nothing; `write.rs` puts everything into images when no refusal stands.
 
-mod build_id;
 mod epoll;
 mod eventfd;
 mod fifo;

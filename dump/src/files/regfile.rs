@@ -9,9 +9,10 @@
 //! peer does: it may grow between dump and restore.
 
 use super::{FileId, FileTable, Holder, OpenFile, Problem, RoomResult};
-use super::{build_id, ghost, link_remap, remap};
+use super::{ghost, link_remap, remap};
 use crate::context::Context;
 use anyhow::Context as _;
+use crust_process::build_id;
 use crust_process::descriptor;
 use crust_process::proc::text::split_deleted;
 use crust_proto::criu::{FdTypes, FileEntry, FownEntry, RegFileEntry};

@@ -4,7 +4,6 @@
 //! Whatever a routine puts into a file system for a while is noted first and taken away again, on
 //! success as soon as it has served, after a failure by [`Ctx::undo`].
 
-mod build_id;
 mod ghost;
 mod open;
 mod pages;

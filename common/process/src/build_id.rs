@@ -44,6 +44,12 @@ pub fn read(file: &File) -> io::Result<Vec<u32>> {
     Ok(Vec::new())
 }
 
+/// A build id as `file` and `readelf -n` print it.
+pub fn text(words: &[u32]) -> String {
+    let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
 struct HeaderTable {
     wide: bool,
     offset: u64,
