@@ -13,6 +13,7 @@ use crate::stats::Stats;
 use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
 use crate::task::images_personality;
+use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
 use crate::task::timers::encode_timers;
 use crate::tree::encode_place;
@@ -39,12 +40,13 @@ pub fn write_images(
     let places: Vec<_> = collected.places.iter().map(encode_place).collect();
     write_entries(images, Kind::Pstree, None, &places)?;
     let mut chains = Chains::default();
+    let layout = Layout::of_this_cpu();
     for subject in &collected.subjects {
         let task = ctx
             .tasks
             .get(subject.task)
             .context("a task without a view")?;
-        write_cores(images, frozen, task, subject, &mut chains)
+        write_cores(images, frozen, task, subject, &mut chains, &layout)
             .with_context(|| format!("encode task {}", task.pid))?;
     }
     for zombie in &collected.zombies {
@@ -73,6 +75,7 @@ fn write_cores(
     view: &Task,
     subject: &Subject,
     chains: &mut Chains,
+    layout: &Layout,
 ) -> Result<()> {
     let task = frozen
         .tasks
@@ -109,7 +112,7 @@ fn write_cores(
             seccomp_filter: chains.add(&traced.filters, task.threads.len() == 1),
             cg_set: *cg_set,
         };
-        let fpregs = fpregs_of(&state)?;
+        let fpregs = fpregs_of(&state, layout)?;
         let entry = if index == 0 {
             encode_leader(&task_state(task.state, subject, thread)?, &state, fpregs)
         } else {

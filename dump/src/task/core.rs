@@ -5,7 +5,7 @@
 
 use crate::task::creds::encode_creds;
 use crate::task::questions::{TaskAnswers, ThreadAnswers};
-use crate::task::regs::{encode_fpregs, encode_gpregs};
+use crate::task::regs::{Layout, encode_fpregs, encode_gpregs};
 use crate::task::signals::{encode_action, encode_altstack, encode_queue};
 use crust_process::proc::stat::Stat;
 use crust_process::proc::status::Status;
@@ -178,8 +178,8 @@ pub fn encode_zombie(comm: Vec<u8>, exit_code: i32) -> CoreEntry {
 }
 
 /// The registers of [`encode_fpregs`], or what is wrong with the area.
-pub fn fpregs_of(thread: &ThreadState) -> anyhow::Result<UserX86FpregsEntry> {
-    encode_fpregs(&thread.xstate)
+pub fn fpregs_of(thread: &ThreadState, layout: &Layout) -> anyhow::Result<UserX86FpregsEntry> {
+    encode_fpregs(&thread.xstate, layout)
         .ok_or_else(|| anyhow::anyhow!("the extended state has only {} bytes", thread.xstate.len()))
 }
 

@@ -10,9 +10,10 @@ use crust_proto::criu::{
     UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
     UserX86XsaveEntry,
 };
+use std::ops::Range;
 
 /// The entries of the GDT that belong to a thread (arch/x86/include/asm/segment.h).
-pub const THREAD_AREAS: std::ops::Range<u32> = 12..15;
+pub const THREAD_AREAS: Range<u32> = 12..15;
 /// Code segment of the kernel (arch/x86/include/asm/segment.h).
 const USER_CS: u64 = 0x33;
 
@@ -74,9 +75,40 @@ pub fn encode_thread_area(desc: [u32; 4]) -> UserDescT {
     }
 }
 
+/// Where this processor has the extended components. Asked once: in a virtual machine CPUID leads
+/// out to the hypervisor.
+#[derive(Clone, Debug)]
+pub struct Layout(Vec<(u32, Range<usize>)>);
+
+impl Layout {
+    /// Asks the processor.
+    pub fn of_this_cpu() -> Layout {
+        const COMPONENTS: [u32; 7] = [
+            component::YMM,
+            component::BNDREGS,
+            component::BNDCSR,
+            component::OPMASK,
+            component::ZMM_HI256,
+            component::HI16_ZMM,
+            component::PKRU,
+        ];
+        let placed = |number| Some((number, range_of(number)?));
+        Layout(COMPONENTS.into_iter().filter_map(placed).collect())
+    }
+
+    /// The bytes of a component in an area; none if the kernel made no room for it.
+    fn bytes_of<'a>(&self, area: &'a [u8], number: u32) -> &'a [u8] {
+        let has = components_of(area) & (1 << number) != 0;
+        let range = self.0.iter().find(|(known, _)| *known == number && has);
+        range
+            .and_then(|(_, range)| area.get(range.clone()))
+            .unwrap_or_default()
+    }
+}
+
 /// An XSAVE area as the kernel gives it (NT_X86_XSTATE) in pieces; an area too short for its
 /// legacy part gives `None`.
-pub fn encode_fpregs(area: &[u8]) -> Option<UserX86FpregsEntry> {
+pub fn encode_fpregs(area: &[u8], layout: &Layout) -> Option<UserX86FpregsEntry> {
     let legacy = area.get(..XSTATE_BV)?;
     let half = |at: usize| u32::from(u16::from_le_bytes([legacy[at], legacy[at + 1]]));
     let words = |from: usize, to: usize| words32(&legacy[from..to]);
@@ -94,18 +126,14 @@ pub fn encode_fpregs(area: &[u8]) -> Option<UserX86FpregsEntry> {
         st_space: words(32, 160),
         xmm_space: words(160, 416),
         padding: Vec::new(),
-        xsave: encode_xsave(area),
+        xsave: encode_xsave(area, layout),
     })
 }
 
 /// The components behind the legacy part; `None` on a processor without XSAVE.
-fn encode_xsave(area: &[u8]) -> Option<UserX86XsaveEntry> {
+fn encode_xsave(area: &[u8], layout: &Layout) -> Option<UserX86XsaveEntry> {
     let bv = area.get(XSTATE_BV..XSTATE_BV + 8)?;
-    let has = components_of(area);
-    let bytes = |number: u32| -> &[u8] {
-        let range = range_of(number).filter(|_| has & (1 << number) != 0);
-        range.and_then(|range| area.get(range)).unwrap_or_default()
-    };
+    let bytes = |number| layout.bytes_of(area, number);
     Some(UserX86XsaveEntry {
         xstate_bv: words64(bv).first().copied().unwrap_or(0),
         ymmh_space: words32(bytes(component::YMM)),
@@ -142,7 +170,7 @@ mod tests {
 
     #[test]
     fn the_legacy_part_has_its_fixed_places() {
-        let regs = encode_fpregs(&counted(832, 7)).expect("long enough");
+        let regs = encode_fpregs(&counted(832, 7), &Layout::of_this_cpu()).expect("long enough");
         assert_eq!((regs.cwd, regs.swd, regs.twd, regs.fop), (0, 0, 1, 0));
         assert_eq!((regs.rip, regs.rdp), (2 | 3 << 32, 4 | 5 << 32));
         assert_eq!((regs.mxcsr, regs.mxcsr_mask), (6, 7));
@@ -152,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_component_is_there_only_if_the_kernel_says_so() {
-        let all = encode_fpregs(&counted(4096, 7))
+        let all = encode_fpregs(&counted(4096, 7), &Layout::of_this_cpu())
             .expect("long enough")
             .xsave
             .expect("has xsave");
@@ -160,7 +188,7 @@ mod tests {
         assert_eq!(all.ymmh_space.first(), Some(&(ymm.start as u32 / 4)));
         assert_eq!(all.ymmh_space.len(), 64);
         assert!(all.zmm_upper.is_empty() && all.pkru.is_empty());
-        let none = encode_fpregs(&counted(4096, 3))
+        let none = encode_fpregs(&counted(4096, 3), &Layout::of_this_cpu())
             .expect("long enough")
             .xsave
             .expect("has xsave");
@@ -169,9 +197,9 @@ mod tests {
 
     #[test]
     fn a_short_area_is_not_taken() {
-        assert!(encode_fpregs(&[0; 511]).is_none());
+        assert!(encode_fpregs(&[0; 511], &Layout(Vec::new())).is_none());
         assert!(
-            encode_fpregs(&[0; 512])
+            encode_fpregs(&[0; 512], &Layout(Vec::new()))
                 .expect("legacy only")
                 .xsave
                 .is_none()
