@@ -39,6 +39,96 @@ pub enum Command {
     Query(Query),
     /// Apply a jq filter or rules to many images at once
     Transform(Transform),
+    /// Read, search, write and export the memory of a dumped task
+    Mem(Mem),
+}
+
+#[derive(Args)]
+pub struct Mem {
+    /// The image directory
+    pub dir: PathBuf,
+    /// The task
+    #[arg(short, long)]
+    pub pid: u64,
+    /// Where mapped files are looked for, for pages that were not dumped [default: /]
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    #[command(subcommand)]
+    pub verb: MemVerb,
+}
+
+#[derive(Subcommand)]
+pub enum MemVerb {
+    /// List the areas
+    Maps,
+    /// Print bytes
+    Read {
+        /// Decimal or 0x
+        address: String,
+        /// Bytes, decimal or 0x
+        length: String,
+        /// Raw bytes go there [default: stdout]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// As hex and text (the default on a terminal)
+        #[arg(long)]
+        hex: bool,
+    },
+    /// Find text, bytes or a regular expression in what was dumped
+    Search(MemSearch),
+    /// Change bytes
+    Write(MemWrite),
+    /// Write a range into a sparse file
+    Export {
+        /// START-END in hex, as maps shows it
+        #[arg(long)]
+        range: Option<String>,
+        /// The file
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct MemSearch {
+    /// Text, unless --hex or --regex
+    pub pattern: String,
+    /// The pattern is hex digits
+    #[arg(long, conflicts_with = "regex")]
+    pub hex: bool,
+    /// The pattern is a regular expression over bytes
+    #[arg(long)]
+    pub regex: bool,
+    /// Only areas with these rights, e.g. rw
+    #[arg(long)]
+    pub prot: Option<String>,
+    /// Only areas of this kind: heap, stack, anon, file, shared, vdso
+    #[arg(long)]
+    pub kind: Vec<String>,
+    /// Only START-END in hex
+    #[arg(long)]
+    pub range: Option<String>,
+    /// In the mapped files too, where their pages were not dumped
+    #[arg(long)]
+    pub files: bool,
+    /// Stop after so many
+    #[arg(long)]
+    pub max: Option<String>,
+}
+
+#[derive(Args)]
+pub struct MemWrite {
+    /// Decimal or 0x
+    pub address: String,
+    /// Bytes as hex digits
+    #[arg(long, group = "bytes")]
+    pub hex: Option<String>,
+    /// Bytes as text
+    #[arg(long, group = "bytes")]
+    pub text: Option<String>,
+    /// Bytes of a file
+    #[arg(short, long, group = "bytes", value_name = "FILE")]
+    pub input: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -14,6 +14,7 @@ mod encode;
 mod explore;
 mod info;
 mod jq;
+mod mem;
 mod memory;
 mod ndjson;
 mod output;
@@ -21,6 +22,7 @@ mod path;
 mod query;
 mod raw;
 mod remap;
+mod task_memory;
 mod transaction;
 mod transform;
 
@@ -60,6 +62,7 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Remap(options) => remap::remap(&options)?,
         cli::Command::Check(options) => return check::check(&options),
         cli::Command::Query(options) => query::query(&options)?,
+        cli::Command::Mem(options) => mem::mem(&options)?,
         cli::Command::Transform(options) => transform::transform(&options)?,
     }
     Ok(ExitCode::SUCCESS)

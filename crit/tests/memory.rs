@@ -1,0 +1,303 @@
+//! `crit mem`: the bytes a task had, found, changed and read again; through parents and shared
+//! memory.
+
+mod common;
+
+use common::{arg, copy_of, crit, dump, dumps, fail};
+use std::fs;
+use std::path::Path;
+
+/// Start and end of the first area that `maps` lists with these words.
+fn area(dir: &Path, pid: &str, words: &[&str]) -> (u64, u64) {
+    let maps = String::from_utf8(crit(&["mem", arg(dir), "-p", pid, "maps"])).unwrap();
+    let line = maps
+        .lines()
+        .find(|line| words.iter().all(|word| line.contains(word)))
+        .unwrap_or_else(|| panic!("{words:?} in {maps}"));
+    let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+    (
+        u64::from_str_radix(start, 16).unwrap(),
+        u64::from_str_radix(end, 16).unwrap(),
+    )
+}
+
+fn root_pid(dir: &Path) -> String {
+    String::from_utf8(crit(&["get", arg(&dir.join("pstree.img")), "[ppid=0].pid"]))
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+fn read(dir: &Path, pid: &str, address: u64, length: u64) -> Vec<u8> {
+    crit(&[
+        "mem",
+        arg(dir),
+        "-p",
+        pid,
+        "read",
+        &address.to_string(),
+        &length.to_string(),
+    ])
+}
+
+#[test]
+fn what_is_searched_is_found_and_read() {
+    let dir = dump("loop").join("img");
+    let pid = root_pid(&dir);
+    let found = String::from_utf8(crit(&[
+        "mem",
+        arg(&dir),
+        "-p",
+        &pid,
+        "search",
+        "--kind",
+        "stack",
+        "/tmp/crust-golden/bin/loop",
+    ]))
+    .unwrap();
+    let address = found.lines().next().unwrap().split(' ').next().unwrap();
+    let bytes = crit(&["mem", arg(&dir), "-p", &pid, "read", address, "26"]);
+    assert_eq!(bytes, b"/tmp/crust-golden/bin/loop");
+    let by_regex = String::from_utf8(crit(&[
+        "mem",
+        arg(&dir),
+        "-p",
+        &pid,
+        "search",
+        "--kind",
+        "stack",
+        "--regex",
+        "/tmp/[a-z-]+/bin/l[o]{2}p",
+    ]))
+    .unwrap();
+    assert!(by_regex.contains(address), "{by_regex}");
+    let hex: String = b"bin/loop"
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let by_hex = String::from_utf8(crit(&[
+        "mem",
+        arg(&dir),
+        "-p",
+        &pid,
+        "search",
+        "--hex",
+        &hex,
+    ]))
+    .unwrap();
+    assert!(by_hex.lines().count() >= by_regex.lines().count());
+    fail(
+        &[
+            "mem",
+            arg(&dir),
+            "-p",
+            &pid,
+            "search",
+            "there is no such text in it",
+        ],
+        b"",
+        1,
+    );
+    let error = fail(&["mem", arg(&dir), "-p", "1", "maps"], b"", 1);
+    assert!(error.contains(&format!("its tasks are {pid}")), "{error}");
+    let error = fail(&["mem", arg(&dir), "-p", &pid, "read", "0x10", "4"], b"", 1);
+    assert!(error.contains("address 0x10 is in no area"), "{error}");
+}
+
+#[test]
+fn the_auxiliary_vector_is_where_the_stack_has_it() {
+    // mm_arg_start points at argv[0] in the task's memory.
+    let dir = dump("loop").join("img");
+    let pid = root_pid(&dir);
+    let mm = dir.join(format!("mm-{pid}.img"));
+    let start: u64 = String::from_utf8(crit(&["get", arg(&mm), "[0].mm_arg_start"]))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert_eq!(read(&dir, &pid, start, 27), b"/tmp/crust-golden/bin/loop\0");
+}
+
+#[test]
+fn a_page_of_the_dump_is_changed_in_place() {
+    let dir = copy_of(&dump("loop"));
+    let pid = root_pid(dir.path());
+    let (start, _) = area(dir.path(), &pid, &["stack"]);
+    let found = String::from_utf8(crit(&[
+        "mem",
+        arg(dir.path()),
+        "-p",
+        &pid,
+        "search",
+        "--kind",
+        "stack",
+        "bin/loop",
+    ]))
+    .unwrap();
+    let address = u64::from_str_radix(
+        found.split(' ').next().unwrap().trim_start_matches("0x"),
+        16,
+    )
+    .unwrap();
+    assert!(address > start);
+    let before = crit(&[
+        "decode",
+        "-i",
+        arg(&dir.path().join(format!("pagemap-{pid}.img"))),
+    ]);
+    crit(&[
+        "mem",
+        arg(dir.path()),
+        "-p",
+        &pid,
+        "write",
+        &address.to_string(),
+        "--text",
+        "BIN",
+    ]);
+    assert_eq!(read(dir.path(), &pid, address, 8), b"BIN/loop");
+    assert_eq!(
+        crit(&[
+            "decode",
+            "-i",
+            arg(&dir.path().join(format!("pagemap-{pid}.img")))
+        ]),
+        before
+    );
+    crit(&[
+        "mem",
+        arg(dir.path()),
+        "-p",
+        &pid,
+        "write",
+        &address.to_string(),
+        "--hex",
+        "62696e",
+    ]);
+    for (name, path) in common::files(&dump("loop").join("img")) {
+        assert!(
+            fs::read(dir.path().join(&name)).unwrap() == fs::read(path).unwrap(),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_page_never_touched_gets_one() {
+    let dir = copy_of(&dump("loop"));
+    let pid = root_pid(dir.path());
+    // The lowest page of the stack area was never used.
+    let (start, end) = area(dir.path(), &pid, &["stack"]);
+    assert_eq!(read(dir.path(), &pid, start, 4096), vec![0; 4096]);
+    let rest = read(dir.path(), &pid, start + 8192, end - start - 8192);
+    crit(&[
+        "mem",
+        arg(dir.path()),
+        "-p",
+        &pid,
+        "write",
+        &(start + 4090).to_string(),
+        "--text",
+        "over the joint",
+    ]);
+    assert_eq!(read(dir.path(), &pid, start + 4090, 14), b"over the joint");
+    assert_eq!(
+        read(dir.path(), &pid, start + 8192, end - start - 8192),
+        rest
+    );
+    let check = String::from_utf8(crit(&["check", arg(dir.path())])).unwrap();
+    assert!(check.contains("0 errors"), "{check}");
+}
+
+#[test]
+fn a_chain_of_dumps_is_read_through() {
+    let Some(top) = dumps()
+        .into_iter()
+        .find(|path| path.ends_with("parent_chain/3") && path.join("img/parent").is_symlink())
+    else {
+        panic!("the corpus in tests/data has a chain with its links");
+    };
+    let dir = top.join("img");
+    let pid = root_pid(&dir);
+    let pagemap = String::from_utf8(crit(&[
+        "decode",
+        "-i",
+        arg(&dir.join(format!("pagemap-{pid}.img"))),
+    ]))
+    .unwrap();
+    let pagemap: serde_json::Value = serde_json::from_str(&pagemap).unwrap();
+    let runs = pagemap["entries"].as_array().unwrap();
+    let in_parent = runs
+        .iter()
+        .find(|run| run["flags"].as_u64().is_some_and(|flags| flags & 1 == 1))
+        .expect("a run in the parent");
+    let (vaddr, pages) = (
+        in_parent["vaddr"].as_u64().unwrap(),
+        in_parent["nr_pages"].as_u64().unwrap(),
+    );
+    let bytes = read(&dir, &pid, vaddr, pages * 4096);
+    assert!(bytes.iter().any(|byte| *byte != 0));
+    let mut lower = Vec::new();
+    for level in ["2", "1"] {
+        lower.extend(fs::read(top.parent().unwrap().join(level).join("img/pages-1.img")).unwrap());
+    }
+    assert!(lower.chunks(4096).any(|page| page == &bytes[..4096]));
+}
+
+#[test]
+fn shared_memory_is_read_and_written_where_it_lies() {
+    let dir = copy_of(&dump("mem_shared"));
+    let pid = root_pid(dir.path());
+    let maps = String::from_utf8(crit(&["mem", arg(dir.path()), "-p", &pid, "maps"])).unwrap();
+    let line = maps
+        .lines()
+        .find(|line| line.contains(" shared ") && line.contains("shared memory"))
+        .expect("a shared area");
+    let start = u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap();
+    let before = read(dir.path(), &pid, start, 4096);
+    assert!(before.iter().any(|byte| *byte != 0));
+    crit(&[
+        "mem",
+        arg(dir.path()),
+        "-p",
+        &pid,
+        "write",
+        &start.to_string(),
+        "--text",
+        "shared!",
+    ]);
+    assert_eq!(read(dir.path(), &pid, start, 7), b"shared!");
+    assert_eq!(read(dir.path(), &pid, start + 7, 4089), before[7..]);
+    // The other task sees it as well.
+    let other = String::from_utf8(crit(&[
+        "get",
+        arg(&dir.path().join("pstree.img")),
+        "[1].pid",
+    ]))
+    .unwrap();
+    assert_eq!(read(dir.path(), other.trim(), start, 7), b"shared!");
+}
+
+#[test]
+fn a_range_is_exported() {
+    let dir = dump("loop").join("img");
+    let pid = root_pid(&dir);
+    let (start, end) = area(&dir, &pid, &["stack"]);
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("stack");
+    crit(&[
+        "mem",
+        arg(&dir),
+        "-p",
+        &pid,
+        "export",
+        "--range",
+        &format!("{start:x}-{end:x}"),
+        "-o",
+        arg(&file),
+    ]);
+    assert_eq!(
+        fs::read(&file).unwrap(),
+        read(&dir, &pid, start, end - start)
+    );
+}
