@@ -62,15 +62,6 @@ pub enum NetworkLock {
     Skip = 2,
 }
 
-/// `--file-validation`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileValidation {
-    /// Compare the size.
-    FileSize,
-    /// Compare the build id of an ELF file too.
-    BuildId,
-}
-
 /// `--plan`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanFormat {
@@ -117,12 +108,8 @@ pub struct Options {
     pub link_remap: bool,
     /// `--ghost-limit` in bytes; 1 MiB by default.
     pub ghost_limit: u64,
-    /// `--evasive-devices`.
-    pub evasive_devices: bool,
     /// `--file-locks`.
     pub file_locks: bool,
-    /// `--file-validation`.
-    pub file_validation: FileValidation,
     /// `--network-lock`.
     pub network_lock: NetworkLock,
     /// `--manage-cgroups`; soft by default.
@@ -270,11 +257,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         )?,
         link_remap: given.flag("link-remap"),
         ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
-        evasive_devices: given.flag("evasive-devices"),
         file_locks: given.flag("file-locks"),
-        file_validation: given
-            .choice("file-validation", FILE_VALIDATION)?
-            .unwrap_or(FileValidation::BuildId),
         network_lock: given
             .choice("network-lock", NETWORK_LOCK)?
             .unwrap_or(NetworkLock::Iptables),
@@ -294,11 +277,6 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
     }
     Ok(options)
 }
-
-const FILE_VALIDATION: &[(&str, FileValidation)] = &[
-    ("filesize", FileValidation::FileSize),
-    ("buildid", FileValidation::BuildId),
-];
 
 const NETWORK_LOCK: &[(&str, NetworkLock)] = &[
     ("iptables", NetworkLock::Iptables),

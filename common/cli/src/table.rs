@@ -126,7 +126,7 @@ pub const ROWS: &[Row] = &[
         "status-fd",
         None,
         One("FD"),
-        (Works, Works),
+        (Works, NotYet),
         "write a zero byte to this descriptor when started",
     ),
     row(
@@ -162,7 +162,7 @@ pub const ROWS: &[Row] = &[
         "leave-stopped",
         Some('s'),
         Flag,
-        (Works, Works),
+        (Works, NotYet),
         "leave the tree stopped",
     ),
     row(
@@ -254,14 +254,14 @@ pub const ROWS: &[Row] = &[
         "ghost-fiemap",
         None,
         Flag,
-        (Works, Inert),
+        (NotYet, Inert),
         "find the holes of deleted files by FIEMAP where SEEK_DATA cannot",
     ),
     row(
         "evasive-devices",
         None,
         Flag,
-        (Works, Inert),
+        (NotYet, Inert),
         "use any path to a device if its own is gone",
     ),
     row(
@@ -282,7 +282,7 @@ pub const ROWS: &[Row] = &[
         "file-validation",
         None,
         One("MODE"),
-        (Works, Works),
+        (NotYet, NotYet),
         "how files are told to be the same: filesize or buildid (default)",
     ),
     // Network.
