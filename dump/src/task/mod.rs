@@ -69,8 +69,11 @@ pub fn collect_traced(thread: &FrozenThread, seccomp_mode: Option<u32>) -> Resul
     for entry in regs::THREAD_AREAS {
         tls.extend(stopped.thread_area(entry)?.map(regs::encode_thread_area));
     }
+    let mut xstate = stopped.xstate()?;
+    // It was read into room for the largest processor; a thousand threads keep theirs.
+    xstate.shrink_to_fit();
     Ok(Traced {
-        xstate: stopped.xstate()?,
+        xstate,
         tls,
         pending,
         filters,
