@@ -30,8 +30,12 @@ mod tests {
     #[test]
     fn one_zero_byte_is_written() {
         let (mut reader, writer) = pipe().expect("make a pipe");
-        let args = ["--status-fd".into(), writer.as_raw_fd().to_string().into()];
-        let options = parse(Tool::Restore, args, &Defaults::none()).expect("parses");
+        let args = [
+            "-t1".into(),
+            "--status-fd".into(),
+            writer.as_raw_fd().to_string().into(),
+        ];
+        let options = parse(Tool::Dump, args, &Defaults::none()).expect("parses");
         tell_started(&options).expect("the pipe is open");
         drop(writer);
         let mut bytes = Vec::new();
