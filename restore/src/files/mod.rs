@@ -16,6 +16,8 @@ mod fifo;
 mod file_lock;
 mod fown;
 mod fs;
+#[cfg(test)]
+mod golden;
 mod inet_socket;
 mod inotify;
 mod memfd;

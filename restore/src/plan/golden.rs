@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 
-fn data() -> PathBuf {
+pub(crate) fn data() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data")
 }
 
@@ -23,7 +23,7 @@ fn options() -> Options {
     parse(Tool::Restore, args, &defaults).expect("a command line without options")
 }
 
-fn planned(set: &str) -> Result<String, Vec<Refusal>> {
+pub(crate) fn planned(set: &str) -> Result<String, Vec<Refusal>> {
     let images = ImageDir::open(&data().join("corpus").join(set).join("img"));
     let images = images.unwrap_or_else(|error| panic!("{set}: {error}"));
     let checkpoint = Checkpoint::load(&images).unwrap_or_else(|error| panic!("{set}: {error}"));

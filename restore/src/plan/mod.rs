@@ -4,7 +4,7 @@
 
 pub mod calls;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 pub mod order;
 pub mod print;
 pub mod refusal;
