@@ -394,7 +394,7 @@ impl Taken {
     }
 
     fn fdinfo(&mut self, key: &str, info: &str) {
-        let mut counted: HashMap<String, usize> = HashMap::new();
+        let mut values: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for line in info.lines() {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
             // ino: of objects without a name, new in each life. eventfd-id: likewise.
@@ -402,10 +402,17 @@ impl Taken {
             if matches!(name, "ino" | "eventfd-id" | "it_value" | "clockid_time") {
                 continue;
             }
-            let value = without_inodes(value.trim());
-            let count = counted.entry(name.to_owned()).or_default();
-            *count += 1;
-            self.fact(format!("{key} {name} {count}"), value);
+            values
+                .entry(name)
+                .or_default()
+                .push(without_inodes(value.trim()));
+        }
+        for (name, mut values) in values {
+            // The targets of an epoll come in the order of kernel addresses.
+            values.sort();
+            for (count, value) in values.into_iter().enumerate() {
+                self.fact(format!("{key} {name} {}", count + 1), value);
+            }
         }
     }
 }

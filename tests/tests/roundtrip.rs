@@ -87,7 +87,8 @@ workloads! {
     sigpending: guest "sigpending";
     /// Its timers expire all the time: a signal may just be pending.
     timers: guest "timers", moving &["status ShdPnd"];
-    attrs: guest "attrs";
+    /// The images have no field for the timer slack.
+    attrs: guest "attrs", lost &["timerslack_ns"];
     files: guest "files";
     dir_flags: guest "dir_flags";
     rootdir: guest "rootdir";
@@ -97,4 +98,23 @@ workloads! {
     rseq: guest "rseq";
     personality: guest "personality";
     shared_fdtable: guest "shared_fdtable";
+    creds_ids: guest "creds_ids";
+    shared_fs: guest "shared_fs";
+    seccomp_filter: guest "seccomp_filter";
+    seccomp_strict: guest "seccomp_strict";
+    epoll: guest "epoll";
+    eventfd: guest "eventfd";
+    eventfd_big: guest "eventfd_big";
+    eventfd_sem: guest "eventfd_sem";
+    timerfd: guest "timerfd";
+    timerfd_unread: guest "timerfd_unread";
+    memfd: guest "memfd";
+    pidfd: guest "pidfd";
+    fifo: guest "fifo";
+    ghost: guest "ghost", dump &["--ghost-limit", "2M"];
+    link_remap: guest "link_remap", dump &["--link-remap"];
+    unix_dgram: guest "unix_dgram";
+    unix_scm: guest "unix_scm";
+    udp: guest "udp";
+    tcp_listen: guest "tcp_listen";
 }
