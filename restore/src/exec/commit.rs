@@ -194,6 +194,8 @@ impl<'p> Executor<'p> {
         self.routines
             .finish()
             .map_err(|why| ExecError::new("remove temporary names", why))?;
+        // A reader must not find us among the writers of its pipe when it goes on.
+        self.slots.clear();
         before_release(root)?;
         self.release_all()?;
         Ok(root)
