@@ -34,32 +34,33 @@ pub struct Facts {
     pub leads_to: Option<Inode>,
 }
 
-/// Takes and looks at descriptors of a task, and gives them to `visit` in their order.
+/// A copy of a descriptor, and what a look at it told.
+pub type Looked = (OwnedFd, Facts);
+
+/// Takes and looks at descriptors of a task, and gives them to `visit` in their order. One that
+/// cannot be looked at (a path too long for readlink(2), a file system that denies even root) is
+/// given as its error: it is no reason not to hear of the others.
 pub fn look_at_all(
     task: &Task,
     numbers: &[i32],
     devices: &InternalDevices,
     namespace: &Namespace,
-    mut visit: impl FnMut(i32, OwnedFd, Facts) -> Result<()>,
+    mut visit: impl FnMut(i32, Result<Looked>) -> Result<()>,
 ) -> Result<()> {
-    let look = |number: &i32| -> Result<(i32, OwnedFd, Facts)> {
+    let look = |number: &i32| -> Result<Looked> {
         let fd = fds::take(task.pidfd.as_fd(), task.pid, *number)?;
-        let facts = look_at(fd.as_fd(), devices, namespace)
-            .with_context(|| format!("task {}: fd {number}", task.pid))?;
-        Ok((*number, fd, facts))
+        let facts = look_at(fd.as_fd(), devices, namespace)?;
+        Ok((fd, facts))
     };
     for batch in numbers.chunks(BATCH) {
-        let looked: Result<Vec<_>> = if batch.len() < WORTH_THREADS {
+        let looked: Vec<Result<Looked>> = if batch.len() < WORTH_THREADS {
             batch.iter().map(look).collect()
         } else {
-            batch
-                .par_iter()
-                .with_min_len(WORTH_THREADS / 4)
-                .map(look)
-                .collect()
+            let batch = batch.par_iter().with_min_len(WORTH_THREADS / 4);
+            batch.map(look).collect()
         };
-        for (number, fd, facts) in looked? {
-            visit(number, fd, facts)?;
+        for (number, looked) in batch.iter().zip(looked) {
+            visit(*number, looked)?;
         }
     }
     Ok(())

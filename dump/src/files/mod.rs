@@ -229,9 +229,10 @@ impl<'a> OpenFile<'a> {
             euid: owner.euid,
             signum: owner.signum,
             pid_type: owner.pid_type,
-            pid: ctx
-                .task(owner.pid)
-                .map_or(owner.pid as u32, |task| task.virt),
+            pid: match owner.pid {
+                0 => 0,
+                pid => ctx.task(pid).map_or(pid as u32, |task| task.virt),
+            },
         })
     }
 
@@ -292,11 +293,17 @@ impl FileTable {
         let new: Vec<i32> = numbers.filter(|fd| !known.contains_key(fd)).collect();
         let namespace = self.mounts.of(task)?;
         let devices = self.devices;
-        look::look_at_all(task, &new, &devices, &namespace, |fd, taken, facts| {
+        look::look_at_all(task, &new, &devices, &namespace, |fd, looked| {
             let place = Place { pid: task.pid, fd };
-            if let Some(found) = self.intern(ctx, task, place, taken.as_fd(), facts)? {
-                known.insert(fd, found);
-            }
+            let found = match looked {
+                Ok((taken, facts)) => self.intern(ctx, task, place, taken.as_fd(), facts)?,
+                Err(error) => {
+                    let what = format!("cannot be looked at: {error:#}");
+                    ctx.refuse(Refusal::new(task.pid, format!("fd {fd}"), what));
+                    None
+                }
+            };
+            known.extend(found.map(|found| (fd, found)));
             Ok(())
         })?;
         for descriptor in descriptors {

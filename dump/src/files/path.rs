@@ -102,7 +102,14 @@ impl FileTable {
         .with_context(doing)?;
         let holder = Holder::Link(path.clone());
         let namespace = self.mounts.of(task)?;
-        let facts = look_at(fd.as_fd(), &self.devices, &namespace).with_context(doing)?;
+        let facts = match look_at(fd.as_fd(), &self.devices, &namespace) {
+            Ok(facts) => facts,
+            Err(error) => {
+                let what = format!("cannot be looked at: {error:#}");
+                ctx.refuse(Refusal::new(task.pid, which.to_string(), what));
+                return Ok(None);
+            }
+        };
         let file = OpenFile::new(task, holder, fd.as_fd(), facts);
         let key = file
             .stat

@@ -32,7 +32,7 @@ impl Bench {
         let directory =
             std::env::temp_dir().join(format!("crust-files-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
-        let args = args.iter().map(OsString::from);
+        let args = ["--tree", "1"].iter().chain(args).map(OsString::from);
         let options = parse(Tool::Dump, args, &Defaults::none()).unwrap();
         Bench {
             options,
