@@ -101,4 +101,12 @@ sets! {
     rootdir "rootdir";
     format_v1_0 "format_v1_0";
     parent_chain "parent_chain/3";
+    fifo "fifo";
+    ghost "ghost";
+    memfd "memfd";
+    unix_scm "unix_scm";
+    epoll "epoll";
+    link_remap "link_remap";
+    pidfd "pidfd";
+    timerfd "timerfd";
 }

@@ -108,6 +108,7 @@ workloads! {
     eventfd_sem: guest "eventfd_sem";
     timerfd: guest "timerfd";
     timerfd_unread: guest "timerfd_unread";
+    inotify: guest "inotify";
     memfd: guest "memfd";
     pidfd: guest "pidfd";
     fifo: guest "fifo";

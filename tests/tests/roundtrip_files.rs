@@ -75,6 +75,7 @@ macro_rules! workloads {
 workloads! {
     unix_dgram: guest "unix_dgram";
     unix_scm: guest "unix_scm";
+    unix_edge: guest "unix_edge";
     fifo: guest "fifo";
     ghost: guest "ghost", dump &["--ghost-limit", "2M"];
     link_remap: guest "link_remap", dump &["--link-remap"];

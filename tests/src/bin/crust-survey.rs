@@ -15,7 +15,6 @@ const OPTIONS: &[(&str, &[&str])] = &[
     ("lock_inherited", &["--file-locks"]),
     ("link_remap", &["--link-remap"]),
     ("ghost", &["--ghost-limit", "2M"]),
-    ("inotify", &["--force-irmap"]),
     ("fanotify", &["--force-irmap"]),
 ];
 
