@@ -143,22 +143,32 @@ impl Regs {
         regs
     }
 
-    /// The registers for an image: a restart_block cannot be carried, so a call that needs one
-    /// ends with EINTR, as it would after a stop and continue (BEHAVIOUR.md 1). orig_rax stays,
-    /// for the reader of the image.
+    /// The registers for an image. A restart_block cannot be carried, so a call that needs one is
+    /// entered again by its own instruction, with all of its timeout: no program sees an EINTR it
+    /// did not ask for, and absolute timeouts are as they were. Only a sleep whose caller asked for
+    /// the remaining time ends with EINTR: the kernel has written that time already, and such a
+    /// caller goes on with it. orig_rax stays, for the reader of the image.
     pub fn for_image(&self) -> Regs {
         let mut regs = *self;
-        if self.syscall().is_some() {
-            match self.0.rax as i64 {
-                ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
-                    regs.enter_again(self.0.orig_rax);
-                    regs.0.orig_rax = self.0.orig_rax;
-                }
-                ERESTART_RESTARTBLOCK => regs.0.rax = EINTR as u64,
-                _ => {}
-            }
+        if !self.waits_for_restart() {
+            return regs;
         }
+        if self.0.rax as i64 == ERESTART_RESTARTBLOCK && self.asked_for_remaining_time() {
+            regs.0.rax = EINTR as u64;
+            return regs;
+        }
+        regs.enter_again(self.0.orig_rax);
+        regs.0.orig_rax = self.0.orig_rax;
         regs
+    }
+
+    /// nanosleep(2) and clock_nanosleep(2) with somewhere to put the time that is left.
+    fn asked_for_remaining_time(&self) -> bool {
+        match self.syscall() {
+            Some(libc::SYS_nanosleep) => self.0.rsi != 0,
+            Some(libc::SYS_clock_nanosleep) => self.0.r10 != 0,
+            _ => false,
+        }
     }
 
     /// Returns a kernel restart marker that waits in rax to user space's eyes only.
@@ -173,5 +183,52 @@ impl Regs {
         self.0.rax = nr;
         self.0.rip = self.0.rip.wrapping_sub(SYSCALL_LEN);
         self.0.orig_rax = u64::MAX;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread stopped in a call that the kernel left with this value in rax.
+    fn stopped_in(nr: i64, rax: i64, remaining: u64) -> Regs {
+        let mut regs = Regs::from_words(&[0; 27]);
+        regs.0.rip = 0x1002;
+        (regs.0.orig_rax, regs.0.rax) = (nr as u64, rax as u64);
+        (regs.0.rsi, regs.0.r10) = (remaining, remaining);
+        regs
+    }
+
+    #[test]
+    fn an_interrupted_call_is_in_the_image_as_not_yet_entered() {
+        for rax in [ERESTARTSYS, ERESTARTNOHAND, ERESTART_RESTARTBLOCK] {
+            let regs = stopped_in(libc::SYS_futex, rax, 0x7000).for_image().0;
+            assert_eq!(
+                (regs.rip, regs.rax as i64),
+                (0x1000, libc::SYS_futex),
+                "{rax}"
+            );
+        }
+        let asleep = stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK, 0)
+            .for_image()
+            .0;
+        assert_eq!(
+            (asleep.rip, asleep.rax as i64),
+            (0x1000, libc::SYS_nanosleep)
+        );
+    }
+
+    #[test]
+    fn a_sleeper_that_asked_for_the_rest_is_told() {
+        for nr in [libc::SYS_nanosleep, libc::SYS_clock_nanosleep] {
+            let regs = stopped_in(nr, ERESTART_RESTARTBLOCK, 0x7000).for_image().0;
+            assert_eq!((regs.rip, regs.rax as i64), (0x1002, EINTR), "{nr}");
+        }
+    }
+
+    #[test]
+    fn a_thread_in_no_call_stays_as_it_is() {
+        let regs = stopped_in(-1, ERESTARTSYS, 0).for_image().0;
+        assert_eq!((regs.rip, regs.rax as i64), (0x1002, ERESTARTSYS));
     }
 }
