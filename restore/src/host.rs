@@ -2,7 +2,9 @@
 //! as a value, made by hand in tests. What a restored task inherits from crust-restore (ids,
 //! limits, nice value) is here too: the plan sets only what differs.
 
+use crust_process::proc::cgroup::parse_cgroup;
 use crust_process::proc::maps::{VmaName, parse_maps};
+use crust_process::proc::mountinfo::{MountInfo, parse_mountinfo};
 use crust_process::proc::status::parse_status;
 use crust_process::xstate;
 use nix::sys::resource::{Resource, getrlimit};
@@ -67,6 +69,25 @@ pub struct Creds {
     pub no_new_privs: bool,
 }
 
+/// A mounted cgroup hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupMount {
+    /// Controllers, or `name=...`; the one empty name of v2.
+    pub names: Vec<Vec<u8>>,
+    /// Where it is.
+    pub mountpoint: Vec<u8>,
+    /// The cgroup of crust-restore in it, which tasks inherit.
+    pub own: Vec<u8>,
+}
+
+impl CgroupMount {
+    /// Whether this is the hierarchy that images call so: one controller, or all with commas.
+    pub fn serves(&self, name: &[u8]) -> bool {
+        let mut wanted = name.split(|byte| *byte == b',');
+        wanted.all(|wanted| self.names.iter().any(|own| own == wanted))
+    }
+}
+
 /// What the plan must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
@@ -102,6 +123,8 @@ pub struct Host {
     pub session: u32,
     /// Process group of crust-restore.
     pub group: u32,
+    /// Hierarchies of cgroups.
+    pub cgroups: Vec<CgroupMount>,
     /// PR_TIMER_CREATE_RESTORE_IDS (since Linux 6.15).
     pub timer_restore_ids: bool,
 }
@@ -136,6 +159,7 @@ impl Host {
             own_pid: std::process::id(),
             session: nix::unistd::getsid(None)?.as_raw() as u32,
             group: nix::unistd::getpgrp().as_raw() as u32,
+            cgroups: cgroups()?,
             timer_restore_ids: release()? >= (6, 15),
         })
     }
@@ -144,6 +168,10 @@ impl Host {
     pub fn has_cap(&self, cap: u32) -> bool {
         self.creds.cap_eff >> cap & 1 == 1
     }
+}
+
+fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).map_err(|e| anyhow::anyhow!("read {path}: {e}"))
 }
 
 fn read(path: &str) -> anyhow::Result<String> {
@@ -179,8 +207,7 @@ fn vdso_sizes() -> anyhow::Result<(u64, u64)> {
 }
 
 fn creds() -> anyhow::Result<Creds> {
-    let text = fs::read("/proc/self/status")
-        .map_err(|e| anyhow::anyhow!("read /proc/self/status: {e}"))?;
+    let text = bytes("/proc/self/status")?;
     let status = parse_status(&text)?;
     let ids = |ids: crust_process::proc::status::Ids| [ids.real, ids.effective, ids.saved, ids.fs];
     Ok(Creds {
@@ -195,6 +222,38 @@ fn creds() -> anyhow::Result<Creds> {
         securebits: 0,
         no_new_privs: status.no_new_privs.unwrap_or(false),
     })
+}
+
+/// Hierarchies whose root is mounted, by what /proc/self/cgroup calls them.
+fn cgroups() -> anyhow::Result<Vec<CgroupMount>> {
+    let mounts = parse_mountinfo(&bytes("/proc/self/mountinfo")?)?;
+    let mut cgroups = Vec::new();
+    for member in parse_cgroup(&bytes("/proc/self/cgroup")?)? {
+        let is_v2 = member.controllers.is_empty();
+        let of_hierarchy = |mount: &&MountInfo| {
+            let options: Vec<&[u8]> = mount.super_options.split(|byte| *byte == b',').collect();
+            let has = |name: &Vec<u8>| options.contains(&name.as_slice());
+            let right_kind = if is_v2 {
+                mount.fstype == b"cgroup2"
+            } else {
+                mount.fstype == b"cgroup" && member.controllers.iter().all(has)
+            };
+            right_kind && mount.root == b"/"
+        };
+        let Some(mount) = mounts.iter().find(of_hierarchy) else {
+            continue;
+        };
+        cgroups.push(CgroupMount {
+            names: if is_v2 {
+                vec![Vec::new()]
+            } else {
+                member.controllers
+            },
+            mountpoint: mount.mountpoint.clone(),
+            own: member.path,
+        });
+    }
+    Ok(cgroups)
 }
 
 /// /proc/self/personality, in hex.
@@ -269,6 +328,7 @@ pub mod tests {
             own_pid: 2,
             session: 1,
             group: 1,
+            cgroups: Vec::new(),
             timer_restore_ids: true,
         }
     }

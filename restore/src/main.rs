@@ -1,6 +1,7 @@
 //! crust-restore: brings a process tree back from its images.
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod exec;
 mod files;
 mod host;

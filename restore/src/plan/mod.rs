@@ -12,7 +12,7 @@ pub mod slots;
 pub mod step;
 
 use crate::host::Host;
-use crate::{files, mm, task, tree};
+use crate::{cgroup, files, mm, task, tree};
 use crust_cli::options::Options;
 use crust_image::checkpoint::Checkpoint;
 pub use refusal::Refusal;
@@ -22,6 +22,7 @@ use step::{Actor, Arg, Call, Op, Origin, Phase, Piece, Plan, SlotId, Step};
 pub fn plan(checkpoint: &Checkpoint, host: &Host, options: &Options) -> Result<Plan, Vec<Refusal>> {
     let mut planner = Planner::new(checkpoint, host, options);
     tree::plan(&mut planner);
+    cgroup::plan(&mut planner);
     files::plan(&mut planner);
     mm::plan(&mut planner);
     task::plan(&mut planner);

@@ -240,6 +240,11 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 Slot(*slot)
             )
         }
+        Routine::MakeCgroup(dir) => {
+            out.push_str(if dir.must_exist { "find cgroup " } else { "make cgroup " });
+            write_str(out, &dir.path)?;
+            write!(out, " with {} properties, set {:?}", dir.properties.len(), dir.set)
+        }
         Routine::GhostFile { id, path } => {
             write!(out, "make ghost file {id:x} at ")?;
             write_str(out, path)

@@ -81,6 +81,6 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
             slots.needs.push(*via);
             slots.needs.extend(rights);
         }
-        Routine::GhostFile { .. } | Routine::RemoveGhost { .. } | Routine::Unlink { .. } => {}
+        Routine::MakeCgroup(_) | Routine::GhostFile { .. } | Routine::RemoveGhost { .. } | Routine::Unlink { .. } => {}
     }
 }

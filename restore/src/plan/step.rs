@@ -259,6 +259,8 @@ pub enum Routine {
         /// Where the descriptor goes, open for reading and writing.
         slot: SlotId,
     },
+    /// A cgroup directory is made, or checked.
+    MakeCgroup(Box<CgroupDir>),
     /// A ghost file is made from ghost-file-ID.img, under its old path if that is free, for
     /// [`Routine::OpenGhost`] to open.
     GhostFile {
@@ -380,6 +382,35 @@ pub enum Routine {
         /// The slot.
         slot: SlotId,
     },
+}
+
+/// A directory of a cgroup hierarchy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CgroupDir {
+    /// Absolute path.
+    pub path: Vec<u8>,
+    /// It is not made.
+    pub must_exist: bool,
+    /// It is an error if it is there.
+    pub must_not_exist: bool,
+    /// Mode, owner and group, for a directory that is made.
+    pub perms: Option<(u32, u32, u32)>,
+    /// Files in it with what to write, in order.
+    pub properties: Vec<(Vec<u8>, Vec<u8>)>,
+    /// When they are written.
+    pub set: SetProperties,
+}
+
+/// When the properties of a cgroup are set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum SetProperties {
+    /// Never.
+    #[default]
+    Never,
+    /// When the directory is made.
+    IfMade,
+    /// Always.
+    Always,
 }
 
 /// What a file must be to pass for the one that was dumped. An absent fact is not checked.

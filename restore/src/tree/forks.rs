@@ -39,12 +39,9 @@ pub fn plan_root(planner: &mut Planner<'_>, root: &Task) {
         flags: 0,
         exit_signal: libc::SIGCHLD,
     };
-    planner.push(
-        Phase::Root,
-        Actor::Broker,
-        op,
-        root.origin(format!("task {}", root.pid)),
-    );
+    let origin = root.origin(format!("task {}", root.pid));
+    let fork = planner.push(Phase::Root, Actor::Broker, op, origin);
+    planner.tree.forks.insert(root.pid, fork);
     let origin = root.origin("an empty address space");
     planner.push(Phase::Root, Actor::Task(root.pid), Op::ClearMemory, origin);
 }
@@ -104,7 +101,8 @@ fn plan_fork(planner: &mut Planner<'_>, kin: &Kin, maker: &Node, child: &Node) {
             .what
             .push_str(", born before its parent leaves its session");
     }
-    planner.push(Phase::Fork, Actor::Task(maker.pid), op, origin);
+    let fork = planner.push(Phase::Fork, Actor::Task(maker.pid), op, origin);
+    planner.tree.forks.insert(child.pid, fork);
 }
 
 fn task_of<'t>(planner: &'t Planner<'_>, node: &Node) -> Option<&'t Task> {

@@ -14,7 +14,7 @@ mod namespaces;
 mod procfs;
 
 use crate::plan::step::Origin;
-use crate::plan::{Planner, Refusal};
+use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::TaskKobjIdsEntry;
 pub use procfs::Reused;
@@ -75,6 +75,8 @@ pub struct Tree {
     pub root: Option<VirtPid>,
     /// Tasks in the order of pstree.img: parents before their children.
     pub tasks: Vec<Task>,
+    /// The steps that fork tasks.
+    pub forks: BTreeMap<VirtPid, StepId>,
     /// Pids of helpers, which are alive from `Phase::Fork` to `Phase::Deaths`.
     pub helpers: BTreeSet<VirtPid>,
     /// Threads that are made in `Phase::Fork` because a file below their /proc entry is open.

@@ -4,6 +4,7 @@
 //! Whatever a routine puts into a file system for a while is noted first and taken away again, on
 //! success as soon as it has served, after a failure by [`Ctx::undo`].
 
+mod cgroup;
 mod ghost;
 mod open;
 mod pages;
@@ -108,6 +109,7 @@ pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resul
             slot,
         } => slots.put(*slot, pages::open_pages(ctx.images, *level, *pages_id)?),
         Routine::SharedAnon { size, slot } => slots.put(*slot, pages::shared_anon(*size)?),
+        Routine::MakeCgroup(dir) => cgroup::make(dir, &mut ctx.undo),
         Routine::GhostFile { id, path } => make_ghost(ctx, *id, path),
         Routine::OpenGhost {
             id,

@@ -1,0 +1,363 @@
+//! The cgroups of tasks, v1 and v2 alike: a set of the images is one path in each hierarchy, and
+//! `thread_core.cg_set` says in which a thread sits.
+//!
+//! The root is put into its set before anybody is forked from it, so that all memory is charged
+//! there; tasks of another set follow when they exist. A path that is crust-restore's own is
+//! inherited. Directories that the images know are made, with their properties, as
+//! `--manage-cgroups` says; with `ignore` nothing is done at all. The dumper's own set is not in
+//! the images: it means ours. Threads outside of the set of their task are refused.
+
+use crate::host::CgroupMount;
+use crate::plan::step::{
+    Actor, Arg, Call, CgroupDir, Op, Origin, Phase, Ret, Routine, SetProperties,
+};
+use crate::plan::{Planner, Refusal};
+use crate::tree::Task;
+use crust_cli::options::CgroupMode;
+use crust_image::ids::VirtPid;
+use crust_proto::criu::{CgControllerEntry, CgSetEntry, CgroupDirEntry, CgroupEntry};
+use nix::libc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// Files of a cgroup that are no properties: who is in it, and what only its sibling files set.
+const NO_PROPERTIES: [&[u8]; 4] = [
+    b"cgroup.procs",
+    b"tasks",
+    b"cgroup.threads",
+    b"devices.list",
+];
+
+/// The directory of a task in each hierarchy where it is not ours.
+type Places = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Plans directories and moves.
+pub fn plan(planner: &mut Planner<'_>) {
+    let checkpoint = planner.checkpoint;
+    if planner.options.manage_cgroups == CgroupMode::Ignore {
+        return;
+    }
+    let tasks: Vec<Task> = planner.tree.alive().cloned().collect();
+    let mut places = Vec::new();
+    for task in &tasks {
+        match places_of(planner, task) {
+            Ok(found) => places.push((task.pid, found)),
+            Err(refusal) => return planner.refuse(*refusal),
+        }
+    }
+    let Some((root, of_root)) = places.first().cloned() else {
+        return;
+    };
+    if let Some(entry) = checkpoint
+        .cgroup
+        .as_ref()
+        .filter(|_| places.iter().any(|(_, at)| !at.is_empty()))
+    {
+        plan_directories(planner, entry);
+    }
+    plan_moves(planner, root, &of_root, Phase::Root);
+    for (pid, at) in places.iter().skip(1).filter(|(_, at)| *at != of_root) {
+        // Where it is as crust-restore and the root is not, it leaves what it inherited.
+        let mut moves = at.clone();
+        for mount in of_root.keys().filter(|mount| !at.contains_key(*mount)) {
+            let own = planner
+                .host
+                .cgroups
+                .iter()
+                .find(|host| host.mountpoint == **mount);
+            moves.extend(own.map(|host| (mount.clone(), host.own.clone())));
+        }
+        plan_moves(planner, *pid, &moves, Phase::Objects);
+    }
+}
+
+/// Where a task is to be, by the mount point of each hierarchy.
+fn places_of(planner: &Planner<'_>, task: &Task) -> Result<Places, Box<Refusal>> {
+    let checkpoint = planner.checkpoint;
+    let set_of = |tid: VirtPid| checkpoint.core(tid)?.thread_core.as_ref()?.cg_set;
+    let own = checkpoint.inventory.root_cg_set;
+    let set = set_of(task.pid);
+    let image = format!("core-{}.img", task.pid);
+    let origin = Origin::new(image, Some(0), format!("cgroups of task {}", task.pid));
+    let refuse = |why: String| {
+        Box::new(Refusal::new(origin.clone(), why).hint("try --manage-cgroups=ignore"))
+    };
+    if let Some(tid) = task
+        .threads
+        .iter()
+        .find(|tid| set_of(**tid).is_some_and(|other| Some(other) != set))
+    {
+        return Err(refuse(format!(
+            "thread {tid} is in another set than its task, which cannot be restored yet"
+        )));
+    }
+    let Some(set) = set.filter(|set| *set != 0 && Some(*set) != own) else {
+        return Ok(Places::new());
+    };
+    let sets = checkpoint
+        .cgroup
+        .as_ref()
+        .map_or(&[][..], |entry| &entry.sets);
+    let set = sets
+        .iter()
+        .find(|entry| entry.id == set)
+        .ok_or_else(|| refuse(format!("cg_set {set} is not in cgroup.img")))?;
+    places(set, &planner.host.cgroups).map_err(refuse)
+}
+
+fn places(set: &CgSetEntry, mounts: &[CgroupMount]) -> Result<Places, String> {
+    let mut places = Places::new();
+    for member in &set.ctls {
+        let (name, path) = (shown(&member.name), shown(&member.path));
+        let climbs = member
+            .path
+            .split(|byte| *byte == b'/')
+            .any(|part| part == b"..");
+        if !member.path.starts_with(b"/") || climbs || member.path.contains(&0) {
+            return Err(format!("set {}: {path:?} is no path of a cgroup", set.id));
+        }
+        if member.cgns_prefix.unwrap_or(0) != 0 {
+            return Err(format!(
+                "set {}: a cgroup namespace in {path:?} cannot be restored yet",
+                set.id
+            ));
+        }
+        match mounts.iter().find(|mount| mount.serves(&member.name)) {
+            Some(mount) if mount.own == member.path => {}
+            Some(mount) => {
+                places.insert(mount.mountpoint.clone(), member.path.clone());
+            }
+            // The root of a hierarchy that this host does not have is where everybody is.
+            None if member.path == b"/" => {}
+            None => {
+                return Err(format!(
+                    "set {}: the hierarchy {name:?} of {path:?} is not mounted here",
+                    set.id
+                ));
+            }
+        }
+    }
+    Ok(places)
+}
+
+fn shown(bytes: &[u8]) -> String {
+    OsStr::from_bytes(bytes).display().to_string()
+}
+
+fn plan_directories(planner: &mut Planner<'_>, entry: &CgroupEntry) {
+    let (must_exist, must_not, set) = match planner.options.manage_cgroups {
+        CgroupMode::Ignore => return,
+        CgroupMode::None => (true, false, SetProperties::Never),
+        CgroupMode::Props => (true, false, SetProperties::Always),
+        CgroupMode::Soft => (false, false, SetProperties::IfMade),
+        CgroupMode::Full => (false, false, SetProperties::Always),
+        CgroupMode::Strict => (false, true, SetProperties::Always),
+    };
+    for controller in &entry.controllers {
+        let Some(mount) = mount_of(planner, controller) else {
+            continue;
+        };
+        let mut dirs = Vec::new();
+        for dir in &controller.dirs {
+            flatten(&mount, dir, 0, &mut dirs);
+        }
+        let mut made = BTreeSet::new();
+        for dir in dirs {
+            for parent in parents(&mount, &dir.path) {
+                if !must_exist && made.insert(parent.clone()) {
+                    let dir = CgroupDir {
+                        path: parent,
+                        ..CgroupDir::default()
+                    };
+                    push(planner, dir);
+                }
+            }
+            made.insert(dir.path.clone());
+            push(
+                planner,
+                CgroupDir {
+                    must_exist,
+                    must_not_exist: must_not,
+                    set,
+                    ..dir
+                },
+            );
+        }
+    }
+}
+
+fn push(planner: &mut Planner<'_>, dir: CgroupDir) {
+    let origin = Origin::new(
+        "cgroup.img",
+        Some(0),
+        format!("cgroup {}", shown(&dir.path)),
+    );
+    let routine = Op::Routine(Routine::MakeCgroup(Box::new(dir)));
+    planner.push(Phase::Open, Actor::Broker, routine, origin);
+}
+
+fn mount_of(planner: &Planner<'_>, controller: &CgControllerEntry) -> Option<Vec<u8>> {
+    let serves = |mount: &&CgroupMount| controller.cnames.iter().any(|name| mount.serves(name));
+    let mount = planner.host.cgroups.iter().find(serves)?;
+    Some(mount.mountpoint.clone())
+}
+
+/// Deeper nesting than any limit of the kernel is a broken image.
+const MAX_DEPTH: usize = 64;
+
+fn flatten(parent: &[u8], dir: &CgroupDirEntry, depth: usize, all: &mut Vec<CgroupDir>) {
+    let name = dir.dir_name.strip_prefix(b"/").unwrap_or(&dir.dir_name);
+    let climbs = name.split(|byte| *byte == b'/').any(|part| part == b"..");
+    if depth > MAX_DEPTH || climbs || name.contains(&0) {
+        return;
+    }
+    let mut path = parent.to_vec();
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+        let property = |entry: &crust_proto::criu::CgroupPropEntry| {
+            let plain =
+                !entry.name.contains(&b'/') && !NO_PROPERTIES.contains(&entry.name.as_slice());
+            plain.then(|| (entry.name.clone(), entry.value.clone()))
+        };
+        all.push(CgroupDir {
+            path: path.clone(),
+            perms: dir
+                .dir_perms
+                .map(|perms| (perms.mode, perms.uid, perms.gid)),
+            properties: dir.properties.iter().filter_map(property).collect(),
+            ..CgroupDir::default()
+        });
+    }
+    for child in &dir.children {
+        flatten(&path, child, depth + 1, all);
+    }
+}
+
+/// The directories between a mount point and one below it.
+fn parents(mount: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
+    let slashes = path
+        .iter()
+        .enumerate()
+        .filter(|(at, byte)| **byte == b'/' && *at > mount.len());
+    slashes
+        .filter_map(|(at, _)| path.get(..at))
+        .map(<[u8]>::to_vec)
+        .collect()
+}
+
+fn plan_moves(planner: &mut Planner<'_>, pid: VirtPid, places: &Places, phase: Phase) {
+    for (mount, path) in places {
+        let mut file = mount.clone();
+        file.extend_from_slice(path);
+        if !file.ends_with(b"/") {
+            file.push(b'/');
+        }
+        file.extend_from_slice(b"cgroup.procs");
+        let origin = Origin::new(
+            format!("core-{pid}.img"),
+            Some(0),
+            format!("task {pid} in {}", shown(&file)),
+        );
+        let slot = planner.slot();
+        let args = vec![
+            Arg::named("AT_FDCWD", libc::AT_FDCWD),
+            Arg::Str(file),
+            Arg::named("O_WRONLY|O_CLOEXEC", libc::O_WRONLY | libc::O_CLOEXEC),
+        ];
+        let open = Call::new("openat", libc::SYS_openat, args).answers(Ret::Fd(slot));
+        planner.call(phase, Actor::Broker, open, origin.clone());
+        let write = Routine::WriteAll {
+            slot,
+            bytes: pid.to_string().into_bytes(),
+        };
+        let write = planner.push(phase, Actor::Broker, Op::Routine(write), origin.clone());
+        if let Some(&fork) = planner
+            .tree
+            .forks
+            .get(&pid)
+            .filter(|_| phase == Phase::Root)
+        {
+            planner.in_turn(fork, write);
+        }
+        planner.push(
+            phase,
+            Actor::Broker,
+            Op::Routine(Routine::Close { slot }),
+            origin,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crust_proto::criu::CgMemberEntry;
+
+    fn member(name: &str, path: &str) -> CgMemberEntry {
+        CgMemberEntry {
+            name: name.into(),
+            path: path.into(),
+            cgns_prefix: None,
+        }
+    }
+
+    fn mounts() -> Vec<CgroupMount> {
+        let mount = |names: &[&str], mountpoint: &str, own: &str| CgroupMount {
+            names: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            mountpoint: mountpoint.into(),
+            own: own.into(),
+        };
+        vec![
+            mount(&[""], "/cg", "/"),
+            mount(&["cpu", "cpuacct"], "/cpu", "/ours"),
+        ]
+    }
+
+    fn set(ctls: Vec<CgMemberEntry>) -> CgSetEntry {
+        CgSetEntry { id: 2, ctls }
+    }
+
+    #[test]
+    fn only_what_is_not_inherited_is_a_move() {
+        let set = set(vec![
+            member("", "/app"),
+            member("cpu,cpuacct", "/ours"),
+            member("rdma", "/"),
+        ]);
+        let found = places(&set, &mounts()).expect("places");
+        assert_eq!(found, Places::from([(b"/cg".to_vec(), b"/app".to_vec())]));
+    }
+
+    #[test]
+    fn bad_paths_and_missing_hierarchies_are_refused() {
+        for bad in [
+            member("", "app"),
+            member("", "/a/../.."),
+            member("rdma", "/app"),
+        ] {
+            assert!(places(&set(vec![bad]), &mounts()).is_err());
+        }
+    }
+
+    #[test]
+    fn directories_with_their_parents() {
+        let dir = CgroupDirEntry {
+            dir_name: b"a/b".to_vec(),
+            children: vec![CgroupDirEntry {
+                dir_name: b"c".to_vec(),
+                ..CgroupDirEntry::default()
+            }],
+            ..CgroupDirEntry::default()
+        };
+        let mut all = Vec::new();
+        flatten(b"/cg", &dir, 0, &mut all);
+        let paths: Vec<_> = all.iter().map(|dir| shown(&dir.path)).collect();
+        assert_eq!(paths, ["/cg/a/b", "/cg/a/b/c"]);
+        assert_eq!(
+            parents(b"/cg", b"/cg/a/b/c"),
+            [b"/cg/a".to_vec(), b"/cg/a/b".to_vec()]
+        );
+    }
+}
