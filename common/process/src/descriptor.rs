@@ -607,6 +607,7 @@ pub struct WindowSize {
 
 /// A number that a terminal tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum TtyNumber {
     /// TIOCGPTN: the index of the pair, of a pty master.
     PtyIndex = 0x8004_5430,
