@@ -43,7 +43,8 @@ pub fn range_of(component: u32) -> Option<Range<usize>> {
 /// short has only the legacy ones.
 pub fn components_of(area: &[u8]) -> u64 {
     let word = area.get(SW_RESERVED..SW_RESERVED + 8);
-    word.and_then(|bytes| bytes.try_into().ok()).map_or(3, u64::from_le_bytes)
+    word.and_then(|bytes| bytes.try_into().ok())
+        .map_or(3, u64::from_le_bytes)
 }
 
 #[cfg(test)]
