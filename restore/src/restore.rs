@@ -6,6 +6,7 @@
 use crate::exec::routines::preflight::problems_of_files;
 use crate::exec::{ExecError, Restored, execute};
 use crate::host::Host;
+use crate::mm;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
 use crate::plan::{Refusal, plan};
@@ -44,6 +45,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         print_plan(&plan, format)?;
         return Ok(None);
     }
+    mm::vdso::check(&images, &checkpoint)?;
     check_files(log, &plan)?;
     scripts::run(options, log, Stage::PreRestore, None)?;
     let restored = execute(&plan, &images, |root| before_release(options, log, root))?;

@@ -10,6 +10,7 @@
 mod layout;
 mod pages;
 pub mod shmem;
+pub mod vdso;
 mod vmas;
 
 use crate::plan::calls::close;

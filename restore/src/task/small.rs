@@ -248,7 +248,7 @@ pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
                 thread.origin("signal at the parent's death"),
                 why,
             ));
-        } else if number != 0 {
+        } else if number != 0 && !loses_parent(planner, thread) {
             let call = prctl(
                 "PR_SET_PDEATHSIG",
                 libc::PR_SET_PDEATHSIG,
@@ -262,6 +262,12 @@ pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
             );
         }
     }
+}
+
+/// The parent of a detached root is crust-restore, which ends at once: the signal would be sent
+/// then, on behalf of nobody.
+fn loses_parent(planner: &Planner<'_>, thread: &Thread<'_>) -> bool {
+    planner.options.restore_detached && planner.tree.root == Some(thread.pid)
 }
 
 #[cfg(test)]
