@@ -119,7 +119,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     if let Some(root) = tasks.first() {
         forks::plan_root(planner, root);
     }
-    namespaces::refuse(planner, &tasks);
+    namespaces::plan(planner, &tasks);
     planner.tree.tasks = tasks;
     let helpers = procfs::plan(planner);
     let names = kin::Names {

@@ -1,11 +1,13 @@
 //! Namespaces that differ from the dumper's. The ids of a task are compared with those of the
-//! dumper in the inventory: equal means the host's namespace, which is inherited; none can be made
-//! yet, so every kind in which a task differs is refused by name.
+//! dumper in the inventory: equal means the host's namespace, which is inherited. A uts namespace
+//! that the whole tree shares is made by the root before it forks anybody; every other kind in
+//! which a task differs is refused by name.
 
 use super::Task;
-use crate::plan::step::Origin;
+use crate::plan::step::{Actor, Arg, Call, Origin, Phase};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::TaskKobjIdsEntry;
+use nix::libc;
 
 /// The name of each kind, with where its id is.
 type Kind = (&'static str, fn(&TaskKobjIdsEntry) -> Option<u32>);
@@ -21,8 +23,66 @@ const KINDS: [Kind; 8] = [
     ("time", |ids| ids.time_ns_id),
 ];
 
+/// Longest name of a host (__NEW_UTS_LEN).
+const UTS_LEN: usize = 64;
+
+/// Plans what can be made and refuses tasks in other namespaces of their own. The root's fork is
+/// planned already.
+pub fn plan(planner: &mut Planner<'_>, tasks: &[Task]) {
+    let uts = shared_uts(planner, tasks);
+    if let Some(id) = uts {
+        plan_uts(planner, tasks, id);
+    }
+    refuse(planner, tasks, uts.is_some());
+}
+
+/// The uts namespace of the tree, if it is not the host's and all tasks share it.
+fn shared_uts(planner: &Planner<'_>, tasks: &[Task]) -> Option<u32> {
+    let host = planner.checkpoint.inventory.root_ids.as_ref()?;
+    let mut ids = tasks.iter().filter_map(|task| task.ids.as_ref());
+    let own = ids.next()?.uts_ns_id?;
+    let shared = ids.all(|ids| ids.uts_ns_id == Some(own));
+    (shared && host.uts_ns_id != Some(own)).then_some(own)
+}
+
+fn plan_uts(planner: &mut Planner<'_>, tasks: &[Task], id: u32) {
+    let checkpoint = planner.checkpoint;
+    let Some(root) = tasks.first() else { return };
+    let image = format!("utsns-{id}.img");
+    let origin = Origin::new(image, Some(0), format!("uts namespace {id}"));
+    let Some(names) = checkpoint.namespaces.uts.get(&id.into()) else {
+        return planner.refuse(Refusal::new(origin, "the image is missing"));
+    };
+    let new = Arg::named("CLONE_NEWUTS", libc::CLONE_NEWUTS);
+    let mut calls = vec![Call::new("unshare", libc::SYS_unshare, vec![new])];
+    for (call, number, field, name) in [
+        (
+            "sethostname",
+            libc::SYS_sethostname,
+            "nodename",
+            &names.nodename,
+        ),
+        (
+            "setdomainname",
+            libc::SYS_setdomainname,
+            "domainname",
+            &names.domainname,
+        ),
+    ] {
+        if name.len() > UTS_LEN || name.contains(&0) {
+            let why = format!("{field} is longer than {UTS_LEN} bytes or has a zero in it");
+            return planner.refuse(Refusal::new(origin, why));
+        }
+        let args = vec![Arg::Str(name.clone()), Arg::Int(name.len() as i64)];
+        calls.push(Call::new(call, number, args));
+    }
+    for call in calls {
+        planner.call(Phase::Root, Actor::Task(root.pid), call, origin.clone());
+    }
+}
+
 /// Refuses tasks in namespaces of their own.
-pub fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
+fn refuse(planner: &mut Planner<'_>, tasks: &[Task], uts_is_made: bool) {
     let Some(host) = &planner.checkpoint.inventory.root_ids else {
         return;
     };
@@ -30,6 +90,9 @@ pub fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
     for task in tasks {
         let Some(ids) = &task.ids else { continue };
         for name in own(ids, host) {
+            if uts_is_made && name == "uts" {
+                continue;
+            }
             let image = format!("ids-{}.img", task.pid);
             let origin = Origin::new(image, Some(0), format!("task {}", task.pid));
             let why = format!("is in a {name} namespace of its own, which cannot be restored yet");
