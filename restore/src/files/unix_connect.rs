@@ -18,7 +18,7 @@ pub(super) fn plan_named(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &
     let slot = slot_of(planner, room, sock);
     let mut ready = bind(planner, room, sock, slot);
     if sock.is_stream() && sock.usk.state == LISTEN {
-        ready = Some(listen(planner, sock, slot, sock.usk.backlog));
+        ready = Some(listen(planner, sock, slot, sock.usk.backlog, ready));
     }
     room.ready.extend(ready.map(|step| (sock.usk.ino, step)));
 }
@@ -69,7 +69,13 @@ fn bind(
     Some(step)
 }
 
-fn listen(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId, backlog: u32) -> StepId {
+fn listen(
+    planner: &mut Planner<'_>,
+    sock: &Sock<'_>,
+    slot: SlotId,
+    backlog: u32,
+    bound: Option<StepId>,
+) -> StepId {
     let listen = |fd| {
         vec![Call::new(
             "listen",
@@ -77,17 +83,18 @@ fn listen(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId, backlog: u32
             vec![fd, Arg::Int(backlog.into())],
         )]
     };
-    by_owner(planner, sock, slot, None, listen, "listen on")
+    by_owner(planner, sock, slot, &[bound], listen, "listen on")
 }
 
+/// Connects a socket, which may have to be bound before, to a name that may have to be ready.
 fn connect(
     planner: &mut Planner<'_>,
     sock: &Sock<'_>,
     slot: SlotId,
-    after: Option<StepId>,
+    after: [Option<StepId>; 2],
     to: &Address,
 ) -> StepId {
-    by_owner(planner, sock, slot, after, |fd| to.connect(fd), "connect")
+    by_owner(planner, sock, slot, &after, |fd| to.connect(fd), "connect")
 }
 
 /// Calls on a socket by the task that has it, or by the broker if no task has. The step after
@@ -96,7 +103,7 @@ fn by_owner(
     planner: &mut Planner<'_>,
     sock: &Sock<'_>,
     slot: SlotId,
-    after: Option<StepId>,
+    after: &[Option<StepId>],
     calls: impl Fn(Arg) -> Vec<Call>,
     what: &str,
 ) -> StepId {
@@ -123,8 +130,8 @@ fn by_owner(
     }
     match (steps.first(), steps.last()) {
         (Some(first), Some(last)) => {
-            if let Some(after) = after {
-                planner.in_turn(after, *first);
+            for after in after.iter().flatten() {
+                planner.in_turn(*after, *first);
             }
             *last
         }
@@ -243,16 +250,15 @@ fn accepted(
         Some((ino, slot)) => (slot, room.ready.get(&ino).copied()),
         None => {
             let slot = make(planner, server);
-            bind(planner, room, server, slot);
-            (slot, Some(listen(planner, server, slot, 1)))
+            let bound = bind(planner, room, server, slot);
+            (slot, Some(listen(planner, server, slot, 1, bound)))
         }
     };
     let connecting = client.unwrap_or(server);
     let client_slot = make(planner, connecting);
-    if let Some(client) = client {
-        bind(planner, room, client, client_slot);
-    }
-    let connected = connect(planner, connecting, client_slot, ready, &server.address);
+    let bound = client.and_then(|client| bind(planner, room, client, client_slot));
+    let after = [ready, bound];
+    let connected = connect(planner, connecting, client_slot, after, &server.address);
     let slot = planner.slot();
     let flags = Arg::named("SOCK_CLOEXEC", libc::SOCK_CLOEXEC);
     let args = vec![Arg::Fd(listener), Arg::null(), Arg::null(), flags];
@@ -304,9 +310,9 @@ pub(super) fn plan_pending(
         return;
     };
     let slot = slot_of(planner, room, sock);
-    bind(planner, room, sock, slot);
+    let bound = bind(planner, room, sock, slot);
     let ready = room.ready.get(&listener).copied();
-    let connected = connect(planner, sock, slot, ready, &server.address);
+    let connected = connect(planner, sock, slot, [ready, bound], &server.address);
     room.ready.insert(listener, connected);
 }
 
@@ -323,7 +329,8 @@ pub(super) fn plan_sends_to(
     };
     let slot = slot_of(planner, room, sock);
     let ready = room.ready.get(&peer).copied();
-    let connected = connect(planner, sock, slot, ready, &target.address);
+    let bound = room.ready.get(&sock.usk.ino).copied();
+    let connected = connect(planner, sock, slot, [ready, bound], &target.address);
     room.users.entry(peer).or_default().push(connected);
     planner
         .files
@@ -353,7 +360,7 @@ pub(super) fn plan_made_sender(planner: &mut Planner<'_>, room: &mut Room<'_>, s
     }
     let slot = make(planner, sock);
     let ready = room.ready.get(&sock.usk.ino).copied();
-    let connected = connect(planner, sock, slot, ready, &sock.address);
+    let connected = connect(planner, sock, slot, [ready, None], &sock.address);
     room.users.entry(sock.usk.ino).or_default().push(connected);
     planner.files.unix.senders.insert(sock.file.id, slot);
     planner

@@ -1,5 +1,5 @@
 //! Options, flags and shutdown state of unix sockets: what is set when queues are filled and all
-//! connections are made.
+//! connections are made, in `Phase::Memory`.
 
 use super::calls::{SETTABLE, set_flags};
 use super::unix_socket::Sock;
@@ -14,7 +14,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     let temporary = std::mem::take(&mut planner.files.unix.temporary);
     for (slot, origin) in temporary {
         let close = Op::Routine(Routine::Close { slot });
-        planner.push(Phase::Objects, Actor::Broker, close, origin);
+        planner.push(Phase::Memory, Actor::Broker, close, origin);
     }
     for sock in super::unix_socket::all_sockets(planner) {
         let Some(Some(slot)) = planner.files.slots.get(&sock.file.id).copied() else {
@@ -29,7 +29,7 @@ fn plan_socket(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId) {
     match sock_options::calls(&sock.usk.opts, slot, false) {
         Ok(calls) => {
             for call in calls {
-                planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+                planner.call(Phase::Memory, Actor::Broker, call, origin.clone());
             }
         }
         Err(why) => planner.refuse(Refusal::new(origin.clone(), why)),
@@ -50,16 +50,11 @@ fn plan_socket(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId) {
     if let Some((name, how)) = how {
         let args = vec![Arg::Fd(slot), Arg::named(name, how)];
         let call = Call::new("shutdown", libc::SYS_shutdown, args);
-        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+        planner.call(Phase::Memory, Actor::Broker, call, origin.clone());
     }
     let flags = sock.usk.flags as i32;
     if flags & SETTABLE != 0 {
-        planner.call(
-            Phase::Objects,
-            Actor::Broker,
-            set_flags(slot, flags),
-            origin,
-        );
+        planner.call(Phase::Memory, Actor::Broker, set_flags(slot, flags), origin);
     }
     fown::plan(planner, sock.file, slot, flags, &sock.usk.fown);
 }

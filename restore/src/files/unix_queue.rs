@@ -2,7 +2,8 @@
 //!
 //! A packet is sent again from the other end: for a stream that is the peer, for datagrams a
 //! socket connected to the receiver, or one made for the purpose. Senders' names and credentials
-//! are not in the images. This comes when every file has its slot, for any of them may be in flight.
+//! are not in the images. The broker does this in `Phase::Memory`, while tasks fill theirs: every file
+//! has its slot by then, for any may be in flight, and every connection is made.
 
 use super::calls::set_option;
 use super::unix_socket::{Sock, all_sockets};
@@ -61,7 +62,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
                         via,
                         rights,
                     });
-                    planner.push(Phase::Objects, Actor::Broker, send, origin);
+                    planner.push(Phase::Memory, Actor::Broker, send, origin);
                 }
                 Err(why) => planner.refuse(Refusal::new(origin, why)),
             }
@@ -80,7 +81,7 @@ fn plan_room(planner: &mut Planner<'_>, via: SlotId, packets: &[SkPacket], origi
         let option = ("SO_SNDBUFFORCE", libc::SO_SNDBUFFORCE);
         let level = ("SOL_SOCKET", libc::SOL_SOCKET);
         let call = set_option(via, level, option, size.to_le_bytes().to_vec());
-        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+        planner.call(Phase::Memory, Actor::Broker, call, origin.clone());
     }
 }
 

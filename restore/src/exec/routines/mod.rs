@@ -79,12 +79,10 @@ impl<'i> Ctx<'i> {
     }
 
     /// At the end of a run that succeeded: whatever still has a temporary name loses it.
-    pub fn finish(&mut self) -> Result<()> {
+    pub fn finish(&mut self) -> Result<(), String> {
         match self.undo.take_back_temporary().first() {
             None => Ok(()),
-            Some((path, errno)) => {
-                bail!("remove {}: {errno}", OsStr::from_bytes(path).display())
-            }
+            Some((path, errno)) => Err(format!("{}: {errno}", OsStr::from_bytes(path).display())),
         }
     }
 
@@ -94,8 +92,12 @@ impl<'i> Ctx<'i> {
     }
 }
 
-/// Runs one routine.
-pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {
+/// Runs one routine. An error is the whole story: what was being done, and the kernel's word.
+pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<(), String> {
+    dispatch(routine, ctx, slots).map_err(|error| format!("{error:#}"))
+}
+
+fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {
     match routine {
         Routine::OpenFile {
             path,
