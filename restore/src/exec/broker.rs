@@ -139,7 +139,6 @@ impl<'p> Executor<'p> {
                 for piece in pieces {
                     match piece {
                         Piece::Bytes(more) => bytes.extend_from_slice(more),
-                        Piece::Fd(slot) => bytes.extend_from_slice(&self.fd(*slot)?.to_ne_bytes()),
                         Piece::Ptr(arg) => match self.flatten(arg, flat)? {
                             Value::Number(number) => bytes.extend_from_slice(&number.to_ne_bytes()),
                             Value::Buffer(index) => {

@@ -235,7 +235,6 @@ impl Writer<'_, '_, '_> {
                             let address = room!(self.arg(arg)?);
                             bytes.extend_from_slice(&address.to_le_bytes());
                         }
-                        Piece::Fd(_) => return Err(self.foreign_fd()),
                     }
                 }
                 self.table.data(&bytes)

@@ -168,7 +168,6 @@ fn write_arg(out: &mut String, arg: &Arg) -> fmt::Result {
                         out.push('&');
                         write_arg(out, arg)?;
                     }
-                    Piece::Fd(slot) => write!(out, "{}", Slot(*slot))?,
                 }
             }
             out.push('}');

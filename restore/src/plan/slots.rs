@@ -55,7 +55,6 @@ fn of_arg(arg: &Arg, slots: &mut Slots) {
             for piece in pieces {
                 match piece {
                     Piece::Ptr(arg) => of_arg(arg, slots),
-                    Piece::Fd(slot) => slots.needs.push(*slot),
                     Piece::Bytes(_) => {}
                 }
             }

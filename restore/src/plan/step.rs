@@ -466,8 +466,6 @@ pub enum Piece {
     Bytes(Vec<u8>),
     /// A 64-bit pointer to another argument's bytes.
     Ptr(Box<Arg>),
-    /// Broker: a descriptor of its own, as 32 bits.
-    Fd(SlotId),
 }
 
 /// What a call must answer.
