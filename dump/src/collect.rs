@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::proc::ProcDir;
+use crust_process::proc::smaps::VmFlag;
 use crust_process::proc::stat::{Stat, parse_stat};
 use crust_proto::criu::{FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
 use nix::libc;
@@ -170,6 +171,18 @@ fn ask(
     let (vmas, unsupported) = plan_vmas(&facts.areas);
     for area in unsupported {
         ctx.refuse(Refusal::new(view.pid, area.object, area.what));
+    }
+    for area in facts
+        .areas
+        .iter()
+        .filter(|area| area.flags.has(VmFlag::LockOnFault))
+    {
+        let at = format_args!("{:x}-{:x}", area.vma.start, area.vma.end);
+        let what = "is locked on fault (mlock2), which will be a plain lock after a restore";
+        ctx.log.warn(
+            "dump/mm",
+            format_args!("task {}: the area {at} {what}", view.pid),
+        );
     }
     let mut traced = Vec::new();
     for (thread, facts) in frozen.threads.iter().zip(&facts.threads) {

@@ -20,6 +20,7 @@ use crust_process::fds::PidFd;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState, freeze_tree};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
 
 /// Dumps the tree the options name.
@@ -29,6 +30,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     images.check_writable()?;
     let work_dir = ImageDir::open(&options.work_dir)?;
     let interrupt = Interrupt::block()?;
+    allow_many_descriptors(log);
     tell_started(options)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get()))?;
 
@@ -77,6 +79,19 @@ fn root_of(options: &Options) -> Result<HostPid> {
         .tree
         .context("which task to dump is not said: give --tree PID")?;
     HostPid::new(pid).with_context(|| format!("--tree {pid} is not a process id"))
+}
+
+/// Three descriptors are open for each task, and the usual soft limit of 1024 is for programs that
+/// use select(2). Failing to raise it is no error until there are that many tasks.
+fn allow_many_descriptors(log: &Log) {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        log.warn(
+            "dump",
+            format_args!("raise the limit of open files: {errno}"),
+        );
+    }
 }
 
 /// Collects everything and refuses what cannot be dumped; writes nothing, so that an older dump in
