@@ -118,6 +118,13 @@ pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
             ctx.refuse(Refusal::new(view.pid, "its address space", what));
         }
         collect_files(ctx, view, &mut subject, &mut files, &mut tables)?;
+        ctx.log.debug(format_args!(
+            "Collected task {}: {} threads, {} areas, {} descriptors",
+            view.pid,
+            view.tids.len(),
+            subject.vmas.len(),
+            subject.facts.fds.len()
+        ));
         subjects.push(subject);
     }
     let (places, zombies) = collect_tree(frozen, &subjects)?;
