@@ -84,7 +84,7 @@ pub struct Options {
     pub log_file: Option<PathBuf>,
     /// `-v`: 0 to 4, by default 2.
     pub verbosity: u8,
-    /// `--timeout`; 10 seconds by default, as the peer's.
+    /// `--timeout`; 10 seconds by default, as the peer's, a day at most and for 0.
     pub timeout: Duration,
     /// `--status-fd`.
     pub status_fd: Option<i32>,
@@ -238,7 +238,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         tree: given.number("tree")?,
         log_file: given.path("log-file").map(|file| work_dir.join(file)),
         verbosity: verbosity(found)?,
-        timeout: Duration::from_secs(given.number("timeout")?.unwrap_or(10)),
+        timeout: timeout(given.number("timeout")?),
         status_fd: given.number("status-fd")?,
         display_stats: given.flag("display-stats"),
         action_scripts: given
@@ -336,6 +336,18 @@ fn verbosity(found: &ArgMatches) -> Result<u8, Stop> {
         };
     }
     Ok(level.min(HIGHEST))
+}
+
+/// 0 is without end, as for the peer; nobody waits longer than a day, and no sum of times may
+/// overflow.
+fn timeout(seconds: Option<u64>) -> Duration {
+    const DEFAULT: u64 = 10;
+    const DAY: u64 = 24 * 60 * 60;
+    Duration::from_secs(match seconds {
+        None => DEFAULT,
+        Some(0) => DAY,
+        Some(seconds) => seconds.min(DAY),
+    })
 }
 
 /// The options that were given.
@@ -519,6 +531,16 @@ mod tests {
         assert_eq!(
             (options.plan, options.manage_cgroups),
             (Some(PlanFormat::Json), CgroupMode::Ignore)
+        );
+    }
+
+    #[test]
+    fn timeouts_end() {
+        let of = |line: &str| parsed(Tool::Dump, line).expect(line).timeout.as_secs();
+        assert_eq!((of("-t 1"), of("-t 1 --timeout 3")), (10, 3));
+        assert_eq!(
+            of("-t 1 --timeout 0"),
+            of(&format!("-t 1 --timeout {}", u64::MAX))
         );
     }
 
