@@ -212,7 +212,7 @@ pub const ROWS: &[Row] = &[
         "file-locks",
         Some('l'),
         Flag,
-        (Works, NotYet),
+        (Works, Works),
         "carry file locks",
     ),
     row(
