@@ -37,7 +37,13 @@ pub(crate) fn arguments(given: &ArgMatches, defaults: &Defaults) -> Result<Vec<O
             match fs::read_to_string(file) {
                 Ok(text) => args.extend(parsed(file, &text)?),
                 Err(error)
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound
+                            | ErrorKind::NotADirectory
+                            // A home that is not ours, after a change of user.
+                            | ErrorKind::PermissionDenied
+                    ) => {}
                 Err(error) => {
                     return Err(format!("read configuration {}: {error}", file.display()));
                 }
