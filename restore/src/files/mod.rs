@@ -30,6 +30,7 @@ mod signalfd;
 mod sock_options;
 mod table;
 mod timerfd;
+mod tty;
 mod unix_connect;
 mod unix_name;
 mod unix_options;
@@ -124,6 +125,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     pipe::plan(planner);
     fifo::plan(planner);
     unix_socket::plan(planner);
+    tty::plan(planner);
     for file in all(planner) {
         plan_single(planner, file);
     }
@@ -177,6 +179,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Unixsk
             | FdTypes::Inetsk
             | FdTypes::Inotify
+            | FdTypes::Tty
             | FdTypes::Eventfd
             | FdTypes::Eventpoll
             | FdTypes::Signalfd
@@ -185,10 +188,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Pidfd
             | FdTypes::Ns,
         ) => return,
-        Some(FdTypes::Tty | FdTypes::CtlTty) => (
-            "terminals",
-            "start the program with setsid(1) and its input and output elsewhere",
-        ),
+        Some(FdTypes::CtlTty) => ("terminals of old images", ""),
         Some(FdTypes::Netlinksk) => ("netlink sockets", ""),
         Some(FdTypes::Packetsk) => ("packet sockets", ""),
         Some(FdTypes::Fanotify) => ("fanotify groups", ""),

@@ -240,9 +240,18 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             )
         }
         Routine::MakeCgroup(dir) => {
-            out.push_str(if dir.must_exist { "find cgroup " } else { "make cgroup " });
+            out.push_str(if dir.must_exist {
+                "find cgroup "
+            } else {
+                "make cgroup "
+            });
             write_str(out, &dir.path)?;
-            write!(out, " with {} properties, set {:?}", dir.properties.len(), dir.set)
+            write!(
+                out,
+                " with {} properties, set {:?}",
+                dir.properties.len(),
+                dir.set
+            )
         }
         Routine::GhostFile { id, path } => {
             write!(out, "make ghost file {id:x} at ")?;
@@ -340,6 +349,26 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 out,
                 " flags {flags:#x}: {left} ns left, every {interval} ns, {ticks} unread"
             )
+        }
+        Routine::MakePty {
+            path,
+            index,
+            flags,
+            master,
+            slave,
+        } => {
+            write!(out, "make pseudo terminal {index} by ")?;
+            write_str(out, path)?;
+            let (master, slave) = (Slot(*master), Slot(*slave));
+            write!(out, " flags {flags:#o} -> {master} {slave}")
+        }
+        Routine::FeedTerminal { via, reader, bytes } => {
+            let (via, reader) = (Slot(*via), Slot(*reader));
+            write!(out, "feed terminal {reader} by {via}: ")?;
+            write_str(out, bytes)
+        }
+        Routine::OwnTerminal { flags, slot } => {
+            write!(out, "open our terminal flags {flags:#o} -> {}", Slot(*slot))
         }
         Routine::WatchInode {
             slot,

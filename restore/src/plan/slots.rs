@@ -69,6 +69,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::OpenGhost { slot, .. }
         | Routine::OpenLink { slot, .. }
         | Routine::OpenPages { slot, .. }
+        | Routine::OwnTerminal { slot, .. }
         | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
@@ -76,10 +77,15 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::ArmTimer { slot, .. }
         | Routine::WatchInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
+        Routine::MakePty { master, slave, .. } => slots.gives.extend([*master, *slave]),
+        Routine::FeedTerminal { via, reader, .. } => slots.needs.extend([*via, *reader]),
         Routine::SendPacket { via, rights, .. } => {
             slots.needs.push(*via);
             slots.needs.extend(rights);
         }
-        Routine::MakeCgroup(_) | Routine::GhostFile { .. } | Routine::RemoveGhost { .. } | Routine::Unlink { .. } => {}
+        Routine::MakeCgroup(_)
+        | Routine::GhostFile { .. }
+        | Routine::RemoveGhost { .. }
+        | Routine::Unlink { .. } => {}
     }
 }

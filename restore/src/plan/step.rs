@@ -339,6 +339,35 @@ pub enum Routine {
         /// Unread expirations.
         ticks: u64,
     },
+    /// Opens both ends of a new pseudo terminal with this index, its modes raw.
+    MakePty {
+        /// /dev/ptmx, or the one of another devpts.
+        path: Vec<u8>,
+        /// The number in the slave's name.
+        index: u32,
+        /// Flags of open(2) for the master.
+        flags: i32,
+        /// Where the master goes.
+        master: SlotId,
+        /// Where a descriptor of the slave goes.
+        slave: SlotId,
+    },
+    /// Bytes are written into one end of a terminal and have arrived at the other.
+    FeedTerminal {
+        /// The end to write into.
+        via: SlotId,
+        /// The end at which they wait then.
+        reader: SlotId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Opens the terminal of crust-restore once more.
+    OwnTerminal {
+        /// Flags of open(2).
+        flags: i32,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
     /// Adds an inotify watch under its own number.
     WatchInode {
         /// The inotify instance.

@@ -10,6 +10,7 @@ mod open;
 mod pages;
 mod payload;
 pub mod preflight;
+mod terminal;
 mod timer;
 mod undo;
 mod unix_name;
@@ -174,6 +175,21 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             interval,
             ticks,
         } => timer::arm(slots.get(*slot)?, *clock, *flags, *left, *interval, *ticks),
+        Routine::MakePty {
+            path,
+            index,
+            flags,
+            master,
+            slave,
+        } => {
+            let (made, peer) = terminal::make_pty(path, *index, *flags)?;
+            slots.put(*master, made)?;
+            slots.put(*slave, peer)
+        }
+        Routine::FeedTerminal { via, reader, bytes } => {
+            terminal::feed(slots.get(*via)?, slots.get(*reader)?, bytes)
+        }
+        Routine::OwnTerminal { flags, slot } => slots.put(*slot, terminal::own_terminal(*flags)?),
         Routine::WatchInode {
             slot,
             wd,
