@@ -41,6 +41,39 @@ pub enum Command {
     Transform(Transform),
     /// Read, search, write and export the memory of a dumped task
     Mem(Mem),
+    /// Make a core file of a dumped task, for gdb
+    Core(Core),
+    /// Tell what two dumps differ in; exit status as diff(1)
+    Diff(Diff),
+}
+
+#[derive(Args)]
+pub struct Diff {
+    /// An image directory
+    pub left: PathBuf,
+    /// Another
+    pub right: PathBuf,
+    /// The differences as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Do not compare the content of pages
+    #[arg(long)]
+    pub no_pages: bool,
+    /// Compare the statistics too
+    #[arg(long)]
+    pub stats: bool,
+}
+
+#[derive(Args)]
+pub struct Core {
+    /// The image directory
+    pub dir: PathBuf,
+    /// The task
+    #[arg(short, long)]
+    pub pid: u64,
+    /// The core file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 #[derive(Args)]

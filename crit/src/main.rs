@@ -7,7 +7,9 @@
 
 mod check;
 mod cli;
+mod core;
 mod decode;
+mod diff;
 mod dump;
 mod edit;
 mod encode;
@@ -35,13 +37,19 @@ fn main() -> ExitCode {
         cli::print_usage();
         return ExitCode::from(1);
     };
+    // diff(1) tells trouble by 2, since 1 means "different".
+    let trouble = if matches!(command, cli::Command::Diff(_)) {
+        2
+    } else {
+        1
+    };
     match run(command) {
         Ok(status) => status,
         // Whoever read our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::from(141),
         Err(error) => {
-            eprintln!("crit: {error:#}");
-            ExitCode::FAILURE
+            eprintln!("crit: {}", output::error_text(&error));
+            ExitCode::from(trouble)
         }
     }
 }
@@ -62,6 +70,8 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Remap(options) => remap::remap(&options)?,
         cli::Command::Check(options) => return check::check(&options),
         cli::Command::Query(options) => query::query(&options)?,
+        cli::Command::Core(options) => core::core(&options)?,
+        cli::Command::Diff(options) => return diff::diff(&options),
         cli::Command::Mem(options) => mem::mem(&options)?,
         cli::Command::Transform(options) => transform::transform(&options)?,
     }

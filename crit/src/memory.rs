@@ -26,6 +26,11 @@ impl<'a> Pages<'a> {
         })
     }
 
+    /// The runs in ascending address.
+    pub fn runs(&self) -> &[PageRun] {
+        &self.runs
+    }
+
     /// The bytes at `address` as far as one run has them: fills the front of `into` and tells how
     /// many; 0 when no page of the dump covers the address.
     pub fn read_at(&mut self, address: u64, into: &mut [u8]) -> Result<usize> {

@@ -50,15 +50,23 @@ pub fn write_output(
                 .with_context(|| format!("{}: open", path.display()))?;
             write(&mut out)
         }
-        there => replace_file(path, there.ok().map(|there| there.permissions()), write),
+        there => replace_file(path, there.ok().map(|there| there.permissions()), |file| {
+            write(file)
+        }),
     }
+}
+
+/// The same for what is not written from front to back: a regular file only.
+pub fn write_seekable(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let there = fs::metadata(path).ok().map(|there| there.permissions());
+    replace_file(path, there, write)
 }
 
 /// Writes a file beside `path` and renames it over it.
 fn replace_file(
     path: &Path,
     permissions: Option<Permissions>,
-    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+    write: impl FnOnce(&mut File) -> Result<()>,
 ) -> Result<()> {
     // A link stays a link: the file it leads to is replaced.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -90,4 +98,21 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
+}
+
+/// An error with its causes on one line; a cause that the text before already ends with is not told
+/// again.
+pub fn error_text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += &cause;
+    }
+    text
 }

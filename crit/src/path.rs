@@ -212,7 +212,10 @@ impl Step {
                 });
                 match found.flatten() {
                     Some(Value::String(text)) => text == wanted,
-                    Some(other) => other.to_string() == *wanted,
+                    Some(other) => {
+                        let text = other.to_string();
+                        text == *wanted
+                    }
                     None => false,
                 }
             }

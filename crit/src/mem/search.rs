@@ -212,8 +212,11 @@ mod tests {
             (203, None),
         ];
         for (address, bytes) in pieces {
-            scan.piece(address, bytes, |place, _| Ok(found.push(place)))
-                .unwrap();
+            scan.piece(address, bytes, |place, _| {
+                found.push(place);
+                Ok(())
+            })
+            .unwrap();
         }
         assert_eq!(found, [102, 109]);
     }
