@@ -177,20 +177,22 @@ pub fn statx(fd: BorrowedFd) -> Result<Statx> {
     })
 }
 
-/// Which ends of a pipe are open somewhere: poll(2) on one end tells of the other.
+/// What poll(2) tells of a description: of a pipe, on one end, which ends are open somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollState {
     /// POLLHUP: no writer is left.
     pub hung_up: bool,
     /// POLLERR: no reader is left.
     pub error: bool,
+    /// POLLIN: something waits, or the end was reached.
+    pub readable: bool,
 }
 
 /// Polls once without waiting.
 pub fn poll_state(fd: BorrowedFd) -> Result<PollState> {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
-        events: 0,
+        events: libc::POLLIN,
         revents: 0,
     };
     // SAFETY: one pollfd, which outlives the call.
@@ -198,6 +200,7 @@ pub fn poll_state(fd: BorrowedFd) -> Result<PollState> {
     Ok(PollState {
         hung_up: poll.revents & libc::POLLHUP != 0,
         error: poll.revents & libc::POLLERR != 0,
+        readable: poll.revents & libc::POLLIN != 0,
     })
 }
 
@@ -355,6 +358,11 @@ pub fn bound_inode(socket: BorrowedFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Where peeks of a socket begin: -1 for always at the start, the state of a new socket.
+pub fn peek_offset(socket: BorrowedFd) -> Result<i32> {
+    sockopt_int(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
+}
+
 /// Where peeks of a socket begin. SO_PEEK_OFF (socket(7)) makes each recvmsg(2) with MSG_PEEK go
 /// on behind the last one; it is a property of the socket, so the task's own value is put back.
 #[derive(Debug)]
@@ -367,7 +375,7 @@ pub struct PeekOffset<'fd> {
 impl<'fd> PeekOffset<'fd> {
     /// Remembers the offset and sets it to the start of the queue.
     pub fn rewind(socket: BorrowedFd<'fd>) -> Result<PeekOffset<'fd>> {
-        let before = sockopt_int(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+        let before = peek_offset(socket)?;
         let offset = PeekOffset {
             socket,
             before,

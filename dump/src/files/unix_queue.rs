@@ -1,9 +1,10 @@
 //! What waits in a unix socket: bytes, packets, and descriptors in flight.
 //!
-//! MSG_PEEK shows a message without taking it; SO_PEEK_OFF makes each peek go on behind the last.
-//! The offset belongs to the socket, which the task shares, so it is put back in any case. A
-//! descriptor in flight is a description like any other, known perhaps only from here, and gets
-//! its id from the table.
+//! MSG_PEEK shows a message without taking it, all bytes of a stream at once if no descriptors are
+//! among them. Otherwise SO_PEEK_OFF makes each peek go on behind the last. The offset belongs to
+//! the socket, which the task shares, so it is used only then and put back in any case; should we
+//! be killed in between, the task would see it, if it peeks. A descriptor in flight is a
+//! description like any other, known perhaps only from here, and gets its id from the table.
 //!
 //! Not kept, as the images have no field: the sender's address of a datagram, credentials. A
 //! datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
@@ -15,7 +16,7 @@ use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
 use crust_image::kind::Kind;
 use crust_image::sink::ImageSink;
-use crust_process::descriptor::{PeekOffset, Peeked, peek_message};
+use crust_process::descriptor::{PeekOffset, Peeked, peek_message, peek_offset, poll_state};
 use crust_process::sockdiag::UnixSocket;
 use crust_proto::criu::{ScmEntry, SkPacketEntry};
 use nix::libc;
@@ -46,19 +47,7 @@ pub fn collect(
     id: FileId,
     socket: &UnixSocket,
 ) -> RoomResult<()> {
-    let is_stream = i32::from(socket.sock_type) == libc::SOCK_STREAM;
-    // Only of a stream does the length tell that nothing waits: a packet may be empty.
-    if is_stream && socket.rqlen == 0 {
-        return Ok(());
-    }
-    let room = if is_stream {
-        socket.rqlen as usize
-    } else {
-        DATAGRAM_ROOM
-    };
-    // Where nobody can write any more, these answer no bytes at the end, again and again.
-    let shut = i32::from(socket.sock_type) == libc::SOCK_SEQPACKET && socket.shutdown & 1 != 0;
-    for message in peek_all(file, room, is_stream || shut)? {
+    for message in peek_queue(file, socket)? {
         if message.rights_truncated {
             return Err(Problem::refused(
                 "descriptors in flight could not be looked at: our own descriptor table is full",
@@ -91,6 +80,39 @@ fn encode_rights(rights: Vec<u32>) -> Vec<ScmEntry> {
         r#type: libc::SCM_RIGHTS as u32,
         rights,
     }]
+}
+
+fn peek_queue(file: &OpenFile, socket: &UnixSocket) -> RoomResult<Vec<Peeked>> {
+    let queued = socket.rqlen as usize;
+    if i32::from(socket.sock_type) == libc::SOCK_STREAM {
+        if queued == 0 {
+            return Ok(Vec::new());
+        }
+        if let Some(whole) = peek_plain_stream(file, queued)? {
+            return Ok(vec![whole]);
+        }
+        return Ok(peek_all(file, queued, true)?);
+    }
+    // Of packets the length tells nothing, for they may be empty.
+    if !poll_state(file.fd).context("poll")?.readable {
+        return Ok(Vec::new());
+    }
+    // Where nobody can write any more, these answer no bytes at the end, again and again.
+    let shut = i32::from(socket.sock_type) == libc::SOCK_SEQPACKET && socket.shutdown & 1 != 0;
+    Ok(peek_all(file, DATAGRAM_ROOM, shut)?)
+}
+
+/// All bytes of a stream by one peek that changes nothing; `None` if that cannot show them all.
+fn peek_plain_stream(file: &OpenFile, queued: usize) -> RoomResult<Option<Peeked>> {
+    // The kernel tells since 5.6; before, the length of the answer tells as well, but for
+    // descriptors with the last bytes, and those come along.
+    if file.fdinfo()?.scm_fds.unwrap_or(0) != 0
+        || peek_offset(file.fd).context("SO_PEEK_OFF")? != -1
+    {
+        return Ok(None);
+    }
+    let message = peek_message(file.fd, queued).context("peeking the queue")?;
+    Ok(message.filter(|message| message.data.len() == queued))
 }
 
 /// All messages of the queue, each whole. `empty_ends`: a message of no bytes is the end.
