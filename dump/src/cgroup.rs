@@ -5,7 +5,6 @@
 //! long as all threads are in it there is no image. v1 and v2 are alike but for the names of
 //! properties; the v2 hierarchy has the empty name.
 
-use crate::task::facts::ThreadFacts;
 use anyhow::{Context, Result};
 use crust_process::pid::HostPid;
 use crust_process::proc::ProcDir;
@@ -146,11 +145,6 @@ impl CgSets {
             controllers: encode_controllers(others, &mounts),
         }))
     }
-}
-
-/// The number of the set a thread sits in.
-pub fn cg_set_of(sets: &mut CgSets, thread: &ThreadFacts) -> u32 {
-    sets.add(&thread.cgroup)
 }
 
 fn set_of(memberships: &[CgroupMembership]) -> Set {

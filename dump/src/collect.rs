@@ -3,7 +3,7 @@
 //! Order matters: /proc is read and the pages of the stack's end are looked at before anything
 //! runs inside a task, whose table lies in just these pages.
 
-use crate::cgroup::{CgSets, OWN_SET, cg_set_of};
+use crate::cgroup::{CgSets, OWN_SET};
 use crate::context::{Context, Task};
 use crate::files::{Descriptor, FileTable, PathOf};
 use crate::ids::KernelIds;
@@ -17,12 +17,14 @@ use anyhow::{Context as _, Result};
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::proc::ProcDir;
+use crust_process::proc::maps::MapsVma;
 use crust_process::proc::smaps::VmFlag;
 use crust_process::proc::stat::{Stat, parse_stat};
 use crust_proto::criu::{FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
 use nix::libc;
 use nix::sys::stat::Mode;
 use rayon::prelude::*;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -93,52 +95,16 @@ struct Seen {
 /// Collects everything; what cannot be dumped goes to the list of refusals.
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
     let seen = for_each_task(&ctx.tasks, look)?;
-    let mut ids = KernelIds::new()?;
-    let mut cgroups = CgSets::new()?;
-    let mut files = FileTable::new(ids.encode_own())?;
-    let mut subjects = Vec::new();
-    let mut tables = HashSet::new();
-    for (task, (index, seen)) in alive(frozen).into_iter().zip(seen.into_iter().enumerate()) {
-        let view = ctx.tasks.get(index).context("a task without a view")?;
-        let mut subject = ask(
-            ctx,
-            &mut frozen.tasks[task],
-            view,
-            seen,
-            &mut ids,
-            &mut cgroups,
-        )
-        .with_context(|| format!("collect task {}", view.pid))?;
-        (subject.frozen, subject.task) = (task, index);
-        if subjects
-            .iter()
-            .any(|other: &Subject| other.ids.vm_id == subject.ids.vm_id)
-        {
-            let what = "is shared with another task (CLONE_VM), which is not supported yet";
-            ctx.refuse(Refusal::new(view.pid, "its address space", what));
-        }
-        collect_files(ctx, view, &mut subject, &mut files, &mut tables)?;
-        ctx.log.debug(format_args!(
-            "Collected task {}: {} threads, {} areas, {} descriptors",
-            view.pid,
-            view.tids.len(),
-            subject.vmas.len(),
-            subject.facts.fds.len()
-        ));
-        subjects.push(subject);
+    let mut collector = Collector::new(ctx)?;
+    let places = alive(frozen).into_iter().zip(0..);
+    for ((in_frozen, in_tasks), seen) in places.zip(seen) {
+        let task = &mut frozen.tasks[in_frozen];
+        let pid = task.pid;
+        collector
+            .collect_task(task, (in_frozen, in_tasks), seen)
+            .with_context(|| format!("collect task {pid}"))?;
     }
-    let (places, zombies) = collect_tree(frozen, &subjects)?;
-    refuse_places(&places, ctx.options.shell_job)
-        .into_iter()
-        .for_each(|refusal| ctx.refuse(refusal));
-    Ok(Collected {
-        places,
-        subjects,
-        zombies,
-        ids,
-        files,
-        cgroups,
-    })
+    collector.finish(frozen)
 }
 
 /// Runs `work` on all tasks at once; on one alone without starting threads for it.
@@ -166,71 +132,173 @@ fn look(task: &Task) -> Result<Seen> {
     Ok(Seen { facts, absent })
 }
 
-fn ask(
-    ctx: &Context,
-    frozen: &mut FrozenTask,
-    view: &Task,
-    seen: Seen,
-    ids: &mut KernelIds,
-    cgroups: &mut CgSets,
-) -> Result<Subject> {
-    let facts = seen.facts;
-    let (vmas, unsupported) = plan_vmas(&facts.areas);
-    for area in unsupported {
-        ctx.refuse(Refusal::new(view.pid, area.object, area.what));
+/// What grows while the tasks are collected one after the other.
+struct Collector<'a> {
+    ctx: &'a Context<'a>,
+    ids: KernelIds,
+    cgroups: CgSets,
+    files: FileTable,
+    /// The descriptor tables and address spaces met so far.
+    tables: HashSet<u32>,
+    spaces: HashSet<u32>,
+    subjects: Vec<Subject>,
+}
+
+impl<'a> Collector<'a> {
+    fn new(ctx: &'a Context<'a>) -> Result<Collector<'a>> {
+        let ids = KernelIds::new()?;
+        Ok(Collector {
+            ctx,
+            files: FileTable::new(ids.encode_own())?,
+            ids,
+            cgroups: CgSets::new()?,
+            tables: HashSet::new(),
+            spaces: HashSet::new(),
+            subjects: Vec::new(),
+        })
     }
-    for area in facts
-        .areas
-        .iter()
-        .filter(|area| area.flags.has(VmFlag::LockOnFault))
-    {
-        let at = format_args!("{:x}-{:x}", area.vma.start, area.vma.end);
-        let what = "is locked on fault (mlock2), which will be a plain lock after a restore";
-        ctx.log.warn(
-            "dump/mm",
-            format_args!("task {}: the area {at} {what}", view.pid),
-        );
+
+    /// Everything of one task; `places` are its places in the frozen tree and in the context.
+    fn collect_task(
+        &mut self,
+        task: &mut FrozenTask,
+        places: (usize, usize),
+        seen: Seen,
+    ) -> Result<()> {
+        let view = self.ctx.tasks.get(places.1).context("it has no view")?;
+        let facts = seen.facts;
+        let (vmas, unsupported) = plan_vmas(&facts.areas);
+        for area in unsupported {
+            self.ctx
+                .refuse(Refusal::new(view.pid, area.object, area.what));
+        }
+        warn_of_areas(self.ctx, view, &facts);
+        let threads = task.threads.iter().zip(&facts.threads);
+        let traced = threads.map(|(thread, facts)| collect_traced(thread, facts.status.seccomp));
+        let traced = traced.collect::<Result<_>>()?;
+        let told = collect_told(task, &view.mem, &facts)?;
+        for refusal in refuse_task(view.pid, task, &facts, &told) {
+            self.ctx.refuse(refusal);
+        }
+        let mut subject = Subject {
+            frozen: places.0,
+            task: places.1,
+            absent: seen.absent,
+            traced,
+            cg_sets: self.cg_sets(&facts),
+            ids: self.collect_ids(view, &facts)?,
+            mm: encode_mm(&facts, &vmas, &told),
+            fs: encode_fs(&facts),
+            fdinfo: None,
+            vmas,
+            told,
+            facts,
+        };
+        self.collect_files(view, &mut subject)?;
+        log_subject(self.ctx, view, &subject);
+        self.subjects.push(subject);
+        Ok(())
     }
-    let mut traced = Vec::new();
-    for (thread, facts) in frozen.threads.iter().zip(&facts.threads) {
-        traced.push(collect_traced(thread, facts.status.seccomp)?);
+
+    fn cg_sets(&mut self, facts: &TaskFacts) -> Vec<u32> {
+        let threads = facts.threads.iter();
+        match self.ctx.options.manage_cgroups {
+            CgroupMode::Ignore => threads.map(|_| OWN_SET).collect(),
+            _ => threads
+                .map(|thread| self.cgroups.add(&thread.cgroup))
+                .collect(),
+        }
     }
-    let told = collect_told(frozen, &view.mem, &facts)?;
-    refuse_task(view.pid, frozen, &facts, &told)
-        .into_iter()
-        .for_each(|refusal| ctx.refuse(refusal));
-    let (entry, foreign) = ids.collect(&facts.dir)?;
-    for kind in foreign {
-        let object = format!("its namespace {kind}");
-        ctx.refuse(Refusal::new(
-            view.pid,
-            object,
-            "is not ours, which is not supported yet",
-        ));
+
+    fn collect_ids(&mut self, view: &Task, facts: &TaskFacts) -> Result<TaskKobjIdsEntry> {
+        let (ids, foreign) = self.ids.collect(&facts.dir)?;
+        for kind in foreign {
+            let what = "is not ours, which is not supported yet";
+            self.ctx.refuse(Refusal::new(
+                view.pid,
+                format!("its namespace {kind}"),
+                what,
+            ));
+        }
+        if !self.spaces.insert(ids.vm_id) {
+            let what = "is shared with another task (CLONE_VM), which is not supported yet";
+            self.ctx
+                .refuse(Refusal::new(view.pid, "its address space", what));
+        }
+        Ok(ids)
     }
-    let cg_set = |thread| match ctx.options.manage_cgroups {
-        CgroupMode::Ignore => OWN_SET,
-        _ => cg_set_of(cgroups, thread),
-    };
-    let cg_sets = facts.threads.iter().map(cg_set).collect();
-    let mm = encode_mm(&facts, &vmas, &told);
-    Ok(Subject {
-        frozen: 0,
-        task: 0,
-        absent: seen.absent,
-        traced,
-        cg_sets,
-        ids: entry,
-        mm,
-        fs: FsEntry {
-            umask: facts.leader().and_then(|leader| leader.status.umask),
-            ..FsEntry::default()
-        },
-        fdinfo: None,
-        vmas,
-        told,
-        facts,
-    })
+
+    /// Files in the peer's order: mappings and executable, descriptors, directories.
+    fn collect_files(&mut self, view: &Task, subject: &mut Subject) -> Result<()> {
+        let ctx = self.ctx;
+        collect_mapped(ctx, view, subject, &mut self.files)?;
+        subject.mm.exe_file_id = self.path_id(view, PathOf::Exe)?;
+        if self.tables.insert(subject.ids.files_id) {
+            let flags = &subject.told.task.cloexec;
+            let numbers = subject.facts.fds.iter().zip(flags);
+            let descriptors: Vec<Descriptor> = numbers
+                .map(|(fd, cloexec)| Descriptor {
+                    fd: *fd,
+                    cloexec: *cloexec,
+                })
+                .collect();
+            subject.fdinfo = Some(self.files.dump_table(ctx, view, &descriptors)?);
+        }
+        subject.fs.cwd_id = self.path_id(view, PathOf::Cwd)?;
+        subject.fs.root_id = self.path_id(view, PathOf::Root)?;
+        Ok(())
+    }
+
+    /// The id of a file that the task holds by a path; 0 if it was refused.
+    fn path_id(&mut self, view: &Task, which: PathOf) -> Result<u32> {
+        let file = self.files.add_path(self.ctx, view, which)?;
+        Ok(file.map_or(0, |file| file.id.0))
+    }
+
+    fn finish(self, frozen: &Frozen) -> Result<Collected> {
+        let (places, zombies) = collect_tree(frozen, &self.subjects)?;
+        for refusal in refuse_places(&places, self.ctx.options.shell_job) {
+            self.ctx.refuse(refusal);
+        }
+        Ok(Collected {
+            places,
+            zombies,
+            subjects: self.subjects,
+            ids: self.ids,
+            files: self.files,
+            cgroups: self.cgroups,
+        })
+    }
+}
+
+/// What the images hold less exactly than the kernel does.
+fn warn_of_areas(ctx: &Context, view: &Task, facts: &TaskFacts) {
+    for area in &facts.areas {
+        if area.flags.has(VmFlag::LockOnFault) {
+            let at = format_args!("{:x}-{:x}", area.vma.start, area.vma.end);
+            let what = "is locked on fault (mlock2), which will be a plain lock after a restore";
+            let message = format_args!("task {}: the area {at} {what}", view.pid);
+            ctx.log.warn("dump/mm", message);
+        }
+    }
+}
+
+fn log_subject(ctx: &Context, view: &Task, subject: &Subject) {
+    ctx.log.debug(format_args!(
+        "Collected task {}: {} threads, {} areas, {} descriptors",
+        view.pid,
+        view.tids.len(),
+        subject.vmas.len(),
+        subject.facts.fds.len()
+    ));
+}
+
+/// The umask; the directories are files and come later.
+fn encode_fs(facts: &TaskFacts) -> FsEntry {
+    FsEntry {
+        umask: facts.leader().and_then(|leader| leader.status.umask),
+        ..FsEntry::default()
+    }
 }
 
 /// The address space, but its files and guard regions.
@@ -260,38 +328,6 @@ fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
     }
 }
 
-/// Files in the peer's order: mappings and executable, descriptors, directories.
-fn collect_files(
-    ctx: &Context,
-    task: &Task,
-    subject: &mut Subject,
-    files: &mut FileTable,
-    tables: &mut HashSet<u32>,
-) -> Result<()> {
-    collect_mapped(ctx, task, subject, files)?;
-    let exe = files.add_path(ctx, task, PathOf::Exe)?;
-    subject.mm.exe_file_id = exe.map_or(0, |file| file.id.0);
-    if tables.insert(subject.ids.files_id) {
-        let flags = &subject.told.task.cloexec;
-        let descriptors: Vec<Descriptor> = subject
-            .facts
-            .fds
-            .iter()
-            .zip(flags)
-            .map(|(fd, cloexec)| Descriptor {
-                fd: *fd,
-                cloexec: *cloexec,
-            })
-            .collect();
-        subject.fdinfo = Some(files.dump_table(ctx, task, &descriptors)?);
-    }
-    let cwd = files.add_path(ctx, task, PathOf::Cwd)?;
-    let root = files.add_path(ctx, task, PathOf::Root)?;
-    subject.fs.cwd_id = cwd.map_or(0, |file| file.id.0);
-    subject.fs.root_id = root.map_or(0, |file| file.id.0);
-    Ok(())
-}
-
 /// Gives each file mapping the id of its file and the mode to open it with.
 fn collect_mapped(
     ctx: &Context,
@@ -299,37 +335,29 @@ fn collect_mapped(
     subject: &mut Subject,
     files: &mut FileTable,
 ) -> Result<()> {
-    let areas = &subject.facts.areas;
-    let named: HashMap<u64, _> = areas
+    let areas = subject
+        .facts
+        .areas
         .iter()
-        .map(|area| (area.vma.start, &area.vma))
-        .collect();
-    let mut known: HashMap<_, u64> = HashMap::new();
+        .map(|area| (area.vma.start, &area.vma));
+    let areas: HashMap<u64, &MapsVma> = areas.collect();
+    // An ELF file has five areas, and a program may have a thousand of one file.
+    let mut known = HashMap::new();
     for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
         if !matches!(vma.backing, Backing::File | Backing::Memfd) {
             continue;
         }
-        let fdflags = open_mode(&subject.facts.dir, &vma.range)?;
-        entry.fdflags = Some(fdflags);
-        let name = named.get(&vma.range.start).map(|area| {
-            (
-                area.dev_major,
-                area.dev_minor,
-                area.inode,
-                format!("{:?}", area.name),
-            )
-        });
-        entry.shmid = match known.get(&name) {
-            Some(id) => *id,
-            None => {
-                let which = PathOf::Mapping {
-                    start: vma.range.start,
-                    end: vma.range.end,
-                };
-                let file = files.add_path(ctx, task, which)?;
-                let id = file.map_or(0, |file| u64::from(file.id.0));
-                known.insert(name, id);
-                id
+        entry.fdflags = Some(open_mode(&subject.facts.dir, &vma.range)?);
+        let area = areas
+            .get(&vma.range.start)
+            .context("an area without its line of maps")?;
+        let file = (area.dev_major, area.dev_minor, area.inode, &area.name);
+        entry.shmid = match known.entry(file) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                let Range { start, end } = vma.range;
+                let file = files.add_path(ctx, task, PathOf::Mapping { start, end })?;
+                *new.insert(file.map_or(0, |file| u64::from(file.id.0)))
             }
         };
     }

@@ -20,9 +20,10 @@ use crate::tree::encode_place;
 use anyhow::{Context as _, Result};
 use crust_image::sink::{write_entries, write_entry};
 use crust_image::{ImageSink, Kind};
-use crust_process::freeze::{Frozen, TaskState};
+use crust_process::freeze::{Frozen, FrozenTask, FrozenThread, TaskState};
 use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::tracee::Queue;
+use std::iter;
 use std::time::Instant;
 
 /// The time namespace of the dumper, for which there is an image too.
@@ -46,7 +47,7 @@ pub fn write_images(
             .tasks
             .get(subject.task)
             .context("a task without a view")?;
-        write_cores(images, frozen, task, subject, &mut chains, &layout)
+        write_task(images, frozen, task, subject, &mut chains, &layout)
             .with_context(|| format!("encode task {}", task.pid))?;
     }
     for zombie in &collected.zombies {
@@ -69,7 +70,8 @@ pub fn write_inventory(ctx: &Context, images: &dyn ImageSink, collected: &Collec
     Ok(write_entry(images, Kind::Inventory, None, &entry)?)
 }
 
-fn write_cores(
+/// Everything of a task that is neither memory nor files.
+fn write_task(
     images: &dyn ImageSink,
     frozen: &Frozen,
     view: &Task,
@@ -77,10 +79,6 @@ fn write_cores(
     chains: &mut Chains,
     layout: &Layout,
 ) -> Result<()> {
-    let task = frozen
-        .tasks
-        .get(subject.frozen)
-        .context("a task that is not frozen")?;
     let id = Some(u64::from(view.virt));
     write_entry(images, Kind::Ids, id, &subject.ids)?;
     write_entry(images, Kind::Fs, id, &subject.fs)?;
@@ -88,56 +86,69 @@ fn write_cores(
         let id = Some(u64::from(subject.ids.files_id));
         write_entries(images, Kind::Fdinfo, id, fdinfo)?;
     }
-    let answers = std::iter::once(&subject.told.task.leader).chain(&subject.told.threads);
-    let facts = subject.facts.threads.iter().zip(&subject.cg_sets);
-    for (index, (((thread, traced), (facts, cg_set)), answers)) in task
-        .threads
-        .iter()
-        .zip(&subject.traced)
-        .zip(facts)
-        .zip(answers)
-        .enumerate()
-    {
-        let state = ThreadState {
-            regs: thread.regs,
-            xstate: traced.xstate.clone(),
-            tls: traced.tls.clone(),
-            sigmask: thread.sigmask,
-            pending: traced.pending.clone(),
-            rseq: thread.rseq,
-            comm: facts.comm.clone(),
-            stat: facts.stat.clone(),
-            status: facts.status.clone(),
-            answers: answers.clone(),
-            seccomp_filter: chains.add(&traced.filters, task.threads.len() == 1),
-            cg_set: *cg_set,
+    let task = frozen
+        .tasks
+        .get(subject.frozen)
+        .context("it is not frozen")?;
+    for (index, thread) in thread_states(task, subject, chains).iter().enumerate() {
+        let fpregs = fpregs_of(thread, layout)?;
+        let entry = match task.threads.first() {
+            Some(leader) if index == 0 => {
+                encode_leader(&task_state(task.state, subject, leader)?, thread, fpregs)
+            }
+            _ => encode_thread(thread, fpregs),
         };
-        let fpregs = fpregs_of(&state, layout)?;
-        let entry = if index == 0 {
-            encode_leader(&task_state(task.state, subject, thread)?, &state, fpregs)
-        } else {
-            encode_thread(&state, fpregs)
-        };
-        let tid = u64::from(facts.stat.pid.unsigned_abs());
+        let tid = u64::from(thread.facts.stat.pid.unsigned_abs());
         write_entry(images, Kind::Core, Some(tid), &entry)?;
     }
     Ok(())
 }
 
-fn task_state(
+/// What was collected of each thread, brought together.
+fn thread_states<'a>(
+    task: &FrozenTask,
+    subject: &'a Subject,
+    chains: &mut Chains,
+) -> Vec<ThreadState<'a>> {
+    let answers = iter::once(&subject.told.task.leader).chain(&subject.told.threads);
+    let facts = subject.facts.threads.iter().zip(&subject.cg_sets);
+    let threads = task
+        .threads
+        .iter()
+        .zip(&subject.traced)
+        .zip(facts)
+        .zip(answers);
+    let alone = task.threads.len() == 1;
+    threads
+        .map(
+            |(((thread, traced), (facts, cg_set)), answers)| ThreadState {
+                regs: thread.regs,
+                sigmask: thread.sigmask,
+                rseq: thread.rseq,
+                traced,
+                facts,
+                answers,
+                seccomp_filter: chains.add(&traced.filters, alone),
+                cg_set: *cg_set,
+            },
+        )
+        .collect()
+}
+
+fn task_state<'a>(
     state: TaskState,
-    subject: &Subject,
-    leader: &crust_process::freeze::FrozenThread,
-) -> Result<core::TaskState> {
+    subject: &'a Subject,
+    leader: &FrozenThread,
+) -> Result<core::TaskState<'a>> {
     let facts = &subject.facts;
-    let answers = subject.told.task.clone();
+    let answers = &subject.told.task;
     Ok(core::TaskState {
         stop_signal: match state {
             TaskState::Stopped(signal) => Some(signal as u32),
             _ => None,
         },
         pending: leader.stopped.pending(Queue::Shared)?,
-        timers: encode_timers(&answers, &facts.timers, |tid| tid),
+        timers: encode_timers(answers, &facts.timers, |tid| tid),
         answers,
         personality: images_personality(facts.personality).unwrap_or(0),
         loginuid: facts.loginuid,

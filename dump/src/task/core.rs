@@ -3,18 +3,18 @@
 //! The presence of fields follows the peer: a leader's signal mask is in the task's part, another
 //! thread's in its own; a zombie has the short form.
 
+use crate::task::Traced;
 use crate::task::creds::encode_creds;
+use crate::task::facts::ThreadFacts;
 use crate::task::questions::{TaskAnswers, ThreadAnswers};
 use crate::task::regs::{Layout, encode_fpregs, encode_gpregs};
 use crate::task::signals::{encode_action, encode_altstack, encode_queue};
-use crust_process::proc::stat::Stat;
 use crust_process::proc::status::Status;
 use crust_process::regs::Regs;
 use crust_process::tracee::{RseqConfig, SigInfo};
 use crust_proto::criu::{
     CoreEntry, RlimitEntry, RseqEntry, SeccompMode, TaskCoreEntry, TaskRlimitsEntry,
-    TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, UserDescT, UserX86FpregsEntry,
-    core_entry::March,
+    TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, UserX86FpregsEntry, core_entry::March,
 };
 
 /// Task states of the images.
@@ -28,27 +28,19 @@ const SCHED_RR: u32 = 2;
 
 /// A thread as it was collected.
 #[derive(Debug)]
-pub struct ThreadState {
+pub struct ThreadState<'a> {
     /// Registers it goes on with.
     pub regs: Regs,
-    /// Its XSAVE area.
-    pub xstate: Vec<u8>,
-    /// Its segments in the GDT.
-    pub tls: Vec<UserDescT>,
     /// Its signal mask.
     pub sigmask: u64,
-    /// Its own pending signals.
-    pub pending: Vec<SigInfo>,
     /// Its restartable sequence.
     pub rseq: Option<RseqConfig>,
-    /// Its comm.
-    pub comm: Vec<u8>,
-    /// /proc/PID/task/TID/stat.
-    pub stat: Stat,
-    /// /proc/PID/task/TID/status.
-    pub status: Status,
+    /// What ptrace tells of it.
+    pub traced: &'a Traced,
+    /// What /proc says of it.
+    pub facts: &'a ThreadFacts,
     /// What it told of itself.
-    pub answers: ThreadAnswers,
+    pub answers: &'a ThreadAnswers,
     /// The oldest filter of its chain in seccomp.img.
     pub seccomp_filter: Option<u32>,
     /// Its cgroup set.
@@ -57,13 +49,13 @@ pub struct ThreadState {
 
 /// A task as it was collected, without its threads.
 #[derive(Debug)]
-pub struct TaskState {
+pub struct TaskState<'a> {
     /// The signal that stopped it, if it is stopped.
     pub stop_signal: Option<u32>,
     /// Pending signals of the process.
     pub pending: Vec<SigInfo>,
     /// What it told of itself.
-    pub answers: TaskAnswers,
+    pub answers: &'a TaskAnswers,
     /// Its timers.
     pub timers: TaskTimersEntry,
     /// Its personality as the images number it.
@@ -93,9 +85,9 @@ pub fn encode_leader(
         },
         exit_code: 0,
         personality: task.personality,
-        flags: leader.stat.flags,
+        flags: leader.facts.stat.flags,
         blk_sigset: leader.sigmask,
-        comm: leader.comm.clone(),
+        comm: leader.facts.comm.clone(),
         timers: Some(task.timers.clone()),
         rlimits: Some(TaskRlimitsEntry {
             rlimits: task
@@ -130,7 +122,7 @@ pub fn encode_leader(
 
 /// The image of a thread that is not the leader.
 pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEntry {
-    let answers = &thread.answers;
+    let answers = thread.answers;
     let policy = answers.sched_policy & !SCHED_RESET_ON_FORK;
     let real_time = matches!(policy, SCHED_FIFO | SCHED_RR);
     CoreEntry {
@@ -139,22 +131,22 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             clear_tid_addr: answers.tid_address,
             gpregs: encode_gpregs(&thread.regs),
             fpregs,
-            tls: thread.tls.clone(),
+            tls: thread.traced.tls.clone(),
         }),
         thread_core: Some(ThreadCoreEntry {
             futex_rla: answers.robust_list.0,
             futex_rla_len: answers.robust_list.1 as u32,
-            sched_nice: Some(thread.stat.nice as i32),
+            sched_nice: Some(thread.facts.stat.nice as i32),
             sched_policy: Some(answers.sched_policy),
-            sched_prio: real_time.then_some(thread.stat.rt_priority),
+            sched_prio: real_time.then_some(thread.facts.stat.rt_priority),
             blk_sigset: Some(thread.sigmask),
             sas: Some(encode_altstack(&answers.altstack)),
             pdeath_sig: Some(answers.pdeath_signal).filter(|signal| *signal != 0),
-            signals_p: Some(encode_queue(&thread.pending)),
-            creds: Some(encode_creds(&thread.status, answers.securebits)),
-            seccomp_mode: seccomp_mode(&thread.status).map(i32::from),
+            signals_p: Some(encode_queue(&thread.traced.pending)),
+            creds: Some(encode_creds(&thread.facts.status, answers.securebits)),
+            seccomp_mode: seccomp_mode(&thread.facts.status).map(i32::from),
             seccomp_filter: thread.seccomp_filter,
-            comm: Some(thread.comm.clone()),
+            comm: Some(thread.facts.comm.clone()),
             blk_sigset_extended: None,
             rseq_entry: thread.rseq.map(encode_rseq),
             cg_set: Some(thread.cg_set),
@@ -179,8 +171,12 @@ pub fn encode_zombie(comm: Vec<u8>, exit_code: i32) -> CoreEntry {
 
 /// The registers of [`encode_fpregs`], or what is wrong with the area.
 pub fn fpregs_of(thread: &ThreadState, layout: &Layout) -> anyhow::Result<UserX86FpregsEntry> {
-    encode_fpregs(&thread.xstate, layout)
-        .ok_or_else(|| anyhow::anyhow!("the extended state has only {} bytes", thread.xstate.len()))
+    encode_fpregs(&thread.traced.xstate, layout).ok_or_else(|| {
+        anyhow::anyhow!(
+            "the extended state has only {} bytes",
+            thread.traced.xstate.len()
+        )
+    })
 }
 
 fn seccomp_mode(status: &Status) -> Option<SeccompMode> {

@@ -54,7 +54,7 @@ impl Perms {
 }
 
 /// The last column of maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum VmaName {
     /// Nothing: private anonymous memory.
     Empty,
