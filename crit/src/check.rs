@@ -2,6 +2,7 @@
 //! before it does anything.
 
 use crate::cli;
+use crate::dump::Dump;
 use crate::memory::open_dir;
 use crate::output::write_output;
 use anyhow::Result;
@@ -9,7 +10,8 @@ use crust_image::check::{Finding, Severity, check_dir};
 use std::process::ExitCode;
 
 pub fn check(arguments: &cli::Check) -> Result<ExitCode> {
-    let findings = check_dir(&open_dir(&arguments.dir)?);
+    let dump = Dump::open(&arguments.dir)?;
+    let findings = check_dir(&open_dir(dump.path())?);
     let count = |severity: Severity| {
         findings
             .iter()

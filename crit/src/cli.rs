@@ -45,6 +45,63 @@ pub enum Command {
     Core(Core),
     /// Tell what two dumps differ in; exit status as diff(1)
     Diff(Diff),
+    /// Merge an incremental dump and its parents into one whole dump
+    Flatten(Flatten),
+    /// Free pages of parent dumps that later dumps hold anew
+    Dedup(Dedup),
+    /// Put a dump into one tar file
+    Pack(Pack),
+    /// Take the images out of a tar file, or of a container's checkpoint archive
+    Unpack(Unpack),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Print the manual page
+    Man(Man),
+}
+
+#[derive(Args)]
+pub struct Flatten {
+    /// The directory of the last dump
+    pub dir: PathBuf,
+    /// The new directory
+    #[arg(short, long, value_name = "DIR2")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Dedup {
+    /// The directory of the last dump
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Pack {
+    /// The image directory
+    pub dir: PathBuf,
+    /// The archive: .tar, .tar.zst or .tar.gz
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Unpack {
+    /// The archive
+    pub archive: PathBuf,
+    /// The new directory
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub struct Man {
+    /// Write a page for each verb into this directory instead
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Args)]

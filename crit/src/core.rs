@@ -26,7 +26,7 @@ const CHUNK: usize = 1 << 20;
 
 pub fn core(arguments: &cli::Core) -> Result<()> {
     let dump = Dump::open(&arguments.dir)?;
-    let dir = open_dir(&arguments.dir)?;
+    let dir = open_dir(dump.path())?;
     let chain = DumpChain::open(&dir)?;
     let mut memory = TaskMemory::open(&dump, &chain, arguments.pid, None)?;
     let tasks = dump.tasks()?;

@@ -1,6 +1,7 @@
 //! A dump as the reading verbs see it: images by kind and id, as dynamic messages, and the joins
 //! between them.
 
+use crate::pack::extract_aside;
 use crate::raw::explain;
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
@@ -15,17 +16,36 @@ use std::path::{Path, PathBuf};
 /// An image directory.
 pub struct Dump {
     dir: PathBuf,
+    /// The place an archive was unpacked to, which goes with this value.
+    unpacked: Option<tempfile::TempDir>,
 }
 
 impl Dump {
-    pub fn open(dir: &Path) -> Result<Dump> {
-        let there = fs::metadata(dir).with_context(|| format!("{}: open", dir.display()))?;
-        if !there.is_dir() {
-            bail!("{}: not a directory", dir.display());
+    /// Opens a directory, or an archive of one (see `pack`), which is unpacked aside.
+    pub fn open(path: &Path) -> Result<Dump> {
+        let there = fs::metadata(path).with_context(|| format!("{}: open", path.display()))?;
+        if there.is_dir() {
+            return Ok(Dump {
+                dir: path.to_owned(),
+                unpacked: None,
+            });
         }
+        if !there.is_file() {
+            bail!("{}: neither a directory nor an archive", path.display());
+        }
+        let unpacked = extract_aside(path)?;
         Ok(Dump {
-            dir: dir.to_owned(),
+            dir: unpacked.path().to_owned(),
+            unpacked: Some(unpacked),
         })
+    }
+
+    /// Refuses an archive, for what is to be changed in place.
+    pub fn must_be_a_directory(&self) -> Result<()> {
+        if self.unpacked.is_some() {
+            bail!("an archive cannot be changed in place: `crit unpack` it first");
+        }
+        Ok(())
     }
 
     /// The directory's path.

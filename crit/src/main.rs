@@ -7,6 +7,7 @@
 
 mod check;
 mod cli;
+mod comfort;
 mod core;
 mod decode;
 mod diff;
@@ -14,12 +15,14 @@ mod dump;
 mod edit;
 mod encode;
 mod explore;
+mod flatten;
 mod info;
 mod jq;
 mod mem;
 mod memory;
 mod ndjson;
 mod output;
+mod pack;
 mod path;
 mod query;
 mod raw;
@@ -72,6 +75,12 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Query(options) => query::query(&options)?,
         cli::Command::Core(options) => core::core(&options)?,
         cli::Command::Diff(options) => return diff::diff(&options),
+        cli::Command::Flatten(options) => flatten::flatten(&options)?,
+        cli::Command::Dedup(options) => flatten::dedup(&options)?,
+        cli::Command::Pack(options) => pack::pack(&options)?,
+        cli::Command::Unpack(options) => pack::unpack(&options)?,
+        cli::Command::Completions(options) => comfort::completions(&options)?,
+        cli::Command::Man(options) => comfort::man(&options)?,
         cli::Command::Mem(options) => mem::mem(&options)?,
         cli::Command::Transform(options) => transform::transform(&options)?,
     }

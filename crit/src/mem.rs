@@ -18,7 +18,7 @@ pub(crate) const CHUNK: usize = 1 << 20;
 
 pub fn mem(arguments: &cli::Mem) -> Result<()> {
     let dump = Dump::open(&arguments.dir)?;
-    let dir = open_dir(&arguments.dir)?;
+    let dir = open_dir(dump.path())?;
     let chain = DumpChain::open(&dir)?;
     let mut memory = TaskMemory::open(&dump, &chain, arguments.pid, arguments.root.clone())?;
     match &arguments.verb {
@@ -43,6 +43,7 @@ pub fn mem(arguments: &cli::Mem) -> Result<()> {
         }
         MemVerb::Search(options) => search::search(&mut memory, options),
         MemVerb::Write(options) => {
+            dump.must_be_a_directory()?;
             write::write(&arguments.dir, &mut memory, arguments.pid, options)
         }
         MemVerb::Export { range, output } => export(&mut memory, range.as_deref(), output),

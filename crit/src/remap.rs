@@ -58,6 +58,7 @@ struct Report {
 
 fn remap_dir(dir: &Path, maps: &Maps, dry_run: bool) -> Result<Report> {
     let dump = Dump::open(dir)?;
+    dump.must_be_a_directory()?;
     let names = dump.names()?;
     let known = known_numbers(&dump)?;
     maps.check(&known)?;

@@ -112,6 +112,7 @@ fn parse_rule(line: &str) -> Result<Rule> {
 /// The bytes of every image that changes.
 fn apply(dir: &Path, rules: &[Rule]) -> Result<Vec<(String, Vec<u8>)>> {
     let dump = Dump::open(dir)?;
+    dump.must_be_a_directory()?;
     let names: Vec<String> = dump
         .names()?
         .into_iter()

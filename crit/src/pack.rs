@@ -1,0 +1,162 @@
+//! `crit pack` and `crit unpack`: a dump as one tar, compressed or not; and what lets the reading
+//! verbs take such a file, or a checkpoint archive of podman or CRI-O, in place of a directory.
+//!
+//! Of an archive only regular files with the names of images are taken, by their last component: no
+//! path or link of it can lead out of the directory that is filled.
+
+use crate::cli;
+use crate::output::write_output;
+use anyhow::{Context, Result, bail};
+use crust_image::Kind;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// How an archive is compressed, told by its first bytes.
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+pub fn pack(arguments: &cli::Pack) -> Result<()> {
+    let dir = &arguments.dir;
+    if dir.join("parent").symlink_metadata().is_ok() {
+        bail!(
+            "{}: it needs the dump `parent` leads to: `crit flatten` makes a whole one",
+            dir.display()
+        );
+    }
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .with_context(|| format!("{}: list", dir.display()))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| Kind::of_file_name(OsStr::new(name)).is_some())
+        .collect();
+    names.sort();
+    if names.is_empty() {
+        bail!("{}: no images in it", dir.display());
+    }
+    write_output(Some(&arguments.output), |out| {
+        match extension(&arguments.output) {
+            "zst" | "zstd" => {
+                let mut encoder = zstd::stream::Encoder::new(out, zstd::DEFAULT_COMPRESSION_LEVEL)?;
+                put_all(dir, &names, &mut encoder)?;
+                encoder.finish()?;
+                Ok(())
+            }
+            "gz" | "tgz" => {
+                let mut encoder =
+                    flate2::write::GzEncoder::new(out, flate2::Compression::default());
+                put_all(dir, &names, &mut encoder)?;
+                encoder.finish()?;
+                Ok(())
+            }
+            _ => put_all(dir, &names, out),
+        }
+    })
+}
+
+fn extension(path: &Path) -> &str {
+    path.extension().and_then(OsStr::to_str).unwrap_or_default()
+}
+
+fn put_all(dir: &Path, names: &[String], out: &mut dyn Write) -> Result<()> {
+    let mut builder = tar::Builder::new(out);
+    for name in names {
+        let path = dir.join(name);
+        let mut file = File::open(&path).with_context(|| format!("{}: open", path.display()))?;
+        builder
+            .append_file(name, &mut file)
+            .with_context(|| format!("{}: pack", path.display()))?;
+    }
+    builder.finish()?;
+    Ok(())
+}
+
+pub fn unpack(arguments: &cli::Unpack) -> Result<()> {
+    let out = &arguments.output;
+    match fs::create_dir(out) {
+        Ok(()) => {}
+        Err(_) if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none()) => {}
+        Err(error) => return Err(error).with_context(|| format!("{}: create", out.display())),
+    }
+    extract(&arguments.archive, out)
+}
+
+/// The images of an archive, into a directory of its own that goes with the value.
+pub fn extract_aside(archive: &Path) -> Result<tempfile::TempDir> {
+    let aside = tempfile::Builder::new()
+        .prefix("crit-")
+        .tempdir()
+        .context("a place to unpack")?;
+    extract(archive, aside.path())?;
+    Ok(aside)
+}
+
+fn extract(archive: &Path, into: &Path) -> Result<()> {
+    let mut seen: Option<PathBuf> = None;
+    let mut reader = tar::Archive::new(decompressed(archive)?);
+    let entries = reader
+        .entries()
+        .with_context(|| format!("{}: not a tar", archive.display()))?;
+    for entry in entries {
+        let mut entry = entry.with_context(|| format!("{}: read", archive.display()))?;
+        let path = entry
+            .path()
+            .with_context(|| format!("{}: read a name", archive.display()))?
+            .into_owned();
+        let Some(name) = path
+            .file_name()
+            .filter(|name| Kind::of_file_name(name).is_some())
+        else {
+            continue;
+        };
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        // A container's archive has statistics beside the directory of the images.
+        let is_stats = name.to_string_lossy().starts_with("stats-");
+        match &seen {
+            Some(first) if *first != folder && !is_stats => {
+                bail!(
+                    "{}: images in two places, {} and {}",
+                    archive.display(),
+                    first.display(),
+                    folder.display()
+                );
+            }
+            _ if !is_stats => seen = Some(folder),
+            _ => {}
+        }
+        let target = into.join(name);
+        let mut file = File::options().write(true).create_new(true).open(&target);
+        let file = file
+            .as_mut()
+            .map_err(|error| anyhow::anyhow!("{}: create: {error}", target.display()))?;
+        std::io::copy(&mut entry, file)
+            .with_context(|| format!("{}: unpack {}", archive.display(), path.display()))?;
+    }
+    if seen.is_none() {
+        bail!("{}: no images in it", archive.display());
+    }
+    Ok(())
+}
+
+fn decompressed(archive: &Path) -> Result<Box<dyn Read>> {
+    let open = || File::open(archive).with_context(|| format!("{}: open", archive.display()));
+    let mut first = [0; 4];
+    let there = open()?.read(&mut first)?;
+    let compression = match first.get(..there) {
+        Some([0x1f, 0x8b, ..]) => Compression::Gzip,
+        Some([0x28, 0xb5, 0x2f, 0xfd]) => Compression::Zstd,
+        _ => Compression::None,
+    };
+    let file = BufReader::with_capacity(1 << 16, open()?);
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        Compression::Zstd => Box::new(zstd::stream::Decoder::with_buffer(file)?),
+    })
+}
