@@ -581,6 +581,84 @@ fn seek(own: &File, at: u64, whence: i32) -> Result<u64> {
     Errno::result(got).map(|pos| pos as u64)
 }
 
+/// What a terminal has, as the kernel's `struct termios` of TCGETS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Termios {
+    /// Input modes.
+    pub iflag: u32,
+    /// Output modes.
+    pub oflag: u32,
+    /// Control modes, the speed among them.
+    pub cflag: u32,
+    /// Local modes.
+    pub lflag: u32,
+    /// Line discipline.
+    pub line: u8,
+    /// Control characters.
+    pub cc: [u8; 19],
+}
+
+/// `struct winsize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WindowSize {
+    /// Rows in characters.
+    pub rows: u16,
+    /// Columns in characters.
+    pub columns: u16,
+    /// Width in pixels.
+    pub xpixel: u16,
+    /// Height in pixels.
+    pub ypixel: u16,
+}
+
+/// A number that a terminal tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TtyNumber {
+    /// TIOCGPTN: the index of the pair, of a pty master.
+    PtyIndex = 0x8004_5430,
+    /// TIOCGPKT: packet mode, of a pty master.
+    PacketMode = 0x8004_5438,
+    /// TIOCGPTLCK: the slave cannot be opened, of a pty master.
+    Locked = 0x8004_5439,
+    /// TIOCGEXCL: nobody but root may open it.
+    Exclusive = 0x8004_5440,
+}
+
+/// Asks a terminal; ENOTTY when its kind has no such number, EIO when it was hung up.
+pub fn tty_number(tty: BorrowedFd, which: TtyNumber) -> Result<i32> {
+    let mut value: i32 = 0;
+    // SAFETY: each of these requests fills one int, which outlives the call.
+    let got = unsafe { libc::ioctl(tty.as_raw_fd(), which as u32 as libc::c_ulong, &mut value) };
+    Errno::result(got).map(|_| value)
+}
+
+/// The modes of a terminal; of a pty both ends tell the same.
+pub fn tty_modes(tty: BorrowedFd) -> Result<Termios> {
+    let mut modes = Termios::default();
+    // SAFETY: TCGETS fills a struct termios, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TCGETS, &mut modes) })?;
+    Ok(modes)
+}
+
+/// Which modes of a terminal are locked (TIOCGLCKTRMIOS).
+pub fn tty_locked_modes(tty: BorrowedFd) -> Result<Termios> {
+    let mut modes = Termios::default();
+    // SAFETY: TIOCGLCKTRMIOS fills a struct termios, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGLCKTRMIOS, &mut modes) })?;
+    Ok(modes)
+}
+
+/// The window size of a terminal.
+pub fn tty_window(tty: BorrowedFd) -> Result<WindowSize> {
+    let mut size = WindowSize::default();
+    // SAFETY: TIOCGWINSZ fills a struct winsize, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &mut size) })?;
+    Ok(size)
+}
+
 /// A path that cannot be UTF-8 checked: bytes of an OsString.
 pub fn bytes_of(text: OsString) -> Vec<u8> {
     text.into_vec()

@@ -31,6 +31,7 @@ mod signalfd;
 mod sock_options;
 mod socket;
 mod timerfd;
+mod tty;
 mod unix_queue;
 mod unix_socket;
 mod write;
@@ -109,6 +110,7 @@ pub struct FileTable {
     memfds: memfd::Memfds,
     pipes: pipe::Pipes,
     unix: unix_socket::Sockets,
+    ttys: tty::Ttys,
     locks: file_lock::Locks,
     /// The numbers of the namespaces that the dumper and the tree live in.
     own_ids: TaskKobjIdsEntry,
@@ -271,6 +273,7 @@ impl FileTable {
             memfds: memfd::Memfds::default(),
             pipes: pipe::Pipes::default(),
             unix: unix_socket::Sockets::default(),
+            ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             own_ids,
         })
@@ -436,10 +439,7 @@ impl FileTable {
             Kind::Inotify => inotify::dump(ctx, self, file, id),
             Kind::Pidfd => pidfd::dump(ctx, file, id),
             Kind::Namespace => namespace::dump(self, file, id),
-            Kind::Tty => Err(Problem::with_hint(
-                "terminals are not supported yet",
-                "start the program with setsid(1) and its input and output elsewhere",
-            )),
+            Kind::Tty => tty::dump(ctx, self, file, id),
             Kind::Unsupported(name) => Err(Problem::refused(format!("is {name}"))),
         }
     }

@@ -2,7 +2,9 @@
 //! data of pipes and sockets, locks. Content is fetched only now, one object at a time, through
 //! where it was found, so memory stays small however many pipes and deleted files there are.
 
-use super::{FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, unix_queue};
+use super::{
+    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tty, unix_queue,
+};
 use crate::context::Context;
 use anyhow::{Context as _, Result, anyhow};
 use crust_image::kind::Kind;
@@ -65,6 +67,7 @@ impl FileTable {
     pub fn settle(&mut self, ctx: &Context) -> Result<()> {
         pipe::settle(ctx, self)?;
         self.settle_unix(ctx);
+        tty::settle(ctx, self);
         Ok(())
     }
 
@@ -78,6 +81,7 @@ impl FileTable {
         pipe::write(ctx, self, sink)?;
         unix_queue::write(self, sink)?;
         memfd::write(self, sink)?;
+        tty::write(self, sink)?;
         file_lock::write(self, sink)?;
         write_entries(sink, Kind::RemapFpath, None, self.remaps.entries())?;
         write_entries(sink, Kind::Files, None, &self.entries)?;
