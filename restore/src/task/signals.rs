@@ -105,17 +105,18 @@ fn sigprocmask(name: &str, how: i32, number: i32) -> Call {
 /// wait in the dumped task is taken away before the stored queue is put in place.
 pub fn plan_pending(planner: &mut Planner<'_>, tasks: &[Live<'_>], stops: &Stops) {
     for live in tasks {
-        for thread in &live.threads {
-            plan_queue(planner, thread, thread.own.signals_p.as_ref(), false);
-        }
         let Some(leader) = live.leader() else {
             continue;
         };
+        // Before the private queue too: that is where the leader would take a signal from first.
         if planner.tree.children(live.task.pid).next().is_some() {
             let flush = plan_flush(planner, leader);
             for &stop in stops.get(&live.task.pid).into_iter().flatten() {
                 planner.in_turn(stop, flush);
             }
+        }
+        for thread in &live.threads {
+            plan_queue(planner, thread, thread.own.signals_p.as_ref(), false);
         }
         plan_queue(planner, leader, live.tc.signals_s.as_ref(), true);
     }

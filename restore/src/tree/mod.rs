@@ -233,7 +233,9 @@ fn check(planner: &mut Planner<'_>, tasks: &[Task]) -> bool {
                 fault(format!("id {id} is that of another task or thread too"));
             }
             if id.get() == planner.host.own_pid {
-                fault(format!("id {id} is the pid of crust-restore itself"));
+                fault(format!(
+                    "id {id} is the pid of crust-restore itself: run it again, under another"
+                ));
             }
             if id.get() >= planner.host.pid_max {
                 let max = planner.host.pid_max;
