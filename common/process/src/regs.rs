@@ -153,7 +153,7 @@ impl Regs {
         if !self.waits_for_restart() {
             return regs;
         }
-        if self.0.rax as i64 == ERESTART_RESTARTBLOCK && self.asked_for_remaining_time() {
+        if self.0.rax as i64 == ERESTART_RESTARTBLOCK && self.must_end() {
             regs.0.rax = EINTR as u64;
             return regs;
         }
@@ -162,11 +162,15 @@ impl Regs {
         regs
     }
 
-    /// nanosleep(2) and clock_nanosleep(2) with somewhere to put the time that is left.
-    fn asked_for_remaining_time(&self) -> bool {
+    /// Whether a call that needs its restart_block must not be entered again: the caller asked
+    /// for the remaining time, or the thread was interrupted before and sits in
+    /// restart_syscall(2), which does not tell what it restarts. Entered in a thread without the
+    /// block it would end with EINTR too, or restart a call that is not its own.
+    fn must_end(&self) -> bool {
         match self.syscall() {
             Some(libc::SYS_nanosleep) => self.0.rsi != 0,
             Some(libc::SYS_clock_nanosleep) => self.0.r10 != 0,
+            Some(libc::SYS_restart_syscall) => true,
             _ => false,
         }
     }
@@ -224,6 +228,13 @@ mod tests {
             let regs = stopped_in(nr, ERESTART_RESTARTBLOCK, 0x7000).for_image().0;
             assert_eq!((regs.rip, regs.rax as i64), (0x1002, EINTR), "{nr}");
         }
+    }
+
+    #[test]
+    fn a_restarted_call_ends() {
+        let again = libc::SYS_restart_syscall;
+        let regs = stopped_in(again, ERESTART_RESTARTBLOCK, 0).for_image().0;
+        assert_eq!((regs.rip, regs.rax as i64), (0x1002, EINTR));
     }
 
     #[test]
