@@ -12,5 +12,6 @@ pub mod build;
 pub mod corpus;
 pub mod guest;
 pub mod proc_snapshot;
+pub mod round_trip;
 pub mod sandbox;
 pub mod tools;
