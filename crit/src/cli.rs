@@ -49,6 +49,8 @@ pub enum Command {
     Flatten(Flatten),
     /// Free pages of parent dumps that later dumps hold anew
     Dedup(Dedup),
+    /// Make a copy of a dump without its memory, names and addresses
+    Anonymize(Anonymize),
     /// Put a dump into one tar file
     Pack(Pack),
     /// Take the images out of a tar file, or of a container's checkpoint archive
@@ -72,6 +74,15 @@ pub struct Flatten {
 pub struct Dedup {
     /// The directory of the last dump
     pub dir: PathBuf,
+}
+
+#[derive(Args)]
+pub struct Anonymize {
+    /// The image directory
+    pub dir: PathBuf,
+    /// The new directory
+    #[arg(short, long, value_name = "DIR2")]
+    pub out: PathBuf,
 }
 
 #[derive(Args)]

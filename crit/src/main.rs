@@ -5,6 +5,7 @@
 //! ends it quietly.
 #![forbid(unsafe_code)]
 
+mod anonymize;
 mod check;
 mod cli;
 mod comfort;
@@ -75,6 +76,7 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Query(options) => query::query(&options)?,
         cli::Command::Core(options) => core::core(&options)?,
         cli::Command::Diff(options) => return diff::diff(&options),
+        cli::Command::Anonymize(options) => anonymize::anonymize(&options)?,
         cli::Command::Flatten(options) => flatten::flatten(&options)?,
         cli::Command::Dedup(options) => flatten::dedup(&options)?,
         cli::Command::Pack(options) => pack::pack(&options)?,
