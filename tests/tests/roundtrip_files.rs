@@ -24,5 +24,6 @@ crust_tests::workloads! {
     inotify: guest "inotify";
     tcp_listen: guest "tcp_listen";
     udp: guest "udp";
+    pty_quiet: guest "pty_quiet";
     shared_fs: guest "shared_fs";
 }
