@@ -48,7 +48,7 @@ sandbox_test! {
         sandbox.assert_only(&[])
     }
 
-    /// Both pids of a tree change, the dead one and the root's, with the paths that hold them. The
+    /// The pid of the dead process changes, with the paths that hold it. The
     /// guest itself only accepts a path of the dead process that begins like the old one.
     fn the_dead_process_of_a_descriptor_moves(sandbox) {
         let guest = sandbox.start("proc_dead")?;
