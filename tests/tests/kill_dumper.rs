@@ -121,7 +121,7 @@ fn survives(sandbox: &Sandbox, case: &str) -> Result<()> {
         attempts += 1;
         let images = sandbox.images(&format!("killed-{attempts}"))?;
         let instant = instants.below(length);
-        let context = || format!("after kill number {killed}, {instant:?} into the dump");
+        let context = || format!("in attempt {attempts}, killed {instant:?} into the dump");
         killed += u32::from(kill_dump(sandbox, &guest, &images, instant)?);
         if let Some(status) = sandbox.try_wait(guest.pid)? {
             let said = guest.lines()?.join("\n");
