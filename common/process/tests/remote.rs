@@ -76,7 +76,8 @@ fn site_of(frozen: &Frozen) -> Site {
 
 fn bytes_of(mem: &TaskMem, range: &std::ops::Range<u64>) -> Vec<u8> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
-    mem.read_exact_at(range.start, &mut bytes).expect("read the task");
+    mem.read_exact_at(range.start, &mut bytes)
+        .expect("read the task");
     bytes
 }
 
@@ -94,7 +95,9 @@ fn a_batch_runs_in_the_task_and_leaves_it_as_it_was() {
     let before = (bytes_of(&mem, &site.stack), bytes_of(&mem, &site.code[0]));
     let regs = task.threads[0].regs;
     let remote = Remote::place(&mem, &site).expect("place the stub");
-    let mut entered = remote.enter(&mut task.threads[0].stopped, &regs).expect("enter");
+    let mut entered = remote
+        .enter(&mut task.threads[0].stopped, &regs)
+        .expect("enter");
 
     // More than one table's worth, so that the batch is cut.
     let mut batch = Batch::new();
@@ -119,7 +122,10 @@ fn a_batch_runs_in_the_task_and_leaves_it_as_it_was() {
     assert_eq!(batch.ret(get_name), 0);
     assert_eq!(&batch.array::<3>(name), b"sh\0");
     assert_eq!(batch.result(bad), Err(nix::errno::Errno::EBADF));
-    assert_eq!(before, (bytes_of(&mem, &site.stack), bytes_of(&mem, &site.code[0])));
+    assert_eq!(
+        before,
+        (bytes_of(&mem, &site.stack), bytes_of(&mem, &site.code[0]))
+    );
     frozen.thaw().expect("thaw");
 
     assert_eq!(ask(&mut stdin, &mut stdout, "after"), "after");
@@ -131,12 +137,18 @@ fn a_tree_is_frozen_with_its_children_and_killed_as_a_whole() {
     let mut guest = Guest::spawn("sh", &["-c", script]);
     let (_stdin, mut stdout) = guest.talk();
     let mut line = String::new();
-    stdout.read_line(&mut line).expect("the guest says that it is up");
+    stdout
+        .read_line(&mut line)
+        .expect("the guest says that it is up");
     let frozen = freeze_tree(guest.pid(), TIMEOUT).expect("freeze");
     let pids: Vec<HostPid> = frozen.tasks.iter().map(|task| task.pid).collect();
     assert_eq!(pids.len(), 3);
     assert_eq!(pids[0], guest.pid());
-    assert!(frozen.tasks[1..].iter().all(|task| task.ppid == guest.pid().get()));
+    assert!(
+        frozen.tasks[1..]
+            .iter()
+            .all(|task| task.ppid == guest.pid().get())
+    );
     frozen.kill().expect("kill");
     for pid in &pids[1..] {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -148,9 +160,15 @@ fn a_tree_is_frozen_with_its_children_and_killed_as_a_whole() {
 #[test]
 fn what_cannot_be_frozen_is_named() {
     let frozen = freeze_tree(HostPid::current(), TIMEOUT);
-    assert!(matches!(frozen, Err(FreezeError::ContainsUs(_))), "{frozen:?}");
+    assert!(
+        matches!(frozen, Err(FreezeError::ContainsUs(_))),
+        "{frozen:?}"
+    );
     // No pid is as high as this (pid_max is at most 2^22).
     let nobody = HostPid::new(1 << 23).expect("positive");
     let frozen = freeze_tree(nobody, TIMEOUT);
-    assert!(matches!(frozen, Err(FreezeError::NoSuchTask(_))), "{frozen:?}");
+    assert!(
+        matches!(frozen, Err(FreezeError::NoSuchTask(_))),
+        "{frozen:?}"
+    );
 }
