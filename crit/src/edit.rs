@@ -101,7 +101,19 @@ pub fn del(arguments: &cli::Del) -> Result<()> {
     })
 }
 
+/// An image that is a link could make an edit write anywhere: the directory is not trusted.
+fn refuse_link(path: &Path) -> Result<()> {
+    if path.is_symlink() {
+        bail!(
+            "{}: a symbolic link; edit the file it leads to",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn change(path: &Path, edit: impl FnOnce(&mut Value) -> Result<()>) -> Result<()> {
+    refuse_link(path)?;
     let mut image = read_image(path, false)?;
     edit(&mut image.value).with_context(|| path.display().to_string())?;
     let bytes = encode_value(path, &image.value, image.version)?;
@@ -114,6 +126,7 @@ fn change(path: &Path, edit: impl FnOnce(&mut Value) -> Result<()>) -> Result<()
 
 /// `crit edit`: the pretty JSON in $EDITOR until it encodes or the user gives up.
 pub fn edit(arguments: &cli::Edit) -> Result<()> {
+    refuse_link(&arguments.image)?;
     let image = read_image(&arguments.image, false)?;
     let mut draft = tempfile::Builder::new()
         .prefix("crit-")
@@ -175,6 +188,7 @@ fn replace(path: &Path, old: &[u8], new: &[u8]) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push("~");
     let backup = PathBuf::from(name);
+    refuse_link(&backup)?;
     write_output(Some(&backup), |out| Ok(out.write_all(old)?))
         .context("keep a copy of the image")?;
     write_output(Some(path), |out| Ok(out.write_all(new)?))?;

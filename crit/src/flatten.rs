@@ -14,9 +14,10 @@ use crust_image::dynamic::{Message, Value};
 use crust_image::json::Image;
 use crust_image::json::frame::Entry;
 use crust_image::pages::{DumpChain, PAGE_SIZE, PE_LAZY, PE_PRESENT, PageRun, Pagemap};
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 pub fn flatten(arguments: &cli::Flatten) -> Result<()> {
@@ -170,6 +171,8 @@ fn dedup_object(chain: &DumpChain<'_>, kind: Kind, id: u64) -> Result<u64> {
                     none => none.insert(
                         File::options()
                             .write(true)
+                            // A link in an untrusted directory must not lead the hole elsewhere.
+                            .custom_flags(OFlag::O_NOFOLLOW.bits())
                             .open(&path)
                             .with_context(|| format!("{}: open", path.display()))?,
                     ),

@@ -210,3 +210,37 @@ fn a_broken_pipe_is_quiet() {
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("No space left"), "{text}");
 }
+
+#[test]
+fn a_link_in_the_directory_is_not_written_through() {
+    let dir = copy_of(&dump("proc_dead"));
+    let outside = tempfile::tempdir().unwrap();
+    let victim = outside.path().join("victim.img");
+    let image = dir.path().join("remap-fpath.img");
+    fs::rename(&image, &victim).unwrap();
+    let before = fs::read(&victim).unwrap();
+    std::os::unix::fs::symlink(&victim, &image).unwrap();
+    for arguments in [
+        vec!["set", arg(&image), "[0].remap_id", "77"],
+        vec!["del", arg(&image), "[0]"],
+    ] {
+        let error = fail(&arguments, b"", 1);
+        assert!(error.contains("a symbolic link"), "{error}");
+    }
+    // Verbs over the directory put a file in the link's place.
+    crit(&[
+        "transform",
+        arg(dir.path()),
+        "--on",
+        "remap-fpath.img",
+        ".entries[0].remap_id = 77",
+    ]);
+    assert!(!image.is_symlink());
+    assert_eq!(fs::read(&victim).unwrap(), before);
+    // The copy that `edit` keeps is not written through a link either.
+    std::os::unix::fs::symlink(&victim, dir.path().join("remap-fpath.img~")).unwrap();
+    let output = edit(arg(&image), "'s/77/78/'");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(fs::read(&victim).unwrap(), before);
+    assert_eq!(crit(&["get", arg(&image), "[0].remap_id"]), b"77\n");
+}
