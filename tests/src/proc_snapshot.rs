@@ -334,17 +334,28 @@ impl Taken {
     /// The mappings with their VmFlags.
     fn maps(&mut self, pid: i32) -> Result<()> {
         let smaps = read_text(&format!("/proc/{pid}/smaps"))?;
-        let mut key = String::new();
+        let mut mappings: Vec<Mapping> = Vec::new();
         for line in smaps.lines() {
             if let Some(flags) = line.strip_prefix("VmFlags:") {
                 // sd, the soft-dirty mark, is about what has been written since; ht and hg stay.
                 let flags: Vec<_> = flags.split_whitespace().filter(|f| *f != "sd").collect();
-                self.fact(format!("{key} VmFlags"), flags.join(" "));
+                if let Some(mapping) = mappings.last_mut() {
+                    mapping.flags = flags.join(" ");
+                }
             } else if let Some((range, rest)) = mapping_head(line) {
-                key = format!("task {pid} map {range}");
-                let mapping = self.mapping(rest);
-                self.fact(key.as_str(), mapping);
+                let (start, end) = range.split_once('-').unwrap_or((range, range));
+                mappings.push(Mapping {
+                    start: start.to_owned(),
+                    end: end.to_owned(),
+                    what: self.mapping(rest),
+                    flags: String::new(),
+                });
             }
+        }
+        for mapping in joined(mappings) {
+            let key = format!("task {pid} map {}-{}", mapping.start, mapping.end);
+            self.fact(format!("{key} VmFlags"), mapping.flags);
+            self.fact(key, mapping.what);
         }
         Ok(())
     }
@@ -432,6 +443,36 @@ fn without_inodes(value: &str) -> String {
     kept.join(" ")
 }
 
+/// A mapping as smaps shows it.
+#[derive(Debug)]
+struct Mapping {
+    start: String,
+    end: String,
+    what: String,
+    flags: String,
+}
+
+/// Neighbours of private anonymous memory that are alike in everything count as one: whether the
+/// kernel has merged them depends on the order in which they were made and written (their
+/// anon_vma), which no image holds and no program can see elsewhere.
+fn joined(mappings: Vec<Mapping>) -> Vec<Mapping> {
+    let mut joined: Vec<Mapping> = Vec::new();
+    for mapping in mappings {
+        let is_anonymous = mapping.what.trim_end().ends_with("p 00000000 00:00 0");
+        match joined.last_mut() {
+            Some(last)
+                if is_anonymous
+                    && last.end == mapping.start
+                    && (&last.what, &last.flags) == (&mapping.what, &mapping.flags) =>
+            {
+                last.end = mapping.end;
+            }
+            _ => joined.push(mapping),
+        }
+    }
+    joined
+}
+
 /// Splits `start-end rest` if the line is the head of a mapping in smaps.
 fn mapping_head(line: &str) -> Option<(&str, &str)> {
     let (range, rest) = line.split_once(' ')?;
@@ -457,6 +498,29 @@ mod tests {
             Some("7ffc1000-7ffc2000")
         );
         assert_eq!(mapping_head("Size:                 12 kB"), None);
+    }
+
+    #[test]
+    fn only_equal_neighbours_of_anonymous_memory_are_joined() {
+        let mapping = |start: &str, end: &str, what: &str| Mapping {
+            start: start.to_owned(),
+            end: end.to_owned(),
+            what: what.to_owned(),
+            flags: "rd wr".to_owned(),
+        };
+        let anonymous = "rw-p 00000000 00:00 0 ";
+        let ranges = |mappings: Vec<Mapping>| -> Vec<(String, String)> {
+            let joined = joined(mappings).into_iter();
+            joined.map(|mapping| (mapping.start, mapping.end)).collect()
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let alike = vec![mapping("1", "2", anonymous), mapping("2", "3", anonymous)];
+        assert_eq!(ranges(alike), [pair("1", "3")]);
+        let file = "rw-p 00001000 08:01 7 /x";
+        let of_file = vec![mapping("1", "2", file), mapping("2", "3", file)];
+        assert_eq!(ranges(of_file), [pair("1", "2"), pair("2", "3")]);
+        let apart = vec![mapping("1", "2", anonymous), mapping("3", "4", anonymous)];
+        assert_eq!(ranges(apart), [pair("1", "2"), pair("3", "4")]);
     }
 
     #[test]

@@ -171,6 +171,27 @@ fn close_inherited() -> Result<()> {
     Ok(())
 }
 
+/// The numbers of pseudo terminals are those of a devpts: with the machine's, a restore would find
+/// the number of its guest given to another sandbox meanwhile.
+fn own_terminals() -> Result<()> {
+    let none: Option<&str> = None;
+    mount(
+        Some("devpts"),
+        "/dev/pts",
+        Some("devpts"),
+        MsFlags::empty(),
+        Some("newinstance,ptmxmode=0666,mode=0620"),
+    )?;
+    mount(
+        Some("/dev/pts/ptmx"),
+        "/dev/ptmx",
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )?;
+    Ok(())
+}
+
 impl Sandbox {
     /// Sets up the inside: an own file system where guests live, loopback up.
     fn enter() -> Result<Self> {
@@ -187,6 +208,7 @@ impl Sandbox {
             Some("mode=0755"),
         )
         .with_context(|| format!("mount a tmpfs on {GOLDEN}"))?;
+        own_terminals().context("mount a devpts of the sandbox's own")?;
         // Only what talks over loopback needs it, and says so itself when iproute2 is missing.
         let _ = Command::new("ip")
             .args(["link", "set", "lo", "up"])
