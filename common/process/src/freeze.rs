@@ -8,6 +8,9 @@ use crate::error::{Error, Result as OsResult};
 use crate::leftover;
 use crate::memory::TaskMem;
 use crate::pid::HostPid;
+use crate::proc::children::parse_children;
+use crate::proc::stat::{Stat, parse_stat};
+use crate::proc::status::TaskState as ProcState;
 use crate::regs::Regs;
 use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
@@ -16,7 +19,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// PF_KTHREAD of include/linux/sched.h, in the flags of /proc/PID/stat.
-const PF_KTHREAD: u64 = 0x0020_0000;
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// A tree that cannot be frozen, and why.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +59,7 @@ pub enum FreezeError {
     DeadLeader(HostPid),
     /// A thread does not stop.
     #[error(
-        "thread {tid} of task {pid} does not stop (state {state}): it sleeps uninterruptibly, for \
+        "thread {tid} of task {pid} does not stop ({state:?}): it sleeps uninterruptibly, for \
          example in a vfork whose child has not exec'ed"
     )]
     Unstoppable {
@@ -64,8 +67,8 @@ pub enum FreezeError {
         pid: HostPid,
         /// Its thread.
         tid: HostPid,
-        /// The state letter of /proc.
-        state: char,
+        /// What /proc says of it.
+        state: ProcState,
     },
     /// The kernel refused a step.
     #[error(transparent)]
@@ -143,13 +146,11 @@ pub fn freeze_tree(root: HostPid, timeout: Duration) -> Result<Frozen, FreezeErr
 }
 
 fn check_root(root: HostPid) -> Result<(), FreezeError> {
-    let stat = Stat::read(root.get(), root.get())
-        .map_err(Error::from)?
-        .ok_or(FreezeError::NoSuchTask(root))?;
+    let stat = stat_of(root, root)?.ok_or(FreezeError::NoSuchTask(root))?;
     if stat.flags & PF_KTHREAD != 0 {
         return Err(FreezeError::KernelThread(root));
     }
-    if stat.state == 'Z' && thread_ids(root)?.len() < 2 {
+    if stat.state == ProcState::Zombie && thread_ids(root)?.len() < 2 {
         return Err(FreezeError::RootIsZombie(root));
     }
     match status_number(root, "Tgid")? {
@@ -183,7 +184,7 @@ impl Freezer {
         if pid == HostPid::current() {
             return Err(FreezeError::ContainsUs(pid));
         }
-        let Some(stat) = Stat::read(pid.get(), pid.get()).map_err(Error::from)? else {
+        let Some(stat) = stat_of(pid, pid)? else {
             return Ok(false);
         };
         let known = self.frozen.tasks.iter().position(|task| task.pid == pid);
@@ -196,7 +197,7 @@ impl Freezer {
                 }
                 index
             }
-            None if stat.state == 'Z' && thread_ids(pid)?.len() < 2 => {
+            None if stat.state == ProcState::Zombie && thread_ids(pid)?.len() < 2 => {
                 self.frozen.tasks.push(FrozenTask {
                     pid,
                     ppid: stat.ppid,
@@ -264,10 +265,10 @@ impl Freezer {
             Ok(()) => return Ok(true),
             Err(error) => error,
         };
-        let Some(stat) = Stat::read(pid.get(), tid.get()).map_err(Error::from)? else {
+        let Some(stat) = stat_of(pid, tid)? else {
             return Ok(false);
         };
-        if matches!(stat.state, 'Z' | 'X') {
+        if matches!(stat.state, ProcState::Zombie | ProcState::Dead) {
             return Ok(false);
         }
         match status_number(tid, "TracerPid")? {
@@ -282,8 +283,8 @@ impl Freezer {
             Ok(Wait::Stopped(stop)) => stop,
             Ok(Wait::Exited(_)) => return Ok(()),
             Err(error) if error.errno == Errno::ETIMEDOUT => {
-                let stat = Stat::read(pid.get(), tid.get()).map_err(Error::from)?;
-                let state = stat.map_or('?', |stat| stat.state);
+                let stat = stat_of(pid, tid)?;
+                let state = stat.map_or(ProcState::Dead, |stat| stat.state);
                 return Err(FreezeError::Unstoppable { pid, tid, state });
             }
             Err(error) => return Err(error.into()),
@@ -492,8 +493,13 @@ fn children(pid: HostPid) -> OsResult<Vec<HostPid>> {
     let mut children = Vec::new();
     for tid in thread_ids(pid)? {
         let path = format!("/proc/{pid}/task/{tid}/children");
-        match fs::read_to_string(&path) {
-            Ok(text) => children.extend(text.split_ascii_whitespace().filter_map(parse_pid)),
+        match fs::read(&path) {
+            Ok(text) => {
+                let pids = parse_children(&text).map_err(|error| {
+                    Error::new(pid, format!("parse {path}: {error}"), Errno::EPROTO)
+                })?;
+                children.extend(pids.into_iter().filter_map(HostPid::new));
+            }
             Err(error) if is_gone(&error) => {}
             Err(error) => return Err(Error::io(pid, format!("read {path}"), &error)),
         }
@@ -509,53 +515,17 @@ fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-/// The few fields of /proc/PID/task/TID/stat that freezing needs.
-struct Stat {
-    state: char,
-    ppid: i32,
-    flags: u64,
-    exit_code: i32,
-}
-
-struct StatError(HostPid, String, Errno);
-
-impl From<StatError> for Error {
-    fn from(StatError(pid, doing, errno): StatError) -> Error {
-        Error::new(pid, doing, errno)
-    }
-}
-
-impl Stat {
-    /// `None` if the thread is gone.
-    fn read(pid: i32, tid: i32) -> Result<Option<Stat>, StatError> {
-        let path = format!("/proc/{pid}/task/{tid}/stat");
-        let owner = HostPid::new(tid).unwrap_or(HostPid::current());
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => {
-                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                return Err(StatError(owner, format!("read {path}"), errno));
-            }
-        };
-        let stat = Stat::parse(&bytes)
-            .ok_or_else(|| StatError(owner, format!("parse {path}"), Errno::EPROTO))?;
-        Ok(Some(stat))
-    }
-
-    /// Fields 3, 4, 9 and 52 of proc_pid_stat(5), counted behind the last `)`: a name may hold
-    /// one.
-    fn parse(bytes: &[u8]) -> Option<Stat> {
-        let text = String::from_utf8_lossy(bytes);
-        let (_, fields) = text.rsplit_once(')')?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        Some(Stat {
-            state: fields.first()?.chars().next()?,
-            ppid: fields.get(1)?.parse().ok()?,
-            flags: fields.get(6)?.parse().ok()?,
-            exit_code: fields.get(49)?.parse().ok()?,
-        })
-    }
+/// /proc/PID/task/TID/stat; `None` if the thread is gone.
+fn stat_of(pid: HostPid, tid: HostPid) -> OsResult<Option<Stat>> {
+    let path = format!("/proc/{pid}/task/{tid}/stat");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(Error::io(tid, format!("read {path}"), &error)),
+    };
+    parse_stat(&bytes)
+        .map(Some)
+        .map_err(|error| Error::new(tid, format!("parse {path}: {error}"), Errno::EPROTO))
 }
 
 fn status_number(tid: HostPid, key: &str) -> OsResult<Option<i32>> {
