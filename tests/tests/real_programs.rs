@@ -67,20 +67,21 @@ fn end(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
     sandbox.reap(&pids)
 }
 
+/// Waits until a started `sleep` is asleep: setsid and the loader are behind it. Gives the number
+/// of its system call, nanosleep or clock_nanosleep.
+fn asleep(guest: &Guest) -> Result<String> {
+    loop {
+        let syscall = fs::read_to_string(format!("/proc/{}/syscall", guest.pid))?;
+        match syscall.split_whitespace().next().unwrap_or_default() {
+            number @ ("35" | "230") => return Ok(number.to_owned()),
+            _ => std::thread::yield_now(),
+        }
+    }
+}
+
 fn sleep_1000(sandbox: &Sandbox, way: Way) -> Result<()> {
     let guest = start(sandbox, "sleep", &["1000"])?;
-    let asleep = || -> Result<Option<String>> {
-        let syscall = fs::read_to_string(format!("/proc/{}/syscall", guest.pid))?;
-        let number = syscall.split(' ').next().unwrap_or_default();
-        // nanosleep or clock_nanosleep
-        Ok(matches!(number, "35" | "230").then(|| number.to_owned()))
-    };
-    let before = loop {
-        if let Some(number) = asleep()? {
-            break number;
-        }
-        std::thread::yield_now();
-    };
+    let before = asleep(&guest)?;
     let snapshot = Snapshot::of_tree(guest.pid)?;
     through_a_dump(sandbox, &guest, way)?;
     snapshot.expect_same(&Snapshot::of_tree(guest.pid)?, &[])?;
@@ -100,6 +101,7 @@ fn sleep_1000(sandbox: &Sandbox, way: Way) -> Result<()> {
 fn sleep_2(sandbox: &Sandbox, way: Way) -> Result<()> {
     let started = std::time::Instant::now();
     let guest = start(sandbox, "sleep", &["2"])?;
+    asleep(&guest)?;
     through_a_dump(sandbox, &guest, way)?;
     let status = sandbox.wait(guest.pid)?;
     let took = started.elapsed().as_secs_f64();
