@@ -8,13 +8,14 @@
 use super::undo::Undo;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::libc;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, lstat};
-use nix::unistd::{Gid, Uid, chdir, fchdir, fchownat, unlink};
+use nix::unistd::{Gid, Uid, chdir, fchownat, unlink};
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Binds `socket` to `name`, meant from `dir` if it is relative, and gives the file its mode and
@@ -26,11 +27,33 @@ pub fn bind_to_path(
     perms: Option<(u32, u32, u32)>,
     undo: &mut Undo,
 ) -> Result<()> {
-    let _back = if name.starts_with(b"/") {
-        None
-    } else {
-        Some(Elsewhere::go(dir)?)
+    if name.starts_with(b"/") {
+        return bind_here(socket, dir, name, perms, undo);
+    }
+    in_directory(dir, || bind_here(socket, dir, name, perms, undo))
+}
+
+/// Runs `what` in another working directory. A relative name stays relative in the socket's
+/// address, so the directory has to be the working one; that of a thread which shares it with
+/// nobody is, and ours never changes.
+fn in_directory(dir: &[u8], what: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    let there = || {
+        let path = OsStr::from_bytes(dir);
+        unshare(CloneFlags::CLONE_FS).context("have a working directory of its own")?;
+        chdir(path).with_context(|| format!("change to {}", path.display()))?;
+        what()
     };
+    let joined = std::thread::scope(|scope| scope.spawn(there).join());
+    joined.unwrap_or_else(|_| bail!("a thread that binds a socket panicked"))
+}
+
+fn bind_here(
+    socket: BorrowedFd<'_>,
+    dir: &[u8],
+    name: &[u8],
+    perms: Option<(u32, u32, u32)>,
+    undo: &mut Undo,
+) -> Result<()> {
     let shown = OsStr::from_bytes(name).display();
     clear_name(name)?;
     let address = UnixAddr::new(OsStr::from_bytes(name))
@@ -103,34 +126,11 @@ fn is_alive(name: &[u8]) -> Result<bool> {
     }
 }
 
-/// We are in another directory until this is dropped.
-struct Elsewhere {
-    before: OwnedFd,
-}
-
-impl Elsewhere {
-    fn go(dir: &[u8]) -> Result<Elsewhere> {
-        let path = OsStr::from_bytes(dir);
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let before = open(".", flags, Mode::empty()).context("open our working directory")?;
-        chdir(path).with_context(|| format!("change to {}", path.display()))?;
-        Ok(Elsewhere { before })
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        // It was our working directory a moment ago; fchdir can only fail for lack of search
-        // permission, and then what follows names absolute paths anyway.
-        let _ = fchdir(&self.before);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::sys::socket::{Backlog, getsockname, listen};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::path::{Path, PathBuf};
 
     fn scratch(name: &str) -> PathBuf {
