@@ -3,8 +3,8 @@
 //! ptrace access to both tasks.
 //!
 //! The order makes sorting possible: the groups of n objects need n log n calls, at 1.2
-//! microseconds each. Two cheaper questions come first: whether a task's descriptor is the one
-//! under the same number in its parent, which is so nearly always, and whether two descriptions
+//! microseconds each. A caller asks cheaper questions first: whether a descriptor is the one
+//! under the same number in the parent, which is so nearly always, and whether two descriptions
 //! can be the same at all, having the same inode, flags and position.
 
 use crate::error::{Error, Result};
@@ -12,7 +12,6 @@ use crate::pid::HostPid;
 use nix::errno::Errno;
 use nix::libc;
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::hash::Hash;
 
 /// KCMP_* of include/uapi/linux/kcmp.h.
@@ -132,71 +131,6 @@ impl TaskSorter {
     }
 }
 
-/// Sorts descriptors by the description they share. `K` is what equal descriptions have equal:
-/// device, inode, flags and position.
-#[derive(Debug)]
-pub struct FileSorter<K> {
-    next: usize,
-    /// The first descriptor of each group, in the order of kcmp within its bucket.
-    buckets: HashMap<K, Sorted<(HostPid, i32)>>,
-    tables: HashMap<(HostPid, i32), Group>,
-}
-
-impl<K> Default for FileSorter<K> {
-    fn default() -> FileSorter<K> {
-        FileSorter {
-            next: 0,
-            buckets: HashMap::new(),
-            tables: HashMap::new(),
-        }
-    }
-}
-
-impl<K: Eq + Hash> FileSorter<K> {
-    /// The group of descriptor `fd` of `task`, if the same number of `parent` is the same
-    /// description. Asked before the descriptor is fetched at all.
-    pub fn inherited(&mut self, task: HostPid, fd: i32, parent: HostPid) -> Result<Option<Group>> {
-        let Some(&group) = self.tables.get(&(parent, fd)) else {
-            return Ok(None);
-        };
-        if file(parent, fd, task, fd)? != Ordering::Equal {
-            return Ok(None);
-        }
-        self.tables.insert((task, fd), group);
-        Ok(Some(group))
-    }
-
-    /// The group of descriptor `fd` of `task`, new if no descriptor in the bucket of `key` is on
-    /// the same description.
-    pub fn group(&mut self, task: HostPid, fd: i32, key: K) -> Result<Group> {
-        let bucket = self.buckets.entry(key).or_default();
-        let found = search(bucket, |(known, known_fd)| {
-            file(*known, *known_fd, task, fd)
-        })?;
-        let group = match found {
-            Ok(group) => group,
-            Err(slot) => {
-                let group = Group(self.next);
-                bucket.insert(slot, ((task, fd), group));
-                self.next += 1;
-                group
-            }
-        };
-        self.tables.insert((task, fd), group);
-        Ok(group)
-    }
-
-    /// Number of groups.
-    pub fn len(&self) -> usize {
-        self.next
-    }
-
-    /// No descriptor was seen.
-    pub fn is_empty(&self) -> bool {
-        self.next == 0
-    }
-}
-
 /// Binary search with a question that can fail: the group, or where it would stand.
 fn search<P>(
     sorted: &[(P, Group)],
@@ -256,40 +190,6 @@ mod tests {
         assert_eq!(there, back.reverse());
         let error = file(own, a.as_raw_fd(), own, 99_999).expect_err("no such descriptor");
         assert_eq!(error.errno, Errno::EBADF);
-        Ok(())
-    }
-
-    #[test]
-    fn descriptors_are_grouped_by_description() -> Result<()> {
-        let own = HostPid::current();
-        let originals: Vec<_> = (0..40).map(|_| eventfd()).collect();
-        let copies: Vec<_> = originals.iter().rev().map(|fd| fd.try_clone()).collect();
-        let mut sorter = FileSorter::default();
-        for (at, fd) in originals.iter().enumerate() {
-            assert_eq!(sorter.group(own, fd.as_raw_fd(), 1)?, Group(at));
-        }
-        for (at, copy) in copies.iter().enumerate() {
-            let copy = copy.as_ref().expect("a descriptor can be duplicated");
-            assert_eq!(sorter.group(own, copy.as_raw_fd(), 1)?, Group(39 - at));
-        }
-        assert_eq!(sorter.len(), 40);
-        // Another bucket is not searched.
-        assert_eq!(sorter.group(own, originals[0].as_raw_fd(), 2)?, Group(40));
-        Ok(())
-    }
-
-    #[test]
-    fn a_number_is_inherited_or_not() -> Result<()> {
-        let shared = eventfd();
-        let (_one, one_pid) = Holder::spawn(shared.try_clone().expect("duplicable"));
-        let (_two, two_pid) = Holder::spawn(shared);
-        let (_three, three_pid) = Holder::spawn(eventfd());
-        let mut sorter = FileSorter::default();
-        let group = sorter.group(one_pid, 0, ())?;
-        assert_eq!(sorter.inherited(two_pid, 0, one_pid)?, Some(group));
-        assert_eq!(sorter.inherited(three_pid, 0, one_pid)?, None);
-        assert_eq!(sorter.inherited(three_pid, 0, two_pid)?, None);
-        assert_eq!(sorter.inherited(three_pid, 1, two_pid)?, None);
         Ok(())
     }
 
