@@ -439,6 +439,13 @@ impl Frozen {
     }
 
     fn detach_all(&mut self) -> OsResult<()> {
+        let stopped = |task: &&FrozenTask| matches!(task.state, TaskState::Stopped(_));
+        let stopped: Vec<HostPid> = self
+            .tasks
+            .iter()
+            .filter(stopped)
+            .map(|task| task.pid)
+            .collect();
         let mut result = Ok(());
         for thread in self.tasks.drain(..).flat_map(|task| task.threads) {
             match thread.stopped.detach() {
@@ -446,7 +453,23 @@ impl Frozen {
                 _ => {}
             }
         }
+        stopped.into_iter().for_each(wait_until_stopped_again);
         result
+    }
+}
+
+/// A stopped task that is detached runs for a moment inside the kernel before it stops again
+/// (ptrace(2), "the transition is visible"); we are done when it has. Nobody but its parent is
+/// told, so /proc is asked. It may have been continued or killed meanwhile: that is not awaited.
+fn wait_until_stopped_again(pid: HostPid) {
+    const MOMENT: Duration = Duration::from_millis(100);
+    let end = Instant::now() + MOMENT;
+    let runs = || {
+        let stat = stat_of(pid, pid).ok().flatten();
+        stat.is_some_and(|stat| stat.state != ProcState::Stopped)
+    };
+    while runs() && Instant::now() < end {
+        std::thread::yield_now();
     }
 }
 
