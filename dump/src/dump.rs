@@ -5,11 +5,15 @@
 
 use crate::collect::{Collected, collect};
 use crate::context::{Context, Task};
+use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
-use crate::refusal::Refusals;
+use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
 use crate::write::{write_images, write_inventory};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use crust_cli::code::Code;
+use crust_cli::failure::{Failure, OfStage};
+use crust_cli::finding::Finding;
 use crust_cli::log::Log;
 use crust_cli::options::Options;
 use crust_cli::scripts::{self, Stage};
@@ -17,7 +21,7 @@ use crust_cli::status::tell_started;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
 use crust_process::fds::PidFd;
-use crust_process::freeze::{Frozen, FrozenTask, TaskState, freeze_tree};
+use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -26,15 +30,15 @@ use std::fs::File;
 /// Dumps the tree the options name.
 pub fn dump(options: &Options, log: &Log) -> Result<()> {
     let root = root_of(options)?;
-    let images = ImageDir::open(&options.images_dir)?;
-    images.check_writable()?;
-    let work_dir = ImageDir::open(&options.work_dir)?;
-    let interrupt = Interrupt::block()?;
+    let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
+    images.check_writable().stage(Code::ImagesDir)?;
+    let work_dir = ImageDir::open(&options.work_dir).stage(Code::WorkDir)?;
+    let interrupt = Interrupt::block().stage(Code::Host)?;
     allow_many_descriptors(log);
-    tell_started(options)?;
-    scripts::run(options, log, Stage::PreDump, Some(root.get()))?;
+    tell_started(options).stage(Code::GivenFd)?;
+    scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
 
-    let mut frozen = freeze_tree(root, options.timeout)?;
+    let mut frozen = freeze(root, options.timeout)?;
     log.info(format_args!(
         "Frozen {} tasks in {:?}",
         frozen.tasks.len(),
@@ -48,7 +52,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     let ctx = Context {
         options,
         log,
-        tasks: views(&frozen)?,
+        tasks: views(&frozen).stage(Code::Collect)?,
         refusals: Refusals::default(),
     };
     let mut collected = look(&ctx, &mut frozen, &interrupt)?;
@@ -64,26 +68,30 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         Ok(held) => held,
         Err(error) => return Err(undo(error, log, frozen, &images)),
     };
-    let_go(options, log, frozen, &mut collected)?;
+    let_go(options, log, frozen, &mut collected).stage(Code::LetGo)?;
     stats.frozen = since.elapsed();
     log.info(format_args!(
         "Frozen for {:?}, {} pages written",
         stats.frozen, stats.pages
     ));
     drop(held);
-    write_stats(options, &work_dir, &stats)
+    write_stats(options, &work_dir, &stats).stage(Code::Afterwards)
 }
 
-fn root_of(options: &Options) -> Result<HostPid> {
+/// The task that the options name.
+pub fn root_of(options: &Options) -> Result<HostPid> {
     let pid = options
         .tree
-        .context("which task to dump is not said: give --tree PID")?;
-    HostPid::new(pid).with_context(|| format!("--tree {pid} is not a process id"))
+        .context("which task to dump is not said: give --tree PID")
+        .stage(Code::Usage)?;
+    HostPid::new(pid)
+        .with_context(|| format!("--tree {pid} is not a process id"))
+        .stage(Code::Usage)
 }
 
 /// Three descriptors are open for each task, and the usual soft limit of 1024 is for programs that
 /// use select(2). Failing to raise it is no error until there are that many tasks.
-fn allow_many_descriptors(log: &Log) {
+pub fn allow_many_descriptors(log: &Log) {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(errno) = raised {
@@ -97,8 +105,8 @@ fn allow_many_descriptors(log: &Log) {
 /// Collects everything and refuses what cannot be dumped; writes nothing, so that an older dump in
 /// the directory stays as long as this one is not sure. An error thaws the tree (by its drop).
 fn look(ctx: &Context, frozen: &mut Frozen, interrupt: &Interrupt) -> Result<Collected> {
-    let mut collected = collect(ctx, frozen)?;
-    collected.files.settle(ctx)?;
+    let mut collected = collect(ctx, frozen).stage(Code::Collect)?;
+    collected.files.settle(ctx).stage(Code::Collect)?;
     tell_refusals(ctx)?;
     interrupt.check()?;
     Ok(collected)
@@ -115,12 +123,12 @@ fn write(
 ) -> Result<Vec<File>> {
     // Nothing of an older dump may be taken for part of this one. Its pages are held until the tree
     // goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
-    let held = old_pages(images)?;
-    images.remove_images()?;
-    write_images(ctx, images, frozen, collected, interrupt, stats)?;
+    let held = old_pages(images).stage(Code::Write)?;
+    images.remove_images().stage(Code::Write)?;
+    write_images(ctx, images, frozen, collected, interrupt, stats).stage(Code::Write)?;
     let root = frozen.tasks.first().map(|task| task.pid.get());
-    scripts::run(ctx.options, ctx.log, Stage::PostDump, root)?;
-    write_inventory(ctx, images, collected)?;
+    scripts::run(ctx.options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
+    write_inventory(ctx, images, collected).stage(Code::Write)?;
     Ok(held)
 }
 
@@ -137,7 +145,8 @@ fn is_alive(task: &&FrozenTask) -> bool {
     !matches!(task.state, TaskState::Zombie(_))
 }
 
-fn views(frozen: &Frozen) -> Result<Vec<Task>> {
+/// The living tasks as rooms see them.
+pub fn views(frozen: &Frozen) -> Result<Vec<Task>> {
     frozen.tasks.iter().filter(is_alive).map(view).collect()
 }
 
@@ -162,16 +171,18 @@ fn tell_refusals(ctx: &Context) -> Result<()> {
     for refusal in &refusals {
         ctx.log.error("dump", refusal);
     }
-    let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-    match list.as_slice() {
-        [] => Ok(()),
-        [one] => bail!("cannot dump: {one}"),
-        many => bail!(
-            "cannot dump, for {} reasons: {}",
-            many.len(),
-            many.join("; ")
-        ),
+    if refusals.is_empty() {
+        return Ok(());
     }
+    let reasons = refusals.iter().map(reason_of).collect();
+    Err(Failure::for_reasons(Code::Refused, "cannot dump", reasons).into())
+}
+
+/// A refusal as a check tells it.
+pub fn reason_of(refusal: &Refusal) -> Finding {
+    Finding::error(Code::Refused, &refusal.object, &refusal.what)
+        .of_task(refusal.task.get())
+        .remedy(&refusal.hint)
 }
 
 /// Lets the tree go on as it was and removes what was written.

@@ -3,7 +3,9 @@
 //! They are blocked, not caught: a handler could do nothing but set a flag, and a signalfd is one.
 //! What is under way (copying memory, above all) asks it between its steps.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
+use crust_cli::code::Code;
+use crust_cli::failure::failure_of;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -34,7 +36,8 @@ impl Interrupt {
             Some(info) => {
                 let name =
                     Signal::try_from(info.ssi_signo as i32).map_or("a signal", Signal::as_str);
-                bail!("interrupted by {name} from process {}", info.ssi_pid)
+                let why = anyhow!("interrupted by {name} from process {}", info.ssi_pid);
+                Err(failure_of(why, Code::Interrupted).into())
             }
         }
     }

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod check;
 mod collect;
 mod context;
 mod dump;
 mod files;
+mod freezing;
 mod ids;
 mod interrupt;
 mod inventory;
@@ -21,5 +23,8 @@ use crust_cli::run::main_of;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    main_of(Tool::Dump, dump::dump)
+    main_of(Tool::Dump, |options, log| match options.check {
+        true => check::check(options, log),
+        false => dump::dump(options, log),
+    })
 }

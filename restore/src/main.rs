@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cgroup;
+mod check;
 mod exec;
 mod files;
 mod host;
@@ -20,6 +21,9 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mirrored = Cell::new(None);
     let code = main_of(Tool::Restore, |options, log| {
+        if options.check {
+            return check::check(options);
+        }
         mirrored.set(restore::restore(options, log)?);
         Ok(())
     });

@@ -3,15 +3,16 @@
 //! Nothing is touched until the plan is whole: `--plan` prints it and stops there. A failure of
 //! the execution leaves no task and no file behind.
 
-use crate::exec::routines::preflight::problems_of_files;
+use crate::check::{self, Subject};
 use crate::exec::{ExecError, Restored, execute};
 use crate::host::Host;
-use crate::mm;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
 use crate::plan::{Refusal, plan};
 use crate::stats::encode_stats;
 use anyhow::{Context as _, Result, bail};
+use crust_cli::code::Code;
+use crust_cli::failure::OfStage;
 use crust_cli::log::Log;
 use crust_cli::options::{Options, PlanFormat};
 use crust_cli::scripts::{self, Stage};
@@ -31,9 +32,9 @@ const KILLED: i32 = 128;
 /// root's.
 pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let start = Instant::now();
-    let images = ImageDir::open(&options.images_dir)?;
-    let checkpoint = Checkpoint::load(&images)?;
-    let host = Host::probe()?;
+    let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
+    let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
+    let host = Host::probe().stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
     let plan = plan(&checkpoint, &host, options).map_err(|refusals| refused(log, &refusals))?;
     log.info(format_args!(
@@ -42,20 +43,20 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         start.elapsed()
     ));
     if let Some(format) = options.plan {
-        print_plan(&plan, format)?;
+        print_plan(&plan, format).stage(Code::Afterwards)?;
         return Ok(None);
     }
-    mm::vdso::check(&images, &checkpoint)?;
-    check_files(log, &plan)?;
-    scripts::run(options, log, Stage::PreRestore, None)?;
-    let restored = execute(&plan, &images, |root| before_release(options, log, root))?;
-    scripts::run(options, log, Stage::PostResume, Some(restored.root.get()))?;
+    ask_host(options, log, &images, &checkpoint, &plan)?;
+    scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
+    let restored =
+        execute(&plan, &images, |root| before_release(options, log, root)).stage(Code::Execute)?;
+    scripts::run(options, log, Stage::PostResume, Some(restored.root.get())).stage(Code::Script)?;
     tell(log, &restored);
-    write_stats(options, &checkpoint, &restored)?;
+    write_stats(options, &checkpoint, &restored).stage(Code::Afterwards)?;
     if options.restore_detached {
         return Ok(None);
     }
-    wait_for(restored.root).map(Some)
+    wait_for(restored.root).map(Some).stage(Code::Afterwards)
 }
 
 /// All refusals go to the log, one line each, and into the one sentence of the failure.
@@ -63,32 +64,31 @@ fn refused(log: &Log, refusals: &[Refusal]) -> anyhow::Error {
     for refusal in refusals {
         log.error("restore", refusal);
     }
-    let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-    match list.as_slice() {
-        [one] => anyhow::anyhow!("cannot restore: {one}"),
-        many => anyhow::anyhow!(
-            "cannot restore, for {} reasons: {}",
-            many.len(),
-            many.join("; ")
-        ),
+    match check::expect_nothing(refusals.iter().map(check::reason_of).collect()) {
+        Err(failure) => failure,
+        // The planner does not fail without a reason.
+        Ok(()) => anyhow::anyhow!("cannot restore"),
     }
 }
 
-/// Every executable, library and open file that is gone or has changed, before anything is done.
-fn check_files(log: &Log, plan: &Plan) -> Result<()> {
-    let problems = problems_of_files(plan);
-    for problem in &problems {
-        log.error("restore", problem);
+/// Everything of this host that stands against the plan, before anything is done.
+fn ask_host(
+    options: &Options,
+    log: &Log,
+    images: &ImageDir,
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+) -> Result<()> {
+    let findings = check::ask(&Subject {
+        options,
+        images,
+        checkpoint,
+        steps: &plan.steps,
+    });
+    for finding in &findings {
+        log.error("restore", finding);
     }
-    match problems.as_slice() {
-        [] => Ok(()),
-        [one] => bail!("cannot restore: {one}"),
-        many => bail!(
-            "cannot restore, {} files are not as they were: {}",
-            many.len(),
-            many.join("; ")
-        ),
-    }
+    check::expect_nothing(findings)
 }
 
 fn print_plan(plan: &Plan, format: PlanFormat) -> Result<()> {

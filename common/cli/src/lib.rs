@@ -3,9 +3,14 @@
 //! BEHAVIOUR: the peer's scripts pass the same list of options to both, so both know them all.
 #![forbid(unsafe_code)]
 
+pub mod capabilities;
+pub mod code;
 pub mod config;
+pub mod failure;
+pub mod finding;
 pub mod log;
 pub mod options;
+pub mod report;
 pub mod run;
 pub mod scripts;
 pub mod status;

@@ -104,6 +104,12 @@ pub struct Options {
     pub shell_job: bool,
     /// `--plan`.
     pub plan: Option<PlanFormat>,
+    /// `--check`: look and tell, touch nothing.
+    pub check: bool,
+    /// `--json`: reports and failures for programs.
+    pub json: bool,
+    /// `--cpu-cap`: what of the processor must be as it was; `none` turns the check off.
+    pub cpu_cap: Option<String>,
     /// `--link-remap`.
     pub link_remap: bool,
     /// `--ghost-limit` in bytes; 1 MiB by default.
@@ -255,6 +261,9 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
             "plan",
             &[("text", PlanFormat::Text), ("json", PlanFormat::Json)],
         )?,
+        check: given.flag("check"),
+        json: given.flag("json"),
+        cpu_cap: given.text("cpu-cap")?,
         link_remap: given.flag("link-remap"),
         ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
         file_locks: given.flag("file-locks"),

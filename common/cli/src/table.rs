@@ -194,6 +194,20 @@ pub const ROWS: &[Row] = &[
         "print the plan (text or json) and do nothing",
     ),
     row(
+        "check",
+        None,
+        Flag,
+        (Works, Works),
+        "say what would be refused, and do nothing",
+    ),
+    row(
+        "json",
+        None,
+        Flag,
+        (Works, Works),
+        "reports and failures as JSON",
+    ),
+    row(
         "progress-fd",
         None,
         One("FD"),
@@ -518,7 +532,7 @@ pub const ROWS: &[Row] = &[
         "cpu-cap",
         Some('c'),
         Optional("CAP", "all"),
-        (NotYet, NotYet),
+        (NotYet, Works),
         "what of the CPU must be the same",
     ),
     row(

@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod broker;
 pub mod build_id;
+pub mod cpuid;
 pub mod descriptor;
 pub mod error;
 pub mod fds;

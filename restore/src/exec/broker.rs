@@ -2,12 +2,12 @@
 //! /proc, pages of shared objects. The root is forked here too, for it is our child.
 
 use super::{ExecError, Executor, routines};
-use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Plan, Ret, SlotId, Step};
+use crate::check::pids::holder;
+use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Ret, SlotId, Step};
 use crust_image::ids::VirtPid;
 use crust_process::broker::{self, Answer, Inner, OwnArg};
 use crust_process::making::Made;
 use nix::errno::Errno;
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -258,22 +258,8 @@ fn busy_or(step: &Step, pid: VirtPid, error: crust_process::error::Error) -> Exe
 
 /// Who has a pid.
 pub(super) fn busy(pid: VirtPid) -> String {
-    let holder = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    match holder.trim_end() {
-        "" => format!("pid {pid} is in use as a process, thread, group or session id"),
-        comm => format!("pid {pid} is in use by {comm:?}"),
+    match holder(pid) {
+        None => format!("pid {pid} is in use as a process, thread, group or session id"),
+        Some(comm) => format!("pid {pid} is in use by {comm:?}"),
     }
-}
-
-/// The numbers that a plan will give to tasks and threads and that somebody has. They may be free
-/// a moment later, or taken: clone3 has the last word.
-pub(super) fn busy_pids(plan: &Plan) -> Vec<String> {
-    let numbers = plan.steps.iter().filter_map(|step| match step.op {
-        Op::Fork { pid, .. } => Some(pid),
-        Op::Thread { tid } => Some(tid),
-        _ => None,
-    });
-    let numbers: BTreeSet<VirtPid> = numbers.collect();
-    let taken = |pid: &VirtPid| fs::exists(format!("/proc/{pid}")).unwrap_or(false);
-    numbers.into_iter().filter(taken).map(busy).collect()
 }

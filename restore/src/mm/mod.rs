@@ -17,6 +17,7 @@ use crate::plan::calls::close;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId, VdsoArea};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
+use crust_cli::code::Code;
 use crust_image::ids::{FileId, VirtPid};
 use crust_proto::criu::MmEntry;
 use nix::libc;
@@ -198,7 +199,7 @@ fn plan_vdso(planner: &mut Planner<'_>, room: &Room<'_>) {
             "{code:#x} bytes of code and {data:#x} of data in the images, {host_code:#x} and \
              {host_data:#x} on this host: another kernel's vdso cannot be replaced yet"
         );
-        planner.refuse(Refusal::new(origin, why));
+        planner.refuse(Refusal::new(origin, why).kind(Code::HostKernel));
         return;
     }
     planner.push(Phase::Memory, room.actor, Op::MoveVdso { areas }, origin);

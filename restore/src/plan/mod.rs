@@ -20,13 +20,34 @@ use step::{Actor, Arg, Call, Op, Origin, Phase, Piece, Plan, SlotId, Step};
 
 /// Makes the plan, or tells everything that is against it.
 pub fn plan(checkpoint: &Checkpoint, host: &Host, options: &Options) -> Result<Plan, Vec<Refusal>> {
+    planned(checkpoint, host, options).finish()
+}
+
+/// A plan that may have been refused, for those who want to know everything that is against it.
+pub struct Draft {
+    /// In no order.
+    pub steps: Vec<Step>,
+    /// What the planner refused.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Makes the plan as far as it can be made.
+pub fn draft(checkpoint: &Checkpoint, host: &Host, options: &Options) -> Draft {
+    let mut planner = planned(checkpoint, host, options);
+    Draft {
+        steps: std::mem::take(&mut planner.steps),
+        refusals: std::mem::take(&mut planner.refusals),
+    }
+}
+
+fn planned<'a>(checkpoint: &'a Checkpoint, host: &'a Host, options: &'a Options) -> Planner<'a> {
     let mut planner = Planner::new(checkpoint, host, options);
     tree::plan(&mut planner);
     cgroup::plan(&mut planner);
     files::plan(&mut planner);
     mm::plan(&mut planner);
     task::plan(&mut planner);
-    planner.finish()
+    planner
 }
 
 /// A pushed step, by which a room can order it.

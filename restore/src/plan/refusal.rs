@@ -3,6 +3,7 @@
 //! before anything is touched.
 
 use super::step::Origin;
+use crust_cli::code::Code;
 use std::fmt;
 
 /// One reason.
@@ -10,6 +11,8 @@ use std::fmt;
 pub struct Refusal {
     /// The image and entry, and what it is about.
     pub origin: Origin,
+    /// What kind of reason.
+    pub code: Code,
     /// What is wrong, with the field and its value.
     pub why: String,
     /// What the user may try, as a phrase; empty if there is nothing.
@@ -21,9 +24,15 @@ impl Refusal {
     pub fn new(origin: Origin, why: impl Into<String>) -> Refusal {
         Refusal {
             origin,
+            code: Code::Plan,
             why: why.into(),
             hint: String::new(),
         }
+    }
+
+    /// The same of another kind than a plan that cannot be made.
+    pub fn kind(self, code: Code) -> Refusal {
+        Refusal { code, ..self }
     }
 
     /// The same with something to try.

@@ -11,6 +11,7 @@ use crate::host::Creds;
 use crate::plan::calls::prctl;
 use crate::plan::step::{Arg, Call, Origin, Phase};
 use crate::plan::{Planner, Refusal};
+use crust_cli::code::Code;
 use crust_proto::criu::CredsEntry;
 use nix::libc;
 
@@ -34,7 +35,7 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     let faults = faults(&has, &wanted, thread.own.creds.as_ref());
     if !faults.is_empty() {
         for why in faults {
-            planner.refuse(Refusal::new(origin.clone(), why));
+            planner.refuse(Refusal::new(origin.clone(), why).kind(Code::Capability));
         }
         return;
     }

@@ -6,6 +6,7 @@ use super::Live;
 use crate::host::{Limit, NOFILE, RLIMITS};
 use crate::plan::step::{Actor, Arg, Call, Origin, Phase};
 use crate::plan::{Planner, Refusal};
+use crust_cli::code::Code;
 use nix::libc;
 
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -44,7 +45,8 @@ pub fn plan(planner: &mut Planner<'_>, live: &Live<'_>) {
                 told(wanted.max),
                 told(has.map_or(0, |has| has.max))
             );
-            planner.refuse(Refusal::new(origin, why).hint("raise the limit in the shell"));
+            let refusal = Refusal::new(origin, why).kind(Code::Limit);
+            planner.refuse(refusal.hint("raise the limit in the shell"));
         } else {
             let call = prlimit(name, number, wanted);
             planner.call(Phase::Creds, leader.actor(), call, origin);
@@ -105,7 +107,7 @@ pub fn plan_descriptor_numbers(planner: &mut Planner<'_>) {
             "{needed} descriptors are above the hard RLIMIT_NOFILE {}",
             has.max
         );
-        planner.refuse(Refusal::new(origin, why));
+        planner.refuse(Refusal::new(origin, why).kind(Code::Limit));
     } else if needed > has.cur {
         let limit = Limit {
             cur: has.max,

@@ -9,6 +9,7 @@ use super::{Live, Thread};
 use crate::plan::calls::prctl;
 use crate::plan::step::{Arg, Call, Phase, Piece};
 use crate::plan::{Planner, Refusal};
+use crust_cli::code::Code;
 use crust_proto::criu::{ItimerEntry, PosixTimerEntry};
 use nix::libc;
 
@@ -62,7 +63,7 @@ fn plan_posix(
     let origin = leader.origin("ids of POSIX timers");
     if !planner.host.timer_restore_ids {
         let why = "timer ids can only be chosen since Linux 6.15".to_owned();
-        planner.refuse(Refusal::new(origin, why));
+        planner.refuse(Refusal::new(origin, why).kind(Code::HostKernel));
         return;
     }
     let restore_ids = |on: i64| {

@@ -5,12 +5,13 @@
 //! looked at, nothing is opened, and a restore that succeeds pays nothing for it.
 
 use super::open;
-use crate::plan::step::{Op, Phase, Plan, Routine};
+use crate::plan::step::{Op, Phase, Routine, Step};
 
-/// What stands against the opens of the first phase, as `origin: what`, in the plan's order. An
-/// open that waits for another step is left out: what it opens may only be there then.
-pub fn problems_of_files(plan: &Plan) -> Vec<String> {
-    plan.steps
+/// What stands against the opens of the first phase, as what asks for it and what is wrong, in the
+/// plan's order. An open that waits for another step is left out: what it opens may only be there
+/// then.
+pub fn problems_of_files(steps: &[Step]) -> Vec<(String, String)> {
+    steps
         .iter()
         .filter(|step| step.phase == Phase::Open && step.after.is_empty())
         .filter_map(|step| {
@@ -33,7 +34,7 @@ pub fn problems_of_files(plan: &Plan) -> Vec<String> {
                 _ => return None,
             };
             let error = open::look(path, *flags, expect).err()?;
-            Some(format!("{}: {error:#}", step.origin))
+            Some((step.origin.to_string(), format!("{error:#}")))
         })
         .collect()
 }

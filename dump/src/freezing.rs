@@ -1,0 +1,30 @@
+//! Freezing the tree, with the kind of each way in which it fails.
+
+use anyhow::Result;
+use crust_cli::code::Code;
+use crust_cli::failure::failure_of;
+use crust_process::freeze::{FreezeError, Frozen, freeze_tree};
+use crust_process::pid::HostPid;
+use std::time::Duration;
+
+/// Freezes the tree below `root`; whatever was frozen goes on if that fails.
+pub fn freeze(root: HostPid, timeout: Duration) -> Result<Frozen> {
+    freeze_tree(root, timeout).map_err(|error| {
+        let code = kind_of(&error);
+        failure_of(error.into(), code).into()
+    })
+}
+
+fn kind_of(error: &FreezeError) -> Code {
+    match error {
+        FreezeError::NoSuchTask(_) => Code::NoSuchTask,
+        FreezeError::KernelThread(_) => Code::KernelThread,
+        FreezeError::NotALeader { .. } => Code::NotALeader,
+        FreezeError::RootIsZombie(_) => Code::Zombie,
+        FreezeError::ContainsUs(_) => Code::ContainsUs,
+        FreezeError::Traced { .. } => Code::Traced,
+        FreezeError::DeadLeader(_) => Code::DeadLeader,
+        FreezeError::Unstoppable { .. } => Code::Unstoppable,
+        FreezeError::Os(_) => Code::Freeze,
+    }
+}

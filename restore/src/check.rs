@@ -1,0 +1,120 @@
+//! Preflight: everything that is against a restore, in one list, before anything is touched.
+//!
+//! A restore asks the same questions before its first step and stops with the same list;
+//! `--check` asks and prints. [`CHECKS`] is where a resource adds what it can look up on this
+//! host without making anything: a check gets the steps of the plan, also when the planner has
+//! refused something, and answers with findings. It must not open what an open would change.
+
+mod cpu;
+mod needs;
+pub mod pids;
+mod ports;
+
+use crate::exec::routines::preflight::problems_of_files;
+use crate::host::Host;
+use crate::mm;
+use crate::plan::step::Step;
+use crate::plan::{Refusal, draft};
+use anyhow::Result;
+use crust_cli::capabilities::Needs;
+use crust_cli::code::Code;
+use crust_cli::failure::{Failure, OfStage, failure_of};
+use crust_cli::finding::{Finding, Severity};
+use crust_cli::options::{Options, Tool};
+use crust_cli::report::Report;
+use crust_image::ImageDir;
+use crust_image::checkpoint::Checkpoint;
+
+/// What a check may look at.
+pub struct Subject<'a> {
+    /// The command line.
+    pub options: &'a Options,
+    /// The images.
+    pub images: &'a ImageDir,
+    /// What they say.
+    pub checkpoint: &'a Checkpoint,
+    /// The steps of the plan; not in order if the plan was refused.
+    pub steps: &'a [Step],
+}
+
+/// A question to this host.
+type Check = fn(&Subject<'_>) -> Vec<Finding>;
+
+/// All of them, the cheapest first.
+const CHECKS: &[Check] = &[cpu::check, pids::check, ports::check, vdso, files];
+
+/// What stands against a restore by these steps.
+pub fn ask(subject: &Subject<'_>) -> Vec<Finding> {
+    CHECKS.iter().flat_map(|check| check(subject)).collect()
+}
+
+/// Fails with the whole list if there is one.
+pub fn expect_nothing(findings: Vec<Finding>) -> Result<()> {
+    let errors = errors(findings);
+    let code = errors.first().map_or(Code::Plan, |first| first.code);
+    let code = match errors.iter().all(|finding| finding.code == code) {
+        true => code,
+        false => Code::Plan,
+    };
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::for_reasons(code, "cannot restore", errors).into()),
+    }
+}
+
+fn errors(findings: Vec<Finding>) -> Vec<Finding> {
+    let is_error = |finding: &Finding| finding.severity == Severity::Error;
+    findings.into_iter().filter(is_error).collect()
+}
+
+/// Looks, tells, and fails if the restore would.
+pub fn check(options: &Options) -> Result<()> {
+    let mut needs = Needs::default();
+    let host = Host::probe().stage(Code::Host)?;
+    let findings = match look(options, &host, &mut needs) {
+        Ok(findings) => findings,
+        Err(error) => vec![failure_of(error, Code::Kernel).as_finding()],
+    };
+    let report = Report::new(Tool::Restore, findings, &needs, host.creds.cap_eff);
+    report.print(options.json).stage(Code::Afterwards)?;
+    expect_nothing(report.findings().to_vec())
+}
+
+fn look(options: &Options, host: &Host, needs: &mut Needs) -> Result<Vec<Finding>> {
+    let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
+    let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
+    let draft = draft(&checkpoint, host, options);
+    *needs = needs::of(&draft.steps);
+    let mut findings: Vec<Finding> = draft.refusals.iter().map(reason_of).collect();
+    findings.extend(ask(&Subject {
+        options,
+        images: &images,
+        checkpoint: &checkpoint,
+        steps: &draft.steps,
+    }));
+    Ok(findings)
+}
+
+/// A refusal of the planner as a finding.
+pub fn reason_of(refusal: &Refusal) -> Finding {
+    let finding = Finding::error(refusal.code, refusal.origin.to_string(), &refusal.why);
+    match refusal.hint.as_str() {
+        "" => finding,
+        hint => finding.remedy(hint),
+    }
+}
+
+/// Every executable, library and open file that is gone or has changed.
+fn files(subject: &Subject<'_>) -> Vec<Finding> {
+    let problems = problems_of_files(subject.steps).into_iter();
+    problems
+        .map(|(object, what)| Finding::error(Code::File, object, what))
+        .collect()
+}
+
+/// The kernel's functions must be where the program knows them to be.
+fn vdso(subject: &Subject<'_>) -> Vec<Finding> {
+    let checked = mm::vdso::check(subject.images, subject.checkpoint).stage(Code::HostKernel);
+    let failure = |error| failure_of(error, Code::HostKernel).as_finding();
+    checked.err().map(failure).into_iter().collect()
+}
