@@ -12,13 +12,14 @@ use crate::mm::vmas::{Backing, Vma, plan_vmas};
 use crate::refusal::Refusal;
 use crate::task::facts::{TaskFacts, collect_facts};
 use crate::task::{Told, Traced, collect_told, collect_traced, refuse_task};
+use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
 use anyhow::{Context as _, Result};
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::proc::ProcDir;
 use crust_process::proc::maps::MapsVma;
-use crust_process::proc::smaps::VmFlag;
+use crust_process::proc::smaps::{SmapsVma, VmFlag};
 use crust_process::proc::stat::{Stat, parse_stat};
 use crust_proto::criu::{FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
 use nix::libc;
@@ -127,7 +128,11 @@ fn alive(frozen: &Frozen) -> Vec<usize> {
 }
 
 fn look(task: &Task) -> Result<Seen> {
-    let facts = collect_facts(task.pid, &task.tids)?;
+    let mut facts = collect_facts(task.pid, &task.tids)?;
+    let is_tracked = |area: &SmapsVma| area.flags.has(VmFlag::UffdWp);
+    if facts.areas.iter().any(is_tracked) && end_tracking(task.pid)? {
+        facts = collect_facts(task.pid, &task.tids)?;
+    }
     let absent = collect_absent(&facts.dir, &facts.stack())?;
     Ok(Seen { facts, absent })
 }

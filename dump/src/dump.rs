@@ -7,8 +7,12 @@ use crate::collect::{Collected, collect};
 use crate::context::{Context, Task};
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
+use crate::inventory::RunId;
+use crate::predump;
 use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
+use crate::track::Unchanged;
+use crate::track::holder::Holder;
 use crate::write::{write_images, write_inventory};
 use anyhow::{Context as _, Result};
 use crust_cli::code::Code;
@@ -26,6 +30,7 @@ use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
+use std::path::Path;
 
 /// Dumps the tree the options name.
 pub fn dump(options: &Options, log: &Log) -> Result<()> {
@@ -37,6 +42,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     allow_many_descriptors(log);
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
+    let mut before = predump::before(options, log, root, &images, &interrupt)?;
 
     let mut frozen = freeze(root, options.timeout)?;
     log.info(format_args!(
@@ -55,18 +61,28 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         tasks: views(&frozen).stage(Code::Collect)?,
         refusals: Refusals::default(),
     };
+    let unchanged = before.settle(&ctx).stage(Code::Track)?;
     let mut collected = look(&ctx, &mut frozen, &interrupt)?;
+    let plan = Plan {
+        parent: before.parent(),
+        unchanged,
+        run_id: RunId::new().stage(Code::Host)?,
+    };
     let written = write(
         &ctx,
         &images,
-        &frozen,
+        &mut frozen,
         &mut collected,
+        &plan,
         &interrupt,
         &mut stats,
     );
     let held = match written {
         Ok(held) => held,
-        Err(error) => return Err(undo(error, log, frozen, &images)),
+        Err(error) => {
+            before.remove(&ctx);
+            return Err(undo(error, log, frozen, &images));
+        }
     };
     let_go(options, log, frozen, &mut collected).stage(Code::LetGo)?;
     stats.frozen = since.elapsed();
@@ -112,12 +128,21 @@ fn look(ctx: &Context, frozen: &mut Frozen, interrupt: &Interrupt) -> Result<Col
     Ok(collected)
 }
 
+/// What a dump builds on, and its name.
+struct Plan<'b> {
+    /// Where the link to the dump before leads.
+    parent: Option<&'b Path>,
+    unchanged: Unchanged,
+    run_id: RunId,
+}
+
 /// Writes everything, the inventory last. Gives what to close after the thaw.
 fn write(
     ctx: &Context,
     images: &ImageDir,
-    frozen: &Frozen,
+    frozen: &mut Frozen,
     collected: &mut Collected,
+    plan: &Plan,
     interrupt: &Interrupt,
     stats: &mut Stats,
 ) -> Result<Vec<File>> {
@@ -125,10 +150,16 @@ fn write(
     // goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
     let held = old_pages(images).stage(Code::Write)?;
     images.remove_images().stage(Code::Write)?;
-    write_images(ctx, images, frozen, collected, interrupt, stats).stage(Code::Write)?;
+    if let Some(parent) = plan.parent {
+        images.set_parent(parent).stage(Code::Write)?;
+    }
+    let unchanged = &plan.unchanged;
+    write_images(ctx, images, frozen, collected, unchanged, interrupt, stats).stage(Code::Write)?;
+    let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
     let root = frozen.tasks.first().map(|task| task.pid.get());
     scripts::run(ctx.options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
-    write_inventory(ctx, images, collected).stage(Code::Write)?;
+    write_inventory(ctx, images, collected, &plan.run_id).stage(Code::Write)?;
+    holder.map_or(Ok(()), Holder::commit).stage(Code::Track)?;
     Ok(held)
 }
 
@@ -216,7 +247,8 @@ fn let_go(options: &Options, log: &Log, frozen: Frozen, collected: &mut Collecte
     }
 }
 
-fn write_stats(options: &Options, work_dir: &ImageDir, stats: &Stats) -> Result<()> {
+/// Writes stats-dump.
+pub fn write_stats(options: &Options, work_dir: &ImageDir, stats: &Stats) -> Result<()> {
     let entry = encode_stats(stats);
     if options.display_stats {
         print_stats(stats);

@@ -16,6 +16,7 @@ pub fn encode_inventory(
     options: &Options,
     own: TaskKobjIdsEntry,
     cg_set: u32,
+    run_id: &RunId,
 ) -> Result<InventoryEntry> {
     Ok(InventoryEntry {
         img_version: IMG_VERSION,
@@ -27,17 +28,30 @@ pub fn encode_inventory(
         network_lock_method: Some(options.network_lock as u32),
         // No plugin took part; a missing list would mean that all did.
         plugins_entry: Some(PluginsEntry::default()),
-        dump_criu_run_id: Some(run_id()?),
+        dump_uptime: options.tracks_memory().then(uptime).transpose()?,
+        dump_criu_run_id: Some(run_id.0.clone().into_bytes()),
         ..InventoryEntry::default()
     })
 }
 
-/// A uuid that nobody else has.
-fn run_id() -> Result<Vec<u8>> {
-    const FILE: &str = "/proc/sys/kernel/random/uuid";
-    let mut id = std::fs::read(FILE).with_context(|| format!("read {FILE}"))?;
-    id.truncate(id.trim_ascii_end().len());
-    Ok(id)
+/// The name of a dump that no other has: a uuid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunId(pub String);
+
+impl RunId {
+    /// A new one.
+    pub fn new() -> Result<RunId> {
+        const FILE: &str = "/proc/sys/kernel/random/uuid";
+        let id = std::fs::read_to_string(FILE).with_context(|| format!("read {FILE}"))?;
+        Ok(RunId(id.trim_end().to_owned()))
+    }
+}
+
+/// Microseconds since the boot. The peer compares it with the start of a task in the next dump of
+/// a chain: one started later is another task with the pid.
+fn uptime() -> Result<u64> {
+    let time = now(ClockId::CLOCK_BOOTTIME)?;
+    Ok(time.tv_sec * 1_000_000 + time.tv_nsec / 1000)
 }
 
 /// timens-0.img: the clocks as the tasks read them. Offsets of timers and sleeps count from here.

@@ -12,9 +12,11 @@ mod ids;
 mod interrupt;
 mod inventory;
 mod mm;
+mod predump;
 mod refusal;
 mod stats;
 mod task;
+mod track;
 mod tree;
 mod write;
 
@@ -23,8 +25,21 @@ use crust_cli::run::main_of;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    main_of(Tool::Dump, |options, log| match options.check {
-        true => check::check(options, log),
-        false => dump::dump(options, log),
-    })
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some(track::holder::ARGUMENT), Some(run_id)) => match track::holder::hold(&run_id) {
+            Ok(()) => ExitCode::SUCCESS,
+            // Nobody is there to be told: the next dump finds no holder and is a whole one.
+            Err(_) => ExitCode::FAILURE,
+        },
+        _ => main_of(Tool::Dump, |options, log| {
+            if options.check {
+                check::check(options, log)
+            } else if options.pre_dump {
+                predump::pre_dump(options, log)
+            } else {
+                dump::dump(options, log)
+            }
+        }),
+    }
 }

@@ -15,12 +15,14 @@ pub struct Stats {
     pub memory: Duration,
     /// Pages of tasks found and written.
     pub pages: u64,
+    /// Pages left to the dump before.
+    pub in_parent: u64,
     /// Pages of shared memory.
     pub shmem_pages: u64,
 }
 
 /// The entry of stats-dump. Finding and copying are one thing here, so memdump and memwrite are
-/// the same; what only the peer's machinery has (pipes, parents, laziness) is zero.
+/// the same; what only the peer's machinery has (pipes, laziness) is zero.
 pub fn encode_stats(stats: &Stats) -> StatsEntry {
     let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
     StatsEntry {
@@ -29,8 +31,8 @@ pub fn encode_stats(stats: &Stats) -> StatsEntry {
             frozen_time: micros(stats.frozen),
             memdump_time: micros(stats.memory),
             memwrite_time: micros(stats.memory),
-            pages_scanned: stats.pages,
-            pages_skipped_parent: 0,
+            pages_scanned: stats.pages + stats.in_parent,
+            pages_skipped_parent: stats.in_parent,
             pages_written: stats.pages,
             irmap_resolve: Some(0),
             pages_lazy: 0,

@@ -3,10 +3,11 @@
 use crate::collect::{Collected, Subject, Zombie, for_each_task};
 use crate::context::{Context, Task};
 use crate::interrupt::Interrupt;
-use crate::inventory::{encode_inventory, encode_timens};
+use crate::inventory::{RunId, encode_inventory, encode_timens};
 use crate::mm::absent::without;
-use crate::mm::copy::PAGE;
-use crate::mm::pages::create_pagemap;
+use crate::mm::copy::{PAGE, PageSource};
+use crate::mm::pages::{Counts, PagemapImage, create_pagemap};
+use crate::mm::ranges::split;
 use crate::mm::shmem::write_shmem;
 use crate::mm::vmas::{Backing, encode_guard};
 use crate::stats::Stats;
@@ -16,6 +17,7 @@ use crate::task::images_personality;
 use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
 use crate::task::timers::encode_timers;
+use crate::track::Unchanged;
 use crate::tree::encode_place;
 use anyhow::{Context as _, Result};
 use crust_image::sink::{write_entries, write_entry};
@@ -24,6 +26,7 @@ use crust_process::freeze::{Frozen, FrozenTask, FrozenThread, TaskState};
 use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::tracee::Queue;
 use std::iter;
+use std::ops::Range;
 use std::time::Instant;
 
 /// The time namespace of the dumper, for which there is an image too.
@@ -35,6 +38,7 @@ pub fn write_images(
     images: &dyn ImageSink,
     frozen: &Frozen,
     collected: &mut Collected,
+    unchanged: &Unchanged,
     interrupt: &Interrupt,
     stats: &mut Stats,
 ) -> Result<()> {
@@ -59,14 +63,19 @@ pub fn write_images(
         write_entry(images, Kind::Cgroup, None, &cgroups)?;
     }
     collected.files.write(ctx, images)?;
-    write_memory(ctx, images, collected, interrupt, stats)?;
+    write_memory(ctx, images, collected, unchanged, interrupt, stats)?;
     interrupt.check()
 }
 
 /// Writes the inventory: from here on the directory holds a dump.
-pub fn write_inventory(ctx: &Context, images: &dyn ImageSink, collected: &Collected) -> Result<()> {
+pub fn write_inventory(
+    ctx: &Context,
+    images: &dyn ImageSink,
+    collected: &Collected,
+    run_id: &RunId,
+) -> Result<()> {
     let own = collected.ids.encode_own();
-    let entry = encode_inventory(ctx.options, own, crate::cgroup::OWN_SET)?;
+    let entry = encode_inventory(ctx.options, own, crate::cgroup::OWN_SET, run_id)?;
     Ok(write_entry(images, Kind::Inventory, None, &entry)?)
 }
 
@@ -167,6 +176,7 @@ fn write_memory(
     ctx: &Context,
     images: &dyn ImageSink,
     collected: &Collected,
+    unchanged: &Unchanged,
     interrupt: &Interrupt,
     stats: &mut Stats,
 ) -> Result<()> {
@@ -177,24 +187,27 @@ fn write_memory(
             .tasks
             .get(subject.task)
             .context("a task without a view")?;
-        write_task_memory(images, task, subject, *pages_id, interrupt)
+        let unchanged = unchanged.of(task.pid);
+        write_task_memory(images, task, subject, *pages_id, unchanged, interrupt)
             .with_context(|| format!("dump the memory of task {}", task.pid))
     })?;
-    stats.pages = pages.iter().sum();
+    let counts: Counts = pages.into_iter().sum();
+    (stats.pages, stats.in_parent) = (counts.written, counts.in_parent);
     let first = collected.subjects.len() as u32 + 1;
     stats.shmem_pages = write_shmem(ctx, images, &collected.files, first, interrupt)?;
     stats.memory = start.elapsed();
     Ok(())
 }
 
-/// mm, pagemap and pages of a task; gives the number of pages.
+/// mm, pagemap and pages of a task. `unchanged` are pages that the dump before has as they are.
 fn write_task_memory(
     images: &dyn ImageSink,
     task: &Task,
     subject: &Subject,
     pages_id: u32,
+    unchanged: &[Range<u64>],
     interrupt: &Interrupt,
-) -> Result<u64> {
+) -> Result<Counts> {
     let id = u64::from(task.virt);
     let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
     let check = || interrupt.check();
@@ -220,17 +233,30 @@ fn write_task_memory(
                 PageRun::Guard { start, end } => mm.vmas.push(encode_guard(&(start..end))),
                 PageRun::Dump { start, end } => {
                     for part in without(start..end, &subject.absent) {
-                        image.add(
-                            part.start,
-                            (part.end - part.start) / PAGE,
-                            vma.may_be_lazy(),
-                        )?;
+                        add_pages(&mut image, part, unchanged, vma.may_be_lazy())?;
                     }
                 }
             }
         }
     }
-    let pages = image.finish()?;
+    let counts = image.finish()?;
     write_entry(images, Kind::Mm, Some(id), &mm)?;
-    Ok(pages)
+    Ok(counts)
+}
+
+fn add_pages<S: PageSource>(
+    image: &mut PagemapImage<'_, S>,
+    run: Range<u64>,
+    unchanged: &[Range<u64>],
+    lazy: bool,
+) -> Result<()> {
+    for (part, in_parent) in split(run, unchanged) {
+        let pages = (part.end - part.start) / PAGE;
+        if in_parent {
+            image.add_parent(part.start, pages, lazy)?;
+        } else {
+            image.add(part.start, pages, lazy)?;
+        }
+    }
+    Ok(())
 }

@@ -37,15 +37,15 @@ impl Instants {
     }
 }
 
-fn dump_command(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<Command> {
+fn dump_command(
+    sandbox: &Sandbox,
+    guest: &Guest,
+    images: &Path,
+    options: &[&str],
+) -> Result<Command> {
     let mut command = Command::new(sandbox.binary("crust-dump"));
-    command.args([
-        "--leave-running",
-        "-t",
-        &guest.pid.to_string(),
-        "-D",
-        text(images)?,
-    ]);
+    command.args(["-t", &guest.pid.to_string(), "-D", text(images)?]);
+    command.args(options);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -54,8 +54,14 @@ fn dump_command(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<Comma
 }
 
 /// Kills a dump after `instant`. True if it was still running.
-fn kill_dump(sandbox: &Sandbox, guest: &Guest, images: &Path, instant: Duration) -> Result<bool> {
-    let mut command = dump_command(sandbox, guest, images)?;
+fn kill_dump(
+    sandbox: &Sandbox,
+    guest: &Guest,
+    images: &Path,
+    options: &[&str],
+    instant: Duration,
+) -> Result<bool> {
+    let mut command = dump_command(sandbox, guest, images, options)?;
     let started = Instant::now();
     let mut dump = command.spawn().context("start crust-dump")?;
     // Not a sleep: the instants are spread over a few milliseconds, finer than a timer's slack.
@@ -106,7 +112,10 @@ fn dumped_whole(sandbox: &Sandbox, guest: &Guest) -> Result<Duration> {
     Ok(length)
 }
 
-fn survives(sandbox: &Sandbox, case: &str) -> Result<()> {
+/// The plain dump.
+const PLAIN: &[&str] = &["--leave-running"];
+
+fn survives(sandbox: &Sandbox, case: &str, options: &[&str]) -> Result<()> {
     let guest = sandbox.start_with("interrupted", &[case])?;
     let before = proc_snapshot::Snapshot::of_tree(guest.pid)?;
     let mut length = dumped_whole(sandbox, &guest)?;
@@ -122,7 +131,7 @@ fn survives(sandbox: &Sandbox, case: &str) -> Result<()> {
         let images = sandbox.images(&format!("killed-{attempts}"))?;
         let instant = instants.below(length);
         let context = || format!("in attempt {attempts}, killed {instant:?} into the dump");
-        killed += u32::from(kill_dump(sandbox, &guest, &images, instant)?);
+        killed += u32::from(kill_dump(sandbox, &guest, &images, options, instant)?);
         if let Some(status) = sandbox.try_wait(guest.pid)? {
             let said = guest.lines()?.join("\n");
             anyhow::bail!("the target ended with {status:?} {}\n{said}", context());
@@ -140,10 +149,14 @@ fn survives(sandbox: &Sandbox, case: &str) -> Result<()> {
 }
 
 sandbox_test! {
-    fn cpu_loop(sandbox) { survives(sandbox, "cpu") }
-    fn nanosleep(sandbox) { survives(sandbox, "nanosleep") }
-    fn futex(sandbox) { survives(sandbox, "futex") }
-    fn many_threads(sandbox) { survives(sandbox, "threads") }
+    fn cpu_loop(sandbox) { survives(sandbox, "cpu", PLAIN) }
+    fn nanosleep(sandbox) { survives(sandbox, "nanosleep", PLAIN) }
+    fn futex(sandbox) { survives(sandbox, "futex", PLAIN) }
+    fn many_threads(sandbox) { survives(sandbox, "threads", PLAIN) }
+
+    /// Neither a mapping nor a descriptor of the write tracking is left.
+    fn pre_dump(sandbox) { survives(sandbox, "nanosleep", &["--pre-dump"]) }
+    fn tracked_dump(sandbox) { survives(sandbox, "threads", &["--leave-running", "--track-mem"]) }
 
     /// An interrupted dump is not taken for a good one.
     fn killed_dump_is_recognised(sandbox) {
@@ -152,7 +165,7 @@ sandbox_test! {
         let mut instants = Instants(0x2545_f491_4f6c_dd1d);
         for round in 0..kills()? {
             let images = sandbox.images(&format!("killed-{round}"))?;
-            if !kill_dump(sandbox, &guest, &images, instants.below(length))? {
+            if !kill_dump(sandbox, &guest, &images, PLAIN, instants.below(length))? {
                 continue;
             }
             // The inventory is written last: without it nothing may be restored.

@@ -83,6 +83,8 @@ codes! {
     Refused = "refused", "";
     /// The state of the tree could not be read.
     Collect = "collect", "";
+    /// Memory could not be tracked, or copied while the tree ran.
+    Track = "track", "dump without --pre-dump, --pre-copy, --track-mem and --prev-images-dir";
     /// Images could not be written.
     Write = "write", "";
     /// All is written, but the tree could not be let go, stopped or killed.

@@ -120,6 +120,21 @@ pub struct Options {
     pub network_lock: NetworkLock,
     /// `--manage-cgroups`; soft by default.
     pub manage_cgroups: CgroupMode,
+    /// `--pre-dump`.
+    pub pre_dump: bool,
+    /// `--pre-copy`: how many rounds at most, 0 without the option.
+    pub pre_copy: u32,
+    /// `--track-mem`.
+    pub track_mem: bool,
+    /// `--prev-images-dir`, relative to the images dir as in the link that is made of it.
+    pub prev_images_dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// Whether the dump belongs to a chain of incremental ones.
+    pub fn tracks_memory(&self) -> bool {
+        self.pre_dump || self.track_mem || self.prev_images_dir.is_some()
+    }
 }
 
 /// Why there are no options to go on with.
@@ -273,6 +288,10 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         manage_cgroups: given
             .choice("manage-cgroups", CGROUP_MODES)?
             .unwrap_or(CgroupMode::Soft),
+        pre_dump: given.flag("pre-dump"),
+        pre_copy: given.number("pre-copy")?.unwrap_or(0),
+        track_mem: given.flag("track-mem"),
+        prev_images_dir: given.path("prev-images-dir"),
         images_dir,
         work_dir,
     };
@@ -284,7 +303,22 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
     if options.leave_running && options.leave_stopped {
         return usage("--leave-running and --leave-stopped contradict each other");
     }
+    check_incremental(&given, &options)?;
     Ok(options)
+}
+
+fn check_incremental(given: &Given<'_>, options: &Options) -> Result<(), Stop> {
+    // We read pages, which is one of the peer's two ways; the images are the same.
+    given.choice("pre-dump-mode", &[("splice", ()), ("read", ())])?;
+    if options.pre_dump && options.leave_stopped {
+        return usage("--pre-dump and --leave-stopped contradict each other");
+    }
+    if options.pre_copy > 0 && (options.pre_dump || options.prev_images_dir.is_some()) {
+        return usage(
+            "--pre-copy makes a chain of its own: leave out --pre-dump, --prev-images-dir",
+        );
+    }
+    Ok(())
 }
 
 const NETWORK_LOCK: &[(&str, NetworkLock)] = &[
@@ -501,10 +535,10 @@ mod tests {
 
     #[test]
     fn an_option_that_is_not_built_is_refused_by_name() {
-        let stop = parsed(Tool::Dump, "-t 1 --track-mem --empty-ns net").expect_err("refused");
+        let stop = parsed(Tool::Dump, "-t 1 --lazy-pages --empty-ns net").expect_err("refused");
         assert_eq!(
             stop,
-            Stop::Usage("options --empty-ns, --track-mem are known but not built yet".into())
+            Stop::Usage("options --empty-ns, --lazy-pages are known but not built yet".into())
         );
     }
 
@@ -524,6 +558,10 @@ mod tests {
             "--manage-cgroups=sometimes",
             "--ghost-limit 1T",
             "-R -s",
+            "-t 1 --pre-dump -s",
+            "-t 1 --pre-copy 2 --prev-images-dir ../1",
+            "-t 1 --pre-copy many",
+            "-t 1 --pre-dump-mode quickly",
         ] {
             assert!(
                 matches!(parsed(Tool::Dump, line), Err(Stop::Usage(_))),

@@ -451,18 +451,32 @@ pub const ROWS: &[Row] = &[
     ),
     // Memory.
     row(
+        "pre-dump",
+        None,
+        Flag,
+        (Works, Inert),
+        "copy memory while the tree runs, and track its changes for the next dump",
+    ),
+    row(
+        "pre-copy",
+        None,
+        One("N"),
+        (Works, Inert),
+        "copy memory in up to N rounds while the tree runs, then freeze it",
+    ),
+    row(
         "track-mem",
         None,
         Flag,
-        (NotYet, Inert),
+        (Works, Inert),
         "track changes of memory for the next dump",
     ),
     row(
         "prev-images-dir",
         None,
         One("DIR"),
-        (NotYet, Inert),
-        "the dump to be incremental to",
+        (Works, Inert),
+        "the dump to be incremental to, seen from the images dir",
     ),
     row(
         "auto-dedup",
@@ -475,8 +489,8 @@ pub const ROWS: &[Row] = &[
         "pre-dump-mode",
         None,
         One("MODE"),
-        (NotYet, Inert),
-        "how a pre-dump reads memory",
+        (Works, Inert),
+        "splice or read: accepted, a pre-dump always reads",
     ),
     row(
         "lazy-pages",

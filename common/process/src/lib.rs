@@ -6,6 +6,7 @@ pub mod broker;
 pub mod build_id;
 pub mod cpuid;
 pub mod descriptor;
+pub mod dirty;
 pub mod error;
 pub mod fds;
 pub mod freeze;

@@ -92,6 +92,32 @@ pub struct Query {
     pub any: u64,
     /// What to tell of them. Every bit here may split a region in two.
     pub returned: u64,
+    /// What is done about writes to them.
+    pub writes: Writes,
+}
+
+/// What a scan does about writes, for areas registered by [`crate::dirty::Tracker`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Writes {
+    /// Nothing; areas need not be registered.
+    #[default]
+    Ignore,
+    /// It fails with EPERM unless all areas are registered.
+    Check,
+    /// The same, and the pages found count as clean from here on until they are written: found and
+    /// marked in one step, so that no write in between is missed.
+    Mark,
+}
+
+impl Writes {
+    /// PM_SCAN_WP_MATCHING and PM_SCAN_CHECK_WPASYNC.
+    fn flags(self) -> u64 {
+        match self {
+            Writes::Ignore => 0,
+            Writes::Check => 2,
+            Writes::Mark => 1 | 2,
+        }
+    }
 }
 
 impl Query {
@@ -192,11 +218,67 @@ impl Pagemap {
             },
             any: PRESENT | SWAPPED,
             returned: GUARD,
+            writes: Writes::Ignore,
         };
         PagesToDump {
             regions: self.regions(range, query),
             open: None,
         }
+    }
+
+    /// The pages to dump of a range registered by a [`crate::dirty::Tracker`] that have been written
+    /// since they were marked, ascending; `None` if something in the range is not registered. They
+    /// are marked now.
+    pub fn take_written(
+        &mut self,
+        range: Range<u64>,
+        of: PrivateOf,
+    ) -> Result<Option<Vec<Range<u64>>>> {
+        self.tracked(range, of, category::WRITTEN, 0, Writes::Mark)
+    }
+
+    /// Those that have not been written since they were marked.
+    pub fn clean(&mut self, range: Range<u64>, of: PrivateOf) -> Result<Option<Vec<Range<u64>>>> {
+        self.tracked(range, of, 0, category::WRITTEN, Writes::Check)
+    }
+
+    fn tracked(
+        &mut self,
+        range: Range<u64>,
+        of: PrivateOf,
+        all: u64,
+        none: u64,
+        writes: Writes,
+    ) -> Result<Option<Vec<Range<u64>>>> {
+        use category::{FILE, GUARD, PFNZERO, PRESENT, SWAPPED};
+        let Method::Scan { known } = self.method else {
+            return Ok(None);
+        };
+        let absent = match of {
+            PrivateOf::Anonymous => PFNZERO | GUARD,
+            PrivateOf::File => PFNZERO | GUARD | FILE,
+        };
+        // Asking for written pages alone, the kernel would mark what was never touched as well,
+        // and fill the page tables of sparse memory with it.
+        let query = Query {
+            all,
+            none: none | absent & known,
+            any: PRESENT | SWAPPED,
+            returned: 0,
+            writes,
+        };
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for region in self.regions(range, query) {
+            match region {
+                Ok(region) => match ranges.last_mut() {
+                    Some(last) if last.end == region.start => last.end = region.end,
+                    _ => ranges.push(region.start..region.end),
+                },
+                Err(error) if error.errno == Errno::EPERM => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(ranges))
     }
 
     /// The regions of a range that match a query, ascending and disjoint. Neighbours of equal
@@ -224,6 +306,7 @@ impl Pagemap {
     fn scan(&mut self, start: u64, end: u64, query: &Query, known: u64) -> Result<(usize, u64)> {
         self.regions.resize(REGIONS, PageRegion::default());
         let mut arg = ScanArg {
+            flags: query.writes.flags(),
             start,
             end,
             category_inverted: query.none,

@@ -268,6 +268,7 @@ fn queries_choose_and_tell() {
         none: category::FILE,
         any: 0,
         returned: category::PRESENT | category::PFNZERO,
+        ..Query::default()
     };
     for mut map in both(&child) {
         if map.method == (Method::Entries { zero_frame: None }) {

@@ -15,6 +15,7 @@ use crate::batch::{Arg, Batch};
 use crate::error::{Error, Result};
 use crate::memory::TaskMem;
 use crate::pid::HostPid;
+use crate::proc::maps::{MapsVma, VmaName};
 use crate::regs::Regs;
 use crate::stub;
 use crate::tracee::{self, SigSet, Stop, Stopped, Wait};
@@ -48,6 +49,29 @@ pub struct Site {
     pub main_rsp: u64,
     /// Signals with a handler, from SigCgt of /proc/PID/status.
     pub caught: SigSet,
+}
+
+impl Site {
+    /// The vdso first, whose last bytes are unused, then the code of files.
+    pub fn of_maps<'m>(
+        maps: impl Iterator<Item = &'m MapsVma> + Clone,
+        main_rsp: u64,
+        caught: SigSet,
+    ) -> Site {
+        let range = |vma: &MapsVma| vma.start..vma.end;
+        let named = |name: VmaName| maps.clone().filter(move |vma| vma.name == name);
+        let is_code = |vma: &&MapsVma| {
+            vma.perms.exec && !vma.perms.shared && matches!(vma.name, VmaName::Path { .. })
+        };
+        let code = named(VmaName::Vdso).chain(maps.clone().filter(is_code));
+        Site {
+            code: code.map(range).collect(),
+            // Empty if the task has unmapped it.
+            stack: named(VmaName::Stack).next().map_or(0..0, range),
+            main_rsp,
+            caught,
+        }
+    }
 }
 
 /// The stub placed in a task. Nothing of the task is changed but dead bytes, which
@@ -202,6 +226,58 @@ impl Entered<'_, '_> {
             from = chunk.calls.end;
         }
         Ok(())
+    }
+
+    /// Runs a call that opens a descriptor, lets `copy` take a copy of it, and closes it. If we die
+    /// in between the thread closes it by itself, by the number it is expected to get: the lowest
+    /// that is free.
+    pub fn lend_fd<T>(
+        &mut self,
+        nr: i64,
+        args: [u64; 6],
+        expected: i32,
+        copy: impl FnOnce(i32) -> Result<T>,
+    ) -> Result<T> {
+        // A batch shadows the hand-back signal's action, if that must be, before it is sent here.
+        let mut nothing = Batch::new();
+        nothing.call(libc::SYS_getpid, []);
+        self.run(&mut nothing)?;
+        let (tid, start) = (self.thread.tid(), self.remote.table.start);
+        let entry = |index: usize| start + (index * stub::HEAL_ENTRY) as u64;
+        let mut bytes = Vec::new();
+        push_entry(&mut bytes, nr, args);
+        let (tgid, signal) = (self.remote.tgid.get() as u64, self.signal as u64);
+        let to_us = [tgid, tid.get() as u64, signal, 0, 0, 0];
+        push_entry(&mut bytes, libc::SYS_tgkill, to_us);
+        push_entry(
+            &mut bytes,
+            libc::SYS_close,
+            [expected as u64, 0, 0, 0, 0, 0],
+        );
+        let tail = [self.remote.tail_at(), 0, 0, 0, 0, 0];
+        push_entry(&mut bytes, stub::JUMP as i64, tail);
+        self.remote.mem.write_all_at(start, &bytes)?;
+        self.thread.set_regs(&self.regs_at(start))?;
+        self.run_until(entry(1))?;
+        let got = self.remote.mem.read_u64(entry(0) + 56)? as i64;
+        let result = match i32::try_from(got) {
+            Ok(fd @ 0..) => {
+                if fd != expected {
+                    // A table shared with a task outside of the tree.
+                    let number = (fd as u64).to_le_bytes();
+                    self.remote.mem.write_all_at(entry(2) + 8, &number)?;
+                }
+                copy(fd)
+            }
+            _ => {
+                let none = u64::MAX.to_le_bytes();
+                self.remote.mem.write_all_at(entry(2) + 8, &none)?;
+                let doing = format!("run system call {nr} for a descriptor");
+                Err(Error::new(tid, doing, Errno::from_raw(-got as i32)))
+            }
+        };
+        self.run_until_handed_back()?;
+        result
     }
 
     /// The action of the hand-back signal, and its number, if it is shadowed: what the task's own
@@ -412,15 +488,20 @@ impl Entered<'_, '_> {
 
     /// Resumes the thread until the tail's tgkill brings it back.
     fn run_until_handed_back(&mut self) -> Result<()> {
+        self.run_until(self.remote.tail_at())
+    }
+
+    /// Resumes the thread until a tgkill at this entry of the table, or behind it, brings it back.
+    fn run_until(&mut self, entry: u64) -> Result<()> {
         let tid = self.thread.tid();
         loop {
             self.thread.resume()?;
             match tracee::wait_blocking(tid)? {
                 Wait::Stopped(Stop::Signal(signal)) if signal == self.signal => {
                     // Ours, or one from outside that the program ignores: either way it is not
-                    // to be delivered. Only behind our tgkill has rbx reached the tail.
+                    // to be delivered. Only at our tgkill has rbx reached its entry.
                     self.thread.drop_signal();
-                    if self.thread.regs()?.0.rbx >= self.remote.tail_at() {
+                    if self.thread.regs()?.0.rbx >= entry {
                         return Ok(());
                     }
                 }

@@ -3,5 +3,6 @@
 pub mod absent;
 pub mod copy;
 pub mod pages;
+pub mod ranges;
 pub mod shmem;
 pub mod vmas;

@@ -14,6 +14,8 @@ use std::fs::File;
 
 /// pagemap_entry.flags: the pages are in the pages file.
 const PRESENT: u32 = 4;
+/// The pages are in the dump before.
+const PARENT: u32 = 1;
 /// The pages may be restored later, when they are touched.
 const LAZY: u32 = 2;
 
@@ -23,6 +25,25 @@ pub struct PagemapImage<'a, S> {
     copier: Copier<'a, S>,
     /// The run that the next one may prolong.
     last: Option<Run>,
+    in_parent: u64,
+}
+
+/// How many pages an object has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Written.
+    pub written: u64,
+    /// Left to the dump before.
+    pub in_parent: u64,
+}
+
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Counts>>(all: I) -> Counts {
+        all.fold(Counts::default(), |sum, one| Counts {
+            written: sum.written + one.written,
+            in_parent: sum.in_parent + one.in_parent,
+        })
+    }
 }
 
 /// Pages one after the other, with the same flags.
@@ -49,14 +70,24 @@ pub fn create_pagemap<'a, S: PageSource>(
         entries,
         copier: Copier::new(source, pages, check),
         last: None,
+        in_parent: 0,
     })
 }
 
 impl<S: PageSource> PagemapImage<'_, S> {
     /// Adds a run of pages behind all before it.
     pub fn add(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
-        let flags = if lazy { PRESENT | LAZY } else { PRESENT };
         self.copier.add(addr, pages)?;
+        self.add_run(addr, pages, if lazy { PRESENT | LAZY } else { PRESENT })
+    }
+
+    /// Adds a run of pages that are in the dump before.
+    pub fn add_parent(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
+        self.in_parent += pages;
+        self.add_run(addr, pages, if lazy { PARENT | LAZY } else { PARENT })
+    }
+
+    fn add_run(&mut self, addr: u64, pages: u64, flags: u32) -> Result<()> {
         match &mut self.last {
             Some(last) if last.flags == flags && last.addr + last.pages * PAGE == addr => {
                 last.pages += pages;
@@ -69,14 +100,17 @@ impl<S: PageSource> PagemapImage<'_, S> {
         Ok(())
     }
 
-    /// Copies what is left; gives the number of pages written.
-    pub fn finish(mut self) -> Result<u64> {
+    /// Copies what is left.
+    pub fn finish(mut self) -> Result<Counts> {
         self.write_last()?;
-        let pages = self.copier.finish()?;
+        let written = self.copier.finish()?;
         self.entries
             .finish()
             .context("write the end of a pagemap")?;
-        Ok(pages)
+        Ok(Counts {
+            written,
+            in_parent: self.in_parent,
+        })
     }
 
     fn write_last(&mut self) -> Result<()> {

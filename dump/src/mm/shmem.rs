@@ -48,7 +48,7 @@ pub fn write_shmem(
                 .add(run.start, (run.end - run.start) / PAGE, false)
                 .with_context(doing)?;
         }
-        pages += image.finish().with_context(doing)?;
+        pages += image.finish().with_context(doing)?.written;
         pages_id += 1;
     }
     Ok(pages)

@@ -147,27 +147,10 @@ impl TaskFacts {
         self.threads.first()
     }
 
-    /// Where a stub may go: the vdso first, whose last bytes are unused, then the code of files.
+    /// Where a stub may go.
     pub fn site(&self, main_rsp: u64) -> Site {
-        let is_code = |area: &&SmapsVma| {
-            area.vma.perms.exec
-                && !area.vma.perms.shared
-                && matches!(area.vma.name, VmaName::Path { .. })
-        };
-        let range = |area: &SmapsVma| area.vma.start..area.vma.end;
-        let vdso = self
-            .areas
-            .iter()
-            .filter(|area| area.vma.name == VmaName::Vdso);
-        Site {
-            code: vdso
-                .chain(self.areas.iter().filter(is_code))
-                .map(range)
-                .collect(),
-            stack: self.stack(),
-            main_rsp,
-            caught: self.leader().map_or(0, |leader| leader.status.sig_cgt),
-        }
+        let caught = self.leader().map_or(0, |leader| leader.status.sig_cgt);
+        Site::of_maps(self.areas.iter().map(|area| &area.vma), main_rsp, caught)
     }
 
     /// The main stack; empty if the task has unmapped it.
