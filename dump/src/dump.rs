@@ -11,6 +11,7 @@ use crate::inventory::RunId;
 use crate::predump;
 use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
+use crate::stepped::Stepped;
 use crate::track::Unchanged;
 use crate::track::holder::Holder;
 use crate::write::{write_images, write_inventory};
@@ -154,6 +155,7 @@ fn write(
         images.set_parent(parent).stage(Code::Write)?;
     }
     let unchanged = &plan.unchanged;
+    let images = &Stepped(images);
     write_images(ctx, images, frozen, collected, unchanged, interrupt, stats).stage(Code::Write)?;
     let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
     let root = frozen.tasks.first().map(|task| task.pid.get());

@@ -15,6 +15,7 @@ mod mm;
 mod predump;
 mod refusal;
 mod stats;
+mod stepped;
 mod task;
 mod track;
 mod tree;

@@ -124,6 +124,9 @@ fn tell(log: &Log, restored: &Restored) {
     for (phase, ended) in &restored.phases {
         log.debug(format_args!("{phase:?} ended at {ended:?}"));
     }
+    for left in &restored.left {
+        log.warn("restore", left);
+    }
     log.info(format_args!("Restored: the root is {}", restored.root));
 }
 

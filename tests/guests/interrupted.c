@@ -1,7 +1,7 @@
 /*
  * Something that must not notice being stopped: a loop on registers, sleeps that return 0 after
  * their full time, futex waits that end by timeout only, and threads with a mix of them.
- * argv[2]: cpu, nanosleep, futex or threads.
+ * argv[2]: cpu, nanosleep, futex, threads (ten of them) or threads50.
  */
 #include "wl.h"
 #include <linux/futex.h>
@@ -9,7 +9,7 @@
 #define NAP_NS 30000000l
 
 static volatile int stop;
-static volatile unsigned long rounds[16];
+static volatile unsigned long rounds[64];
 
 static long long now_ns(void)
 {
@@ -74,10 +74,10 @@ static void *run(void *arg)
 
 int main(int argc, char **argv)
 {
-	pthread_t th[16];
+	pthread_t th[64];
 	MUST(argc > 2);
 	int kind = !strcmp(argv[2], "cpu") ? 0 : !strcmp(argv[2], "nanosleep") ? 1 : 2;
-	int nthreads = !strcmp(argv[2], "threads") ? 9 : 0;
+	int nthreads = !strcmp(argv[2], "threads") ? 9 : !strcmp(argv[2], "threads50") ? 49 : 0;
 	wl_start(argc, argv);
 	for (long i = 1; i <= nthreads; i++)
 		MUST(pthread_create(&th[i], NULL, run, (void *)i) == 0);

@@ -11,6 +11,7 @@
 pub mod build;
 pub mod corpus;
 pub mod guest;
+pub mod kills;
 pub mod proc_snapshot;
 pub mod round_trip;
 pub mod sandbox;

@@ -3,7 +3,14 @@
 //! dump. CRUST_TESTS_KILLS sets how often for each target (200 is the long form).
 
 use anyhow::{Context, Result, ensure};
-use crust_tests::{guest::Guest, proc_snapshot, sandbox::Sandbox, sandbox_test, tools::text};
+use crust_tests::{
+    guest::Guest,
+    kills::{Random, expect_alive, expect_running},
+    proc_snapshot,
+    sandbox::Sandbox,
+    sandbox_test,
+    tools::text,
+};
 use std::{
     env, fs,
     hint::spin_loop,
@@ -24,17 +31,10 @@ fn kills() -> Result<u32> {
     }
 }
 
-/// xorshift64: the instants are random but the same in each run.
-struct Instants(u64);
-
-impl Instants {
-    fn below(&mut self, limit: Duration) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
-        Duration::from_nanos(self.0 % nanos)
-    }
+/// A random instant of a run of this length.
+fn instant_of(length: Duration, random: &mut Random) -> Duration {
+    let nanos = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(random.below(nanos))
 }
 
 fn dump_command(
@@ -76,30 +76,6 @@ fn kill_dump(
         .is_some())
 }
 
-/// No thread of the guest is stopped or traced.
-fn expect_running(guest: &Guest) -> Result<()> {
-    for tid in proc_snapshot::threads(guest.pid)? {
-        let status = fs::read_to_string(format!("/proc/{}/task/{tid}/status", guest.pid))?;
-        let line = |name: &str| {
-            status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap_or_default()
-                .trim()
-        };
-        ensure!(
-            line("TracerPid:") == "0",
-            "thread {tid} is still traced\n{status}"
-        );
-        let state = line("State:");
-        ensure!(
-            !state.starts_with(['t', 'T', 'Z']),
-            "thread {tid} is in state {state}"
-        );
-    }
-    Ok(())
-}
-
 /// Dumps the guest undisturbed and gives the time that took.
 fn dumped_whole(sandbox: &Sandbox, guest: &Guest) -> Result<Duration> {
     let images = sandbox.images("whole")?;
@@ -119,7 +95,7 @@ fn survives(sandbox: &Sandbox, case: &str, options: &[&str]) -> Result<()> {
     let guest = sandbox.start_with("interrupted", &[case])?;
     let before = proc_snapshot::Snapshot::of_tree(guest.pid)?;
     let mut length = dumped_whole(sandbox, &guest)?;
-    let (mut instants, kills) = (Instants(0x9e37_79b9_7f4a_7c15), kills()?);
+    let (mut random, kills) = (Random(0x9e37_79b9_7f4a_7c15), kills()?);
     let (mut killed, mut attempts) = (0, 0);
     while killed < kills {
         // A dump may end before its instant has come, but most must be hit.
@@ -129,13 +105,10 @@ fn survives(sandbox: &Sandbox, case: &str, options: &[&str]) -> Result<()> {
         );
         attempts += 1;
         let images = sandbox.images(&format!("killed-{attempts}"))?;
-        let instant = instants.below(length);
+        let instant = instant_of(length, &mut random);
         let context = || format!("in attempt {attempts}, killed {instant:?} into the dump");
         killed += u32::from(kill_dump(sandbox, &guest, &images, options, instant)?);
-        if let Some(status) = sandbox.try_wait(guest.pid)? {
-            let said = guest.lines()?.join("\n");
-            anyhow::bail!("the target ended with {status:?} {}\n{said}", context());
-        }
+        expect_alive(sandbox, &guest).with_context(context)?;
         expect_running(&guest).with_context(context)?;
         // The next dump both shows that the target can be dumped and waits for it to have left
         // whatever the dead dumper made it run. Its length is that of the next to be killed.
@@ -162,10 +135,10 @@ sandbox_test! {
     fn killed_dump_is_recognised(sandbox) {
         let guest = sandbox.start_with("interrupted", &["nanosleep"])?;
         let length = dumped_whole(sandbox, &guest)?;
-        let mut instants = Instants(0x2545_f491_4f6c_dd1d);
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
         for round in 0..kills()? {
             let images = sandbox.images(&format!("killed-{round}"))?;
-            if !kill_dump(sandbox, &guest, &images, PLAIN, instants.below(length))? {
+            if !kill_dump(sandbox, &guest, &images, PLAIN, instant_of(length, &mut random))? {
                 continue;
             }
             // The inventory is written last: without it nothing may be restored.

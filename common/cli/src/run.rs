@@ -61,7 +61,11 @@ fn logged(
         tool.name(),
         env!("CARGO_PKG_VERSION")
     ));
-    run(options, log).inspect_err(|error| {
+    let ran = run(options, log);
+    if let Some(steps) = crust_process::steps::taken() {
+        log.debug(format_args!("{steps} steps taken"));
+    }
+    ran.inspect_err(|error| {
         let room = tool.name().trim_start_matches("crust-");
         // Without a log file the sentence is on stderr anyway.
         if options.log_file.is_some() {

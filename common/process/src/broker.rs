@@ -161,6 +161,7 @@ pub fn call(nr: i64, args: &mut [OwnArg<'_>], inner: &mut [Inner<'_>]) -> Result
         return Err(Errno::EINVAL);
     }
     place_inner(args, inner)?;
+    crate::steps::step();
     let mut raw = [0u64; 6];
     for (to, arg) in raw.iter_mut().zip(args.iter_mut()) {
         *to = match arg {

@@ -12,6 +12,7 @@ use crate::proc::children::parse_children;
 use crate::proc::stat::{Stat, parse_stat};
 use crate::proc::status::TaskState as ProcState;
 use crate::regs::Regs;
+use crate::steps::step;
 use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
 use std::collections::HashSet;
@@ -410,6 +411,7 @@ impl Frozen {
         let tasks = std::mem::take(&mut self.tasks);
         let mut result = Ok(());
         for task in tasks.iter().filter(|task| !task.threads.is_empty()) {
+            step();
             let sent = nix::sys::signal::kill(task.pid.into(), nix::sys::signal::SIGKILL);
             if let Err(errno) = sent
                 && errno != Errno::ESRCH
@@ -431,6 +433,7 @@ impl Frozen {
     pub fn leave_stopped(mut self) -> OsResult<()> {
         for task in &self.tasks {
             if task.state == TaskState::Alive {
+                step();
                 let sent = nix::sys::signal::kill(task.pid.into(), nix::sys::signal::SIGSTOP);
                 sent.map_err(|errno| Error::new(task.pid, "kill(SIGSTOP)", errno))?;
             }

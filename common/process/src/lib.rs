@@ -22,6 +22,8 @@ pub mod remote;
 pub mod scratch;
 pub mod shared_anon;
 pub mod sockdiag;
+pub mod steps;
 pub mod stub;
+pub mod survivor;
 pub mod tracee;
 pub mod xstate;

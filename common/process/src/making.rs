@@ -8,6 +8,7 @@
 use crate::error::{Error, Result};
 use crate::pid::HostPid;
 use crate::scratch::{Scratch, Table};
+use crate::steps::step;
 use crate::stub;
 use crate::tracee::{self, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
@@ -103,6 +104,7 @@ impl Made {
             ..CloneArgs::default()
         };
         let mask = set_own_mask(ALL_BUT_SIGTRAP).map_err(|e| Error::new(pid, "sigprocmask", e))?;
+        step();
         // SAFETY: the arguments outlive the call. The child shares no memory with us; it makes
         // nothing but system calls, so that locks held by other threads do not matter.
         let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
@@ -113,6 +115,7 @@ impl Made {
         let restored = set_own_mask(mask);
         forked.map_err(|errno| Error::new(pid, "clone3 with its exact pid", errno))?;
         restored.map_err(|errno| Error::new(pid, "sigprocmask", errno))?;
+        step();
         tracee::seize(pid, seize_options()).inspect_err(|_| kill(pid))?;
         tracee::interrupt(pid)?;
         Made::adopt(pid)
@@ -276,6 +279,7 @@ fn wait_for_tracer() -> ! {
 }
 
 fn kill(pid: HostPid) {
+    step();
     // SAFETY: kill takes numbers only.
     unsafe { libc::kill(pid.get(), libc::SIGKILL) };
 }

@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::pid::HostPid;
+use crate::steps::step;
 use nix::errno::Errno;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -67,6 +68,7 @@ impl TaskMem {
 
     /// Writes `buf` at `addr`, read-only private pages included.
     pub fn write_all_at(&self, addr: u64, buf: &[u8]) -> Result<()> {
+        step();
         self.file
             .write_all_at(buf, addr)
             .map_err(|error| self.error("write", addr, buf.len(), &error))

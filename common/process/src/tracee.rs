@@ -8,6 +8,7 @@
 use crate::error::{Error, Result};
 use crate::pid::HostPid;
 use crate::regs::Regs;
+use crate::steps::step;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use std::marker::PhantomData;
@@ -142,6 +143,7 @@ pub fn try_wait(tid: HostPid) -> Result<Option<Wait>> {
 }
 
 fn wait_once(tid: HostPid, flags: i32) -> Result<Option<Wait>> {
+    step();
     let mut status = 0;
     // SAFETY: status outlives the call.
     let got = unsafe { libc::waitpid(tid.get(), &mut status, flags | libc::__WALL) };
@@ -452,6 +454,7 @@ fn request(
     data: usize,
     what: impl FnOnce() -> String,
 ) -> Result<i64> {
+    step();
     // SAFETY: every caller in this file passes, for its request, numbers or the addresses of
     // values of the type the request reads or writes, which outlive the call. The peek requests
     // that return data in the result are not used.

@@ -4,12 +4,15 @@
 //! one, `link_remap.<id>`, is made beside the lost name and stored as a REG entry of its own;
 //! the restorer opens it, links or renames it as the lost name was, and removes it. The link is a
 //! change to the user's disk, so it is made only when nothing is refused any more, and it is
-//! taken away again when the dump fails and when the tasks live on (`--leave-running`).
+//! taken away again when the dump fails, by a survivor if we are killed, and when the tasks live on
+//! (`--leave-running`).
 
 use super::write::Source;
 use super::{FileId, FileTable, OpenFile, Problem, RoomResult, regfile};
 use crate::context::Context;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use crust_process::steps::step;
+use crust_process::survivor::{Note, Survivor, When};
 use crust_proto::criu::{RegFileEntry, RemapType};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -23,6 +26,8 @@ use std::os::unix::ffi::OsStrExt;
 pub struct Links {
     wanted: Vec<Wanted>,
     made: Vec<Made>,
+    /// Removes them if we are killed.
+    survivor: Option<Survivor>,
 }
 
 #[derive(Debug)]
@@ -37,6 +42,7 @@ struct Wanted {
 struct Made {
     root: OwnedFd,
     path: Vec<u8>,
+    note: Note,
 }
 
 /// Asks for a link and remaps the file to it.
@@ -114,6 +120,7 @@ impl Links {
         let mut failure = Ok(());
         for made in self.made.drain(..) {
             let path = OsStr::from_bytes(&made.path);
+            step();
             match unlinkat(&made.root, path, UnlinkatFlags::NoRemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(errno) => {
@@ -123,12 +130,18 @@ impl Links {
                     );
                 }
             }
+            if let Some(survivor) = &self.survivor {
+                survivor.cross_out(made.note);
+            }
         }
         failure
     }
 
     /// Keeps the links: the images name them.
     pub fn keep(&mut self) {
+        if let Some(survivor) = &self.survivor {
+            survivor.settle();
+        }
         self.made.clear();
     }
 }
@@ -142,16 +155,29 @@ impl Drop for Links {
 
 /// Makes every link that was asked for.
 pub fn make(ctx: &Context, table: &mut FileTable) -> Result<()> {
-    for wanted in std::mem::take(&mut table.links.wanted) {
+    let wanted = std::mem::take(&mut table.links.wanted);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    table.links.survivor = Some(Survivor::start(&|_| false)?);
+    for wanted in wanted {
         let file = wanted.source.open(ctx, table)?;
         let from = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         let path = OsStr::from_bytes(&wanted.path);
         let flags = AtFlags::AT_SYMLINK_FOLLOW;
+        let note = match &table.links.survivor {
+            Some(survivor) => {
+                survivor.file(Some(wanted.root.as_fd()), &wanted.path, When::BeforeSettled)?
+            }
+            None => bail!("nobody would remove /{} if we were killed", path.display()),
+        };
+        step();
         linkat(AT_FDCWD, from.as_str(), &wanted.root, path, flags)
             .with_context(|| format!("making the hard link /{}", path.display()))?;
         table.links.made.push(Made {
             root: wanted.root,
             path: wanted.path,
+            note,
         });
     }
     Ok(())

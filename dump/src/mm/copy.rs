@@ -155,6 +155,7 @@ fn copy_piece<S: PageSource>(
     piece: &Piece,
     buf: &mut Vec<u8>,
 ) -> Result<()> {
+    crust_process::steps::step();
     buf.resize((PIECE_PAGES * PAGE) as usize, 0);
     let mut rest = &mut buf[..(piece.pages * PAGE) as usize];
     for (addr, pages) in &piece.parts {

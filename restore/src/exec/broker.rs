@@ -3,7 +3,7 @@
 
 use super::{ExecError, Executor, routines};
 use crate::check::pids::holder;
-use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Ret, SlotId, Step};
+use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, Routine, SlotId, Step};
 use crust_image::ids::VirtPid;
 use crust_process::broker::{self, Answer, Inner, OwnArg};
 use crust_process::making::Made;
@@ -34,6 +34,11 @@ impl<'p> Executor<'p> {
                 file,
                 text,
             } => write_proc(step, *pid, *tid, file, text),
+            // The images need it as long as the restore can fail.
+            Op::Routine(Routine::Unlink { path }) if step.phase == Phase::Commit => self
+                .routines
+                .remove_at_commit(path)
+                .map_err(|why| ExecError::step(step, "", why)),
             Op::Routine(routine) => {
                 let mut slots = routines::Slots::new(&mut self.slots);
                 routines::run(routine, &mut self.routines, &mut slots)
@@ -244,6 +249,7 @@ fn write_proc(
         None => format!("/proc/{pid}/{file}"),
         Some(tid) => format!("/proc/{pid}/task/{tid}/{file}"),
     };
+    crust_process::steps::step();
     fs::write(&path, text)
         .map_err(|error| ExecError::step(step, &format!("write {text:?} to {path}"), error))
 }

@@ -4,11 +4,13 @@
 use super::{AREA, ExecError, Executor, Task, compile, host_pid, vdso};
 use crate::plan::step::{Op, Step, ThreadState, VdsoArea};
 use crust_image::ids::VirtPid;
+use crust_process::fds::PidFd;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
 use crust_process::scratch::{Check, Table};
 use nix::errno::Errno;
+use std::os::fd::AsFd;
 
 /// RSEQ_FLAG_UNREGISTER of rseq(2).
 const RSEQ_UNREGISTER: u64 = 1;
@@ -178,7 +180,7 @@ impl<'p> Executor<'p> {
     pub(super) fn finish(
         &mut self,
         before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
-    ) -> Result<HostPid, ExecError> {
+    ) -> Result<(HostPid, Vec<String>), ExecError> {
         let root = self
             .plan
             .root
@@ -197,8 +199,8 @@ impl<'p> Executor<'p> {
         // A reader must not find us among the writers of its pipe when it goes on.
         self.slots.clear();
         before_release(root)?;
-        self.release_all()?;
-        Ok(root)
+        let left = self.release_all()?;
+        Ok((root, left))
     }
 
     /// By the vdso's own `syscall`, for the stub's page is what goes.
@@ -256,24 +258,45 @@ impl<'p> Executor<'p> {
         })
     }
 
-    /// First our death must not kill anybody any more, then everybody goes.
-    fn release_all(&mut self) -> Result<(), ExecError> {
+    /// First our death must not kill anybody any more, then everybody goes. Until the last one is
+    /// let off the survivor holds the first ones to their end. Gives what could not be tidied up.
+    fn release_all(&mut self) -> Result<Vec<String>, ExecError> {
         let failed = |error| ExecError::new("let the tree go", error);
+        let held = self.hold_by_survivor().map_err(failed)?;
         for task in self.tasks.values().filter(|task| !task.dead) {
             for made in std::iter::once(&task.leader).chain(task.threads.values()) {
                 made.outlive_us().map_err(failed)?;
             }
         }
+        let left = self.routines.commit();
+        drop(held);
         for (_, task) in std::mem::take(&mut self.tasks) {
             if task.dead {
                 continue;
             }
-            for made in task.threads.into_values() {
-                made.release().map_err(failed)?;
+            for made in task.threads.into_values().chain([task.leader]) {
+                match made.release() {
+                    // Somebody has killed it meanwhile, as may happen to any task.
+                    Err(error) if !error.is_gone() => return Err(failed(error)),
+                    _ => {}
+                }
             }
-            task.leader.release().map_err(failed)?;
         }
-        Ok(())
+        Ok(left)
+    }
+
+    /// Tells the survivor of every task. The descriptors are what it knows them by.
+    fn hold_by_survivor(&self) -> crust_process::error::Result<Vec<PidFd>> {
+        let Some(survivor) = self.routines.survivor() else {
+            return Ok(Vec::new());
+        };
+        let mut held = Vec::new();
+        for task in self.tasks.values().filter(|task| !task.dead) {
+            let pidfd = PidFd::open(task.leader.tid())?;
+            survivor.task(pidfd.as_fd())?;
+            held.push(pidfd);
+        }
+        Ok(held)
     }
 }
 

@@ -13,13 +13,14 @@ pub mod routines;
 mod vdso;
 
 use crate::plan::slots::slots_of;
-use crate::plan::step::{Actor, Op, Phase, Plan, SlotId, Step, ThreadState};
+use crate::plan::step::{Actor, Op, Phase, Plan, Routine, SlotId, Step, ThreadState};
 use compile::Compiled;
 use crust_image::dir::ImageDir;
 use crust_image::ids::VirtPid;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
+use crust_process::survivor::Survivor;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -77,6 +78,8 @@ pub struct Restored {
     pub root: HostPid,
     /// When each phase ended, from the start of the execution.
     pub phases: Vec<(Phase, Duration)>,
+    /// What could not be tidied up behind a tree that runs.
+    pub left: Vec<String>,
 }
 
 /// A task being made.
@@ -113,15 +116,15 @@ pub fn execute(
     let mut executor = Executor::new(plan, images)?;
     let mut phases = Vec::new();
     let result = executor.run_phases(start, &mut phases);
-    let root = match result.and_then(|()| executor.finish(before_release)) {
-        Ok(root) => root,
+    let (root, left) = match result.and_then(|()| executor.finish(before_release)) {
+        Ok(finished) => finished,
         Err(error) => {
             executor.kill_all();
             return Err(error);
         }
     };
     phases.push((Phase::Commit, start.elapsed()));
-    Ok(Restored { root, phases })
+    Ok(Restored { root, phases, left })
 }
 
 impl<'p> Executor<'p> {
@@ -141,6 +144,7 @@ impl<'p> Executor<'p> {
         let own_pidfd = crust_process::fds::PidFd::open(HostPid::current())
             .map_err(|error| ExecError::new("open our own pidfd", error))?
             .into();
+        let survivor = start_survivor(plan)?;
         Ok(Executor {
             plan,
             slots: (0..plan.slots).map(|_| None).collect(),
@@ -151,7 +155,7 @@ impl<'p> Executor<'p> {
             areas,
             tasks: BTreeMap::new(),
             own_pidfd,
-            routines: routines::Ctx::new(images),
+            routines: routines::Ctx::new(images, survivor),
         })
     }
 
@@ -387,6 +391,44 @@ impl<'p> Executor<'p> {
         }
         self.routines.undo();
     }
+}
+
+/// Somebody has to take back what we cannot if we are killed: names in file systems, and the first
+/// tasks of a tree that were let off EXITKILL when the last were not yet.
+fn start_survivor(plan: &Plan) -> Result<Option<Survivor>, ExecError> {
+    let ids = |step: &Step| match step.op {
+        Op::Fork { pid, .. } => Some(pid),
+        Op::Thread { tid } => Some(tid),
+        _ => None,
+    };
+    let taken: HashSet<i32> = plan
+        .steps
+        .iter()
+        .filter_map(|step| Some(ids(step)?.get() as i32))
+        .collect();
+    let is_fork = |step: &&Step| matches!(step.op, Op::Fork { .. });
+    let leaves_names = |step: &Step| {
+        matches!(
+            step.op,
+            Op::Routine(
+                Routine::GhostFile { .. }
+                    | Routine::OpenGhost { .. }
+                    | Routine::OpenLink { .. }
+                    | Routine::BindUnix { .. }
+                    | Routine::MakeCgroup(_)
+                    | Routine::Unlink { .. }
+            )
+        )
+    };
+    let is_needed =
+        plan.steps.iter().filter(is_fork).nth(1).is_some() || plan.steps.iter().any(leaves_names);
+    if !is_needed {
+        return Ok(None);
+    }
+    let started = Survivor::start(&|pid| taken.contains(&pid));
+    started
+        .map(Some)
+        .map_err(|error| ExecError::new("start the survivor", error))
 }
 
 fn made_of<'t>(tasks: &'t mut BTreeMap<VirtPid, Task<'_>>, actor: Actor) -> Option<&'t mut Made> {

@@ -28,9 +28,15 @@ pub fn make(dir: &CgroupDir, undo: &mut Undo) -> Result<()> {
         }
         false
     } else {
+        if !path.exists() {
+            undo.note_directory(&dir.path)?;
+        }
         match DirBuilder::new().mode(0o755).create(path) {
             Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                undo.forget(&dir.path);
+                false
+            }
             Err(error) => return Err(error).with_context(|| format!("make {}", shown())),
         }
     };
@@ -38,8 +44,7 @@ pub fn make(dir: &CgroupDir, undo: &mut Undo) -> Result<()> {
         bail!("{} exists, which --manage-cgroups=strict forbids", shown());
     }
     if made {
-        undo.note_directory(&dir.path);
-        undo.keep_on_success(&dir.path);
+        undo.keep_on_success(&dir.path)?;
         inherit_cpuset(path)?;
         set_owner(path, dir.perms)?;
     }

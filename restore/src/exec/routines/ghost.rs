@@ -57,7 +57,7 @@ impl Ghosts {
         let mut temporary = Vec::new();
         make_parents(path, undo, &mut temporary)?;
         let at = free_name(path, id)?;
-        undo.note_file_of_mode(&at, entry.mode);
+        undo.note_file_of_mode(&at, entry.mode)?;
         temporary.push(at.clone());
         make_node(&at, &entry, image)
             .with_context(|| format!("make ghost file {id:x} at {}", shown(&at)))?;
@@ -119,15 +119,21 @@ pub fn open_by_name(
         return open(there);
     }
     let (from, to) = (OsStr::from_bytes(there), OsStr::from_bytes(wanted));
+    if lstat(to).is_ok() {
+        return open(there);
+    }
+    undo.note_file(wanted)?;
     match linkat(AT_FDCWD, from, AT_FDCWD, to, AtFlags::empty()) {
         Ok(()) => {
-            undo.note_file(wanted);
             let opened = open(wanted);
             undo.remove(wanted)
                 .with_context(|| format!("remove the name {} again", shown(wanted)))?;
             opened
         }
-        Err(_) => open(there),
+        Err(_) => {
+            undo.forget(wanted);
+            open(there)
+        }
     }
 }
 
@@ -140,14 +146,13 @@ fn make_parents(path: &[u8], undo: &mut Undo, made: &mut Vec<Vec<u8>>) -> Result
     for (end, _) in slashes {
         let Some(parent) = path.get(..end) else { break };
         let name = OsStr::from_bytes(parent);
+        if lstat(name).is_ok() {
+            continue;
+        }
+        undo.note_directory(parent)?;
         match mkdirat(AT_FDCWD, name, Mode::S_IRWXU) {
-            Ok(()) => {
-                undo.note_directory(parent);
-                made.push(parent.to_vec());
-            }
-            Err(Errno::EEXIST) => {}
-            // mkdir on a read-only file system says so even of what exists.
-            Err(Errno::EROFS) if lstat(name).is_ok() => {}
+            Ok(()) => made.push(parent.to_vec()),
+            Err(Errno::EEXIST) => undo.forget(parent),
             Err(errno) => {
                 return Err(errno).with_context(|| format!("make directory {}", name.display()));
             }

@@ -20,6 +20,8 @@ use crate::plan::step::{Routine, SlotId};
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;
+use crust_process::steps::step;
+use crust_process::survivor::Survivor;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -70,10 +72,11 @@ pub struct Ctx<'i> {
 
 impl<'i> Ctx<'i> {
     /// At the start of a run.
-    pub fn new(images: &'i ImageDir) -> Ctx<'i> {
+    /// `survivor` takes back what was made if we are killed.
+    pub fn new(images: &'i ImageDir, survivor: Option<Survivor>) -> Ctx<'i> {
         Ctx {
             images,
-            undo: undo::Undo::default(),
+            undo: undo::Undo::with(survivor),
             ghosts: ghost::Ghosts::default(),
             payloads: payload::Payloads::default(),
         }
@@ -85,6 +88,26 @@ impl<'i> Ctx<'i> {
             None => Ok(()),
             Some((path, errno)) => Err(format!("{}: {errno}", OsStr::from_bytes(path).display())),
         }
+    }
+
+    /// Who undoes everything if we are killed.
+    pub fn survivor(&self) -> Option<&Survivor> {
+        self.undo.survivor()
+    }
+
+    /// A file that the images need goes at the very end.
+    pub fn remove_at_commit(&mut self, path: &[u8]) -> Result<(), String> {
+        let noted = self.undo.remove_at_commit(path);
+        noted.map_err(|error| error.to_string())
+    }
+
+    /// The tree is restored and cannot fail any more. What could not be removed, and why.
+    pub fn commit(&mut self) -> Vec<String> {
+        let left = self.undo.commit().into_iter();
+        let told = |(path, errno): (Vec<u8>, nix::errno::Errno)| {
+            format!("remove {}: {errno}", OsStr::from_bytes(&path).display())
+        };
+        left.map(told).collect()
     }
 
     /// After a failure: the same, and nobody wants to hear about what could not be removed.
@@ -99,6 +122,7 @@ pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resul
 }
 
 fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {
+    step();
     match routine {
         Routine::OpenFile {
             path,

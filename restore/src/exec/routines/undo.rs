@@ -1,9 +1,13 @@
 //! What a restore puts into file systems for a while, and takes away again whatever happens:
 //! ghost files, directories made for them, hard links, socket names of listeners that are gone.
 //!
-//! The path is noted before it is made, so that no failure in between leaves it. What cannot be
-//! removed is not an error of the restore: it is told to the caller, and Drop is silent.
+//! The path is noted before it is made, so that no failure in between leaves it, here and with the
+//! survivor, who takes it away if we are killed. What cannot be removed is not an error of the
+//! restore: it is told to the caller, and Drop is silent.
 
+use crust_process::error::Result as TaskResult;
+use crust_process::steps::step;
+use crust_process::survivor::{Note, Survivor, When};
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -16,44 +20,117 @@ struct Noted {
     path: Vec<u8>,
     is_directory: bool,
     stays_on_success: bool,
+    /// The survivor's.
+    note: Option<Note>,
 }
 
 /// The paths that are there for now, in the order in which they were made.
 #[derive(Debug, Default)]
 pub struct Undo {
     paths: Vec<Noted>,
+    /// Removed when nothing can fail any more.
+    at_commit: Vec<Vec<u8>>,
+    survivor: Option<Survivor>,
 }
 
 impl Undo {
-    /// A file or link is about to be made here.
-    pub fn note_file(&mut self, path: &[u8]) {
-        self.note(path, false);
+    /// With somebody who takes everything back if we are killed.
+    pub fn with(survivor: Option<Survivor>) -> Undo {
+        let mut undo = Undo::default();
+        undo.survivor = survivor;
+        undo
     }
 
-    /// A directory is about to be made here.
-    pub fn note_directory(&mut self, path: &[u8]) {
-        self.note(path, true);
+    /// Who that is.
+    pub fn survivor(&self) -> Option<&Survivor> {
+        self.survivor.as_ref()
     }
 
-    /// A file of this mode is about to be made here.
-    pub fn note_file_of_mode(&mut self, path: &[u8], mode: u32) {
-        self.note(path, mode & libc::S_IFMT == libc::S_IFDIR);
+    /// A file or link is about to be made here, where nothing is.
+    pub fn note_file(&mut self, path: &[u8]) -> TaskResult<()> {
+        self.note(path, false)
     }
 
-    fn note(&mut self, path: &[u8], is_directory: bool) {
-        self.paths.push(Noted {
+    /// A directory is about to be made here, where nothing is.
+    pub fn note_directory(&mut self, path: &[u8]) -> TaskResult<()> {
+        self.note(path, true)
+    }
+
+    /// A file of this mode is about to be made here, where nothing is.
+    pub fn note_file_of_mode(&mut self, path: &[u8], mode: u32) -> TaskResult<()> {
+        self.note(path, mode & libc::S_IFMT == libc::S_IFDIR)
+    }
+
+    fn note(&mut self, path: &[u8], is_directory: bool) -> TaskResult<()> {
+        let mut noted = Noted {
             path: path.to_vec(),
             is_directory,
             stays_on_success: false,
-        });
+            note: None,
+        };
+        noted.note = self.tell_survivor(&noted, When::Ever)?;
+        self.paths.push(noted);
+        step();
+        Ok(())
+    }
+
+    fn tell_survivor(&self, noted: &Noted, when: When) -> TaskResult<Option<Note>> {
+        let Some(survivor) = &self.survivor else {
+            return Ok(None);
+        };
+        Ok(Some(match noted.is_directory {
+            true => survivor.directory(&noted.path, when)?,
+            false => survivor.file(None, &noted.path, when)?,
+        }))
+    }
+
+    fn cross_out(&self, noted: &Noted) {
+        if let (Some(survivor), Some(note)) = (&self.survivor, noted.note) {
+            survivor.cross_out(note);
+        }
+    }
+
+    /// What was noted last was not made after all: it is somebody else's.
+    pub fn forget(&mut self, path: &[u8]) {
+        if let Some(at) = self.paths.iter().rposition(|noted| noted.path == path) {
+            let noted = self.paths.remove(at);
+            self.cross_out(&noted);
+        }
     }
 
     /// What was noted last at this path goes only if the restore fails: a socket's name.
-    pub fn keep_on_success(&mut self, path: &[u8]) {
-        let noted = self.paths.iter_mut().rfind(|noted| noted.path == path);
-        if let Some(noted) = noted {
-            noted.stays_on_success = true;
+    pub fn keep_on_success(&mut self, path: &[u8]) -> TaskResult<()> {
+        let Some(at) = self.paths.iter().rposition(|noted| noted.path == path) else {
+            return Ok(());
+        };
+        let note = self.tell_survivor(&self.paths[at], When::BeforeSettled)?;
+        self.cross_out(&self.paths[at]);
+        self.paths[at].stays_on_success = true;
+        self.paths[at].note = note;
+        Ok(())
+    }
+
+    /// A file that the images need goes when the tree is restored and nothing can fail any more.
+    pub fn remove_at_commit(&mut self, path: &[u8]) -> TaskResult<()> {
+        if let Some(survivor) = &self.survivor {
+            survivor.file(None, path, When::AfterSettled)?;
         }
+        self.at_commit.push(path.to_vec());
+        Ok(())
+    }
+
+    /// The tree is restored. What could not be removed, and why.
+    pub fn commit(&mut self) -> Vec<(Vec<u8>, Errno)> {
+        if let Some(survivor) = &self.survivor {
+            survivor.settle();
+        }
+        step();
+        let paths = std::mem::take(&mut self.at_commit).into_iter();
+        let remove = |path: Vec<u8>| {
+            let removed = unlink_file(&path);
+            removed.err().map(|errno| (path, errno))
+        };
+        paths.filter_map(remove).collect()
     }
 
     /// Removes one path now.
@@ -61,17 +138,22 @@ impl Undo {
         let Some(at) = self.paths.iter().rposition(|noted| noted.path == path) else {
             return Err(Errno::ENOENT);
         };
-        remove_path(&self.paths.remove(at))
+        let noted = self.paths.remove(at);
+        let removed = remove_path(&noted);
+        self.cross_out(&noted);
+        removed
     }
 
     /// Removes a file now, noted or not; it must be there.
     pub fn remove_file(&mut self, path: &[u8]) -> Result<(), Errno> {
-        self.paths.retain(|noted| noted.path != path);
-        unlinkat(
-            nix::fcntl::AT_FDCWD,
-            OsStr::from_bytes(path),
-            UnlinkatFlags::NoRemoveDir,
-        )
+        let removed = unlink_file(path);
+        let (gone, kept) = std::mem::take(&mut self.paths)
+            .into_iter()
+            .partition(|noted| noted.path == path);
+        self.paths = kept;
+        let gone: Vec<Noted> = gone;
+        gone.iter().for_each(|noted| self.cross_out(noted));
+        removed
     }
 
     /// After a success: removes what is not to stay. What could not be removed, and why.
@@ -84,7 +166,9 @@ impl Undo {
     pub fn take_back(&mut self) -> Vec<(Vec<u8>, Errno)> {
         let mut left = Vec::new();
         while let Some(noted) = self.paths.pop() {
-            if let Err(errno) = remove_path(&noted) {
+            let removed = remove_path(&noted);
+            self.cross_out(&noted);
+            if let Err(errno) = removed {
                 left.push((noted.path, errno));
             }
         }
@@ -98,7 +182,14 @@ impl Drop for Undo {
     }
 }
 
+fn unlink_file(path: &[u8]) -> Result<(), Errno> {
+    step();
+    let path = OsStr::from_bytes(path);
+    unlinkat(nix::fcntl::AT_FDCWD, path, UnlinkatFlags::NoRemoveDir)
+}
+
 fn remove_path(noted: &Noted) -> Result<(), Errno> {
+    step();
     let flag = if noted.is_directory {
         UnlinkatFlags::RemoveDir
     } else {
@@ -126,9 +217,10 @@ mod tests {
         let dir = scratch("all");
         let (sub, file) = (dir.join("sub"), dir.join("sub/file"));
         let mut undo = Undo::default();
-        undo.note_directory(sub.as_os_str().as_bytes());
+        undo.note_directory(sub.as_os_str().as_bytes())
+            .expect("noted");
         std::fs::create_dir(&sub).expect("mkdir");
-        undo.note_file(file.as_os_str().as_bytes());
+        undo.note_file(file.as_os_str().as_bytes()).expect("noted");
         std::fs::write(&file, "x").expect("write");
         assert!(undo.take_back_temporary().is_empty());
         assert!(!sub.exists());
@@ -140,10 +232,12 @@ mod tests {
         let dir = scratch("keep");
         let file = dir.join("file");
         let mut undo = Undo::default();
-        undo.note_file(dir.join("never").as_os_str().as_bytes());
-        undo.note_file(file.as_os_str().as_bytes());
+        undo.note_file(dir.join("never").as_os_str().as_bytes())
+            .expect("noted");
+        undo.note_file(file.as_os_str().as_bytes()).expect("noted");
         std::fs::write(&file, "x").expect("write");
-        undo.keep_on_success(file.as_os_str().as_bytes());
+        undo.keep_on_success(file.as_os_str().as_bytes())
+            .expect("noted");
         assert!(undo.take_back_temporary().is_empty());
         assert!(file.exists());
         std::fs::remove_dir_all(&dir).expect("clean up");
@@ -154,7 +248,8 @@ mod tests {
         let dir = scratch("told");
         std::fs::write(dir.join("in-the-way"), "x").expect("write");
         let mut undo = Undo::default();
-        undo.note_directory(dir.as_os_str().as_bytes());
+        undo.note_directory(dir.as_os_str().as_bytes())
+            .expect("noted");
         let left = undo.take_back_temporary();
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].1, Errno::ENOTEMPTY);

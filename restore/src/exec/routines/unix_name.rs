@@ -59,13 +59,13 @@ fn bind_here(
     let address = UnixAddr::new(OsStr::from_bytes(name))
         .with_context(|| format!("make an address of {shown}"))?;
     let absolute = absolute(dir, name);
-    undo.note_file(&absolute);
+    undo.note_file(&absolute)?;
     bind(socket.as_raw_fd(), &address).with_context(|| format!("bind to {shown}"))?;
     if let Some(perms) = perms {
         set_perms(name, perms)?;
     }
     // A restore that fails later removes the name; one that succeeds is told to keep it.
-    undo.keep_on_success(&absolute);
+    undo.keep_on_success(&absolute)?;
     Ok(())
 }
 

@@ -1,0 +1,442 @@
+//! A process that outlives us and takes back what we have put into the world.
+//!
+//! PTRACE_O_EXITKILL ends half-made tasks when we die, but no such thing exists for files: a ghost
+//! file, the name of a socket, a cgroup, a hard link of a dump would stay. And EXITKILL is taken
+//! off one task after the other at the commit: a death in between would leave a part of a tree.
+//! So everything is noted in memory that we share with a child before it is done; the child
+//! sleeps on our pidfd and, when we are dead, undoes what is noted, the latest first.
+//!
+//! The child shares our descriptor table (CLONE_FILES): it holds nothing open that we have closed,
+//! and finds the pidfds and directories that a note names. It makes system calls only and
+//! allocates nothing, so the locks of other threads of ours do not matter. All signals are
+//! blocked in it and it has a session of its own: what a terminal or a process group is sent does
+//! not reach it. Its exit signal is 0, so nobody who waits for children meets it.
+
+use crate::error::{Error, Result};
+use crate::fds::PidFd;
+use crate::making::CloneArgs;
+use crate::pid::HostPid;
+use nix::errno::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Bytes of notes: pages that are not used cost nothing.
+const ROOM: usize = 16 << 20;
+/// Behind the head.
+const FIRST: usize = 64;
+/// Head of a note: state, kind, descriptor, length of the path.
+const NOTE: usize = 16;
+/// How often a directory that is still busy is tried again: a cgroup empties when its last task
+/// has died.
+const TRIES: u32 = 2000;
+/// Nanoseconds between two tries.
+const PAUSE: i64 = 2_000_000;
+const CLONE_FILES: u64 = libc::CLONE_FILES as u64;
+
+/// When a note is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum When {
+    /// If we die before [`Survivor::settle`].
+    BeforeSettled = 1,
+    /// If we die after it.
+    AfterSettled = 2,
+    /// Whenever we die.
+    Ever = 3,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Deed {
+    RemoveFile = 1,
+    RemoveDirectory = 2,
+    Kill = 3,
+}
+
+/// A note, by which it can be crossed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note(usize);
+
+/// The child and the memory shared with it.
+#[derive(Debug)]
+pub struct Survivor {
+    notes: Notes,
+    child: HostPid,
+    /// Our own, on which the child sleeps; open in the shared table as long as we live.
+    _own: OwnedFd,
+}
+
+/// The shared memory: a word that says how far notes go, one that says settled, then the notes.
+#[derive(Debug)]
+struct Notes {
+    base: NonNull<u8>,
+}
+
+impl Survivor {
+    /// Starts the child. `is_taken` are pids that it must not have, because somebody is going to
+    /// need them; with any, the kernel must let us choose pids.
+    pub fn start(is_taken: &dyn Fn(i32) -> bool) -> Result<Survivor> {
+        let own: OwnedFd = PidFd::open(HostPid::current())?.into();
+        let failed = |doing: &str, errno| Error::new(HostPid::current(), doing, errno);
+        let notes = Notes::map().map_err(|errno| failed("map notes for the survivor", errno))?;
+        let child = clone_child(&notes, own.as_raw_fd(), is_taken);
+        let child = child.map_err(|errno| failed("clone the survivor", errno))?;
+        Ok(Survivor {
+            notes,
+            child,
+            _own: own,
+        })
+    }
+
+    /// A file is about to be made.
+    pub fn file(&self, dir: Option<BorrowedFd<'_>>, path: &[u8], when: When) -> Result<Note> {
+        self.note(Deed::RemoveFile, dir, path, when)
+    }
+
+    /// A directory is about to be made.
+    pub fn directory(&self, path: &[u8], when: When) -> Result<Note> {
+        self.note(Deed::RemoveDirectory, None, path, when)
+    }
+
+    /// A task is about to be let off EXITKILL. The pidfd must stay open until the end.
+    pub fn task(&self, pidfd: BorrowedFd<'_>) -> Result<Note> {
+        self.note(Deed::Kill, Some(pidfd), b"", When::BeforeSettled)
+    }
+
+    /// What was noted need not be done any more.
+    pub fn cross_out(&self, note: Note) {
+        self.notes.word(note.0).store(0, Ordering::Release);
+    }
+
+    /// From now on the work is done, and only what says so is undone.
+    pub fn settle(&self) {
+        self.notes.settled().store(1, Ordering::Release);
+    }
+
+    fn note(
+        &self,
+        deed: Deed,
+        dir: Option<BorrowedFd<'_>>,
+        path: &[u8],
+        when: When,
+    ) -> Result<Note> {
+        let fd = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
+        let note = self.notes.add(deed, fd, path, when);
+        note.map_err(|errno| Error::new(self.child, "note what is to be undone", errno))
+    }
+}
+
+impl Drop for Survivor {
+    /// Nothing is left to undo, or somebody has done it.
+    fn drop(&mut self) {
+        // SAFETY: system calls on numbers; the child is ours and not reaped by anybody else.
+        unsafe {
+            libc::kill(self.child.get(), libc::SIGKILL);
+            libc::waitpid(self.child.get(), std::ptr::null_mut(), libc::__WALL);
+        }
+    }
+}
+
+// SAFETY: the mapping is of nobody else in this process, words of it are used as atomics, and a
+// path is written before the note that has it counts; so it may move to another thread.
+unsafe impl Send for Notes {}
+
+impl Notes {
+    fn map() -> std::result::Result<Notes, Errno> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping where the kernel likes; no memory in use is touched.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), ROOM, prot, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
+        let notes = Notes { base };
+        notes.end().store(FIRST as u32, Ordering::Release);
+        Ok(notes)
+    }
+
+    /// A word of the mapping.
+    fn word(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at + 4 <= ROOM, "inside the notes");
+        // SAFETY: inside the mapping and aligned by the assertion; both processes use these
+        // words as atomics only.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(at).cast()) }
+    }
+
+    fn end(&self) -> &AtomicU32 {
+        self.word(0)
+    }
+
+    fn settled(&self) -> &AtomicU32 {
+        self.word(4)
+    }
+
+    /// Appends a note: its words, its path with a zero, its length behind it for the way back.
+    fn add(
+        &self,
+        deed: Deed,
+        fd: i32,
+        path: &[u8],
+        when: When,
+    ) -> std::result::Result<Note, Errno> {
+        let at = self.end().load(Ordering::Acquire) as usize;
+        let path_room = (path.len() + 1).next_multiple_of(4);
+        let end = at + NOTE + path_room + 4;
+        if end > ROOM {
+            return Err(Errno::ENOSPC);
+        }
+        // SAFETY: the path fits before `end`, which is inside the mapping; fresh pages are zero,
+        // so a zero byte follows it. The child reads no note behind the stored end.
+        unsafe {
+            let to = self.base.as_ptr().add(at + NOTE);
+            std::ptr::copy_nonoverlapping(path.as_ptr(), to, path.len());
+        }
+        self.word(at).store(when as u32, Ordering::Relaxed);
+        self.word(at + 4).store(deed as u32, Ordering::Relaxed);
+        self.word(at + 8).store(fd as u32, Ordering::Relaxed);
+        self.word(end - 4)
+            .store((end - at) as u32, Ordering::Relaxed);
+        // The note counts once it is whole.
+        self.end().store(end as u32, Ordering::Release);
+        Ok(Note(at))
+    }
+
+    /// Everything that is to be done now, the latest first.
+    fn carry_out(&self) {
+        let now = match self.settled().load(Ordering::Acquire) {
+            0 => When::BeforeSettled,
+            _ => When::AfterSettled,
+        };
+        let mut end = self.end().load(Ordering::Acquire) as usize;
+        while end > FIRST {
+            let at = end - self.word(end - 4).load(Ordering::Relaxed) as usize;
+            if self.word(at).load(Ordering::Acquire) & now as u32 != 0 {
+                self.carry_out_one(at);
+            }
+            end = at;
+        }
+    }
+
+    fn carry_out_one(&self, at: usize) {
+        let deed = self.word(at + 4).load(Ordering::Relaxed);
+        let fd = self.word(at + 8).load(Ordering::Relaxed) as i32;
+        // SAFETY: a note has its path, ended by a zero, at this place.
+        let path = unsafe { self.base.as_ptr().add(at + NOTE).cast::<libc::c_char>() };
+        if deed == Deed::Kill as u32 {
+            // SAFETY: numbers and a null pointer, which means no siginfo.
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, 0, 0) };
+            return;
+        }
+        let flags = match deed == Deed::RemoveDirectory as u32 {
+            true => libc::AT_REMOVEDIR,
+            false => 0,
+        };
+        for _ in 0..TRIES {
+            // SAFETY: the path ends with a zero and outlives the call.
+            let done = unsafe { libc::unlinkat(fd, path, flags) } == 0;
+            if done || Errno::last() != Errno::EBUSY {
+                return;
+            }
+            let pause = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: PAUSE,
+            };
+            // SAFETY: the time outlives the call; what is left of it is not asked for.
+            unsafe { libc::nanosleep(&pause, std::ptr::null_mut()) };
+        }
+    }
+}
+
+/// Clones the child, under a high pid if some are taken.
+fn clone_child(
+    notes: &Notes,
+    own: i32,
+    is_taken: &dyn Fn(i32) -> bool,
+) -> std::result::Result<HostPid, Errno> {
+    let mut pid = highest_pid();
+    loop {
+        while pid > 1 && is_taken(pid) {
+            pid -= 1;
+        }
+        match clone_with(notes, own, Some(pid)) {
+            Err(Errno::EEXIST) if pid > 1 => pid -= 1,
+            // Numbers cannot be chosen without a privilege: then nobody else chooses any either.
+            Err(Errno::EPERM) => return clone_with(notes, own, None),
+            other => return other,
+        }
+    }
+}
+
+fn highest_pid() -> i32 {
+    const DEFAULT: i32 = 32768;
+    let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(DEFAULT) - 1
+}
+
+fn clone_with(notes: &Notes, own: i32, pid: Option<i32>) -> std::result::Result<HostPid, Errno> {
+    let set_tid = pid.unwrap_or(0);
+    let args = CloneArgs {
+        flags: CLONE_FILES,
+        set_tid: if pid.is_some() {
+            std::ptr::from_ref(&set_tid) as u64
+        } else {
+            0
+        },
+        set_tid_size: pid.map_or(0, |_| 1),
+        ..CloneArgs::default()
+    };
+    // SAFETY: the arguments outlive the call. The child shares no memory with us but the notes
+    // and makes system calls only, so that locks held by other threads do not matter.
+    let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
+    if got == 0 {
+        outlive(notes, own);
+    }
+    Errno::result(got).and_then(|pid| HostPid::new(pid as i32).ok_or(Errno::ESRCH))
+}
+
+/// The whole life of the child.
+fn outlive(notes: &Notes, parent: i32) -> ! {
+    let all = !0u64;
+    let mut dead = libc::pollfd {
+        fd: parent,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: system calls on numbers and on values that outlive them; nothing is allocated.
+    unsafe {
+        let none = std::ptr::null_mut::<u64>();
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &all, none, 8);
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"crust-survivor".as_ptr());
+        while libc::poll(&mut dead, 1, -1) != 1 {}
+    }
+    notes.carry_out();
+    // SAFETY: ends this process only, without running anything of the parent's.
+    unsafe { libc::_exit(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::{Path, PathBuf};
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir =
+            std::env::temp_dir().join(format!("crust-survivor-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a scratch directory");
+        dir
+    }
+
+    fn note(survivor: &Survivor, path: &Path, when: When) -> Note {
+        survivor
+            .file(None, path.as_os_str().as_bytes(), when)
+            .expect("noted")
+    }
+
+    /// Runs `body` in a child process that is killed at its end, and waits until its survivor is
+    /// gone too: the survivor holds the writing end of a pipe.
+    fn killed_after(body: impl FnOnce()) {
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        // SAFETY: the child uses nothing that another thread could have locked but the allocator,
+        // which glibc makes fit for use after a fork.
+        match unsafe { libc::fork() } {
+            0 => {
+                drop(reader);
+                body();
+                std::mem::forget(writer);
+                // SAFETY: takes numbers only.
+                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+                unreachable!("killed");
+            }
+            pid => {
+                drop(writer);
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(&mut reader, &mut bytes).expect("its end");
+                // SAFETY: the child is ours; no status is asked for.
+                unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_noted_goes_when_we_die() {
+        let dir = scratch("dies");
+        let (file, sub, crossed) = (dir.join("file"), dir.join("sub"), dir.join("crossed"));
+        let in_sub = sub.join("file");
+        killed_after(|| {
+            let survivor = Survivor::start(&|_| false).expect("started");
+            note(&survivor, &file, When::BeforeSettled);
+            std::fs::write(&file, "x").expect("write");
+            survivor
+                .directory(sub.as_os_str().as_bytes(), When::Ever)
+                .expect("noted");
+            std::fs::create_dir(&sub).expect("mkdir");
+            note(&survivor, &in_sub, When::Ever);
+            std::fs::write(&in_sub, "x").expect("write");
+            let gone = note(&survivor, &crossed, When::Ever);
+            std::fs::write(&crossed, "x").expect("write");
+            survivor.cross_out(gone);
+            std::mem::forget(survivor);
+        });
+        assert!(!file.exists() && !sub.exists() && crossed.exists());
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn after_the_commit_only_what_says_so_goes() {
+        let dir = scratch("settled");
+        let (kept, link) = (dir.join("kept"), dir.join("link"));
+        std::fs::write(&link, "x").expect("write");
+        killed_after(|| {
+            let survivor = Survivor::start(&|_| false).expect("started");
+            note(&survivor, &kept, When::BeforeSettled);
+            std::fs::write(&kept, "x").expect("write");
+            note(&survivor, &link, When::AfterSettled);
+            survivor.settle();
+            std::mem::forget(survivor);
+        });
+        assert!(kept.exists() && !link.exists());
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn tasks_that_were_let_off_die_with_us() {
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .expect("sleep");
+        let pid = HostPid::new(sleeper.id() as i32).expect("a pid");
+        killed_after(|| {
+            let pidfd = PidFd::open(pid).expect("a pidfd");
+            let survivor = Survivor::start(&|_| false).expect("started");
+            survivor.task(pidfd.as_fd()).expect("noted");
+            std::mem::forget((survivor, pidfd));
+        });
+        let status = sleeper.wait().expect("reaped");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(libc::SIGKILL)
+        );
+    }
+
+    #[test]
+    fn a_survivor_that_is_dismissed_does_nothing() {
+        let dir = scratch("dismissed");
+        let file = dir.join("file");
+        let taken = highest_pid();
+        let survivor = Survivor::start(&|pid| pid == taken).expect("started");
+        assert_ne!(survivor.child.get(), taken);
+        note(&survivor, &file, When::Ever);
+        std::fs::write(&file, "x").expect("write");
+        let child = survivor.child;
+        drop(survivor);
+        assert!(!Path::new(&format!("/proc/{child}")).exists());
+        assert!(file.exists());
+        std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+}

@@ -1,0 +1,170 @@
+//! SIGKILL for crust-dump and crust-restore at numbered steps: the dumped tree lives on unharmed,
+//! a half-restored one leaves nothing. CRUST_TESTS_KILLS=all goes through every step of every
+//! target (CRUST_TESTS_LIMIT=100000 with it); a test run takes ten steps of each.
+
+use anyhow::{Context, Result};
+use crust_tests::{
+    guest::Guest,
+    kills::{dump_killed_at_steps, restore_killed_at_steps},
+    sandbox::Sandbox,
+    sandbox_test,
+};
+use std::{fs, path::Path, process::Command};
+
+fn dumped(sandbox: &Sandbox, guest: &str, arguments: &[&str], options: &[&str]) -> Result<()> {
+    let guest = sandbox.start_with(guest, arguments)?;
+    dump_killed_at_steps(sandbox, &guest, options)?;
+    guest.expect_ok(sandbox)
+}
+
+fn restored(sandbox: &Sandbox, guest: &str, options: &[&str]) -> Result<()> {
+    let guest = sandbox.start(guest)?;
+    restore_killed_at_steps(sandbox, &guest, options)
+}
+
+/// Whether a compiler that the machine may lack is there.
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("version").output().is_ok();
+    if !found {
+        println!("SKIPPED: {program} is not installed");
+    }
+    found
+}
+
+/// A program in another language that speaks like our guests: `ready`, then `ok` after SIGTERM.
+fn compiled(sandbox: &Sandbox, name: &str, compiler: &[&str], source: &str) -> Result<()> {
+    let dir = sandbox.dir("sources")?;
+    let path = dir.join(name);
+    fs::write(&path, source)?;
+    let (program, arguments) = compiler.split_first().context("no compiler")?;
+    let mut command = Command::new(program);
+    command.current_dir(&dir).args(arguments).arg(&path);
+    // Go keeps its objects below the home directory.
+    command
+        .env("GOCACHE", dir.join("cache"))
+        .env("GO111MODULE", "off");
+    let outcome = sandbox.run_command(command, None)?;
+    outcome.succeeded().map(drop)
+}
+
+fn started(sandbox: &Sandbox, program: &str, arguments: &[&str]) -> Result<Guest> {
+    let scratch = sandbox.dir("program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&scratch);
+    let guest = sandbox.spawn(
+        Path::new(program)
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or("program"),
+        &command,
+        &scratch,
+    )?;
+    guest.wait_for_line(sandbox, "ready")?;
+    Ok(guest)
+}
+
+const GO: &str = r#"
+package main
+import ("fmt"; "os"; "os/signal"; "syscall"; "time")
+func main() {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	sums := make(chan uint64)
+	done := make(chan struct{})
+	for i := 0; i < 8; i++ {
+		go func() {
+			var n uint64
+			for {
+				select {
+				case <-done: return
+				case sums <- n: n++
+				case <-time.After(time.Millisecond):
+				}
+			}
+		}()
+	}
+	fmt.Println("ready")
+	var total uint64
+	for {
+		select {
+		case <-stop:
+			close(done)
+			if total == 0 { fmt.Println("nothing was counted"); os.Exit(1) }
+			fmt.Println("ok")
+			return
+		case <-sums: total++; time.Sleep(100 * time.Microsecond)
+		}
+	}
+}
+"#;
+
+const JAVA: &str = r#"
+import java.util.concurrent.atomic.AtomicLong;
+public class Guest {
+    public static void main(String[] a) throws Exception {
+        AtomicLong turns = new AtomicLong();
+        for (int i = 0; i < 4; i++) {
+            Thread t = new Thread(() -> {
+                while (true) {
+                    byte[][] garbage = new byte[50][];
+                    for (int n = 0; n < 50; n++) garbage[n] = new byte[1000];
+                    turns.addAndGet(garbage.length);
+                    try { Thread.sleep(1); } catch (InterruptedException e) { return; }
+                }
+            });
+            t.setDaemon(true);
+            t.start();
+        }
+        sun.misc.Signal.handle(new sun.misc.Signal("TERM"), s -> {
+            System.out.println(turns.get() > 0 ? "ok" : "nothing was counted");
+            System.out.flush();
+            Runtime.getRuntime().halt(turns.get() > 0 ? 0 : 1);
+        });
+        System.out.println("ready");
+        while (true) Thread.sleep(50);
+    }
+}
+"#;
+
+sandbox_test! {
+    fn dump_of_a_loop(sandbox) { dumped(sandbox, "interrupted", &["cpu"], &[]) }
+    fn dump_of_a_sleeper(sandbox) { dumped(sandbox, "interrupted", &["nanosleep"], &[]) }
+    fn dump_of_threads(sandbox) { dumped(sandbox, "interrupted", &["threads"], &[]) }
+    fn dump_of_fifty_threads(sandbox) { dumped(sandbox, "interrupted", &["threads50"], &[]) }
+    fn dump_of_a_family(sandbox) { dumped(sandbox, "tree", &[], &[]) }
+    fn dump_below_a_seccomp_filter(sandbox) { dumped(sandbox, "seccomp_filter", &[], &[]) }
+    fn dump_of_sockets(sandbox) { dumped(sandbox, "unix_stream", &[], &[]) }
+    fn dump_of_memory(sandbox) { dumped(sandbox, "mem_shared", &[], &[]) }
+    fn dump_with_link_remaps(sandbox) { dumped(sandbox, "link_remap", &[], &["--link-remap"]) }
+
+    fn dump_of_go(sandbox) {
+        if !has("go") { return Ok(()); }
+        let program = sandbox.dir("sources")?.join("guest");
+        let output = program.to_str().context("a path of text")?;
+        compiled(sandbox, "guest.go", &["go", "build", "-o", output], GO)?;
+        let guest = started(sandbox, output, &[])?;
+        dump_killed_at_steps(sandbox, &guest, &[])?;
+        guest.expect_ok(sandbox)
+    }
+
+    /// Too heavy for each test run: `--ignored` takes it along.
+    #[ignore = "needs a JDK and a minute"]
+    fn dump_of_java(sandbox) {
+        if !has("javac") { return Ok(()); }
+        compiled(sandbox, "Guest.java", &["javac", "-Xlint:-options", "-nowarn"], JAVA)?;
+        let classes = sandbox.dir("sources")?;
+        let options = ["-Xmx64m", "-XX:-UsePerfData", "-cp", classes.to_str().context("text")?, "Guest"];
+        let guest = started(sandbox, "java", &options)?;
+        dump_killed_at_steps(sandbox, &guest, &[])?;
+        guest.expect_ok(sandbox)
+    }
+
+    fn restore_of_a_task(sandbox) { restored(sandbox, "loop", &[]) }
+    fn restore_of_threads(sandbox) { restored(sandbox, "threads", &[]) }
+    fn restore_of_a_family(sandbox) { restored(sandbox, "tree", &[]) }
+    fn restore_of_ghosts(sandbox) { restored(sandbox, "ghost", &[]) }
+    fn restore_of_link_remaps(sandbox) { restored(sandbox, "link_remap", &["--link-remap"]) }
+    fn restore_of_sockets(sandbox) { restored(sandbox, "unix_stream", &[]) }
+    fn restore_of_dead_processes(sandbox) { restored(sandbox, "proc_dead", &[]) }
+    fn restore_of_zombies(sandbox) { restored(sandbox, "proc_zombie", &[]) }
+}
