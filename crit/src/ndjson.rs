@@ -200,7 +200,7 @@ fn encode_image<R: Read>(
     let mut encoder = Encoder::begin(first.kind, forced.unwrap_or(first.version), out)?;
     let mut line = first;
     loop {
-        if let Some(entry) = line.entry {
+        if let Some(entry) = &line.entry {
             encoder.put(entry)?;
         }
         match next_line(from)? {

@@ -6,12 +6,16 @@
 //! tables of `crust_proto::schema`. It knows the wire format of protobuf (developers.google.com/
 //! protocol-buffers/docs/encoding) without groups, which no image has.
 
+mod wire;
+
 use crust_proto::schema::{FieldDef, FieldKind, Label, MessageDef};
-use std::fmt;
+pub use wire::WireError;
+pub(crate) use wire::{Cursor, Parsed, Scalar, wire_type_of};
+use wire::{at, put_bytes, put_key, put_message, put_scalar, put_varint_field};
 
 /// How deep messages may nest. The deepest schema (AppArmor namespaces, cgroup directories) is
 /// recursive, so a hostile image could otherwise exhaust the stack.
-const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DEPTH: usize = 64;
 
 /// One message: its known fields in ascending number, and what the schema does not know.
 #[derive(Debug, Clone)]
@@ -60,27 +64,6 @@ pub enum UnknownValue {
     Bytes(Box<[u8]>),
 }
 
-/// Bytes that are no such message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WireError {
-    /// Bytes from the start of the outermost message.
-    pub offset: usize,
-    /// The field's path, e.g. `reg.fown`, empty when no field was reached.
-    pub field: String,
-    pub what: &'static str,
-}
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() {
-            return f.write_str(self.what);
-        }
-        write!(f, "field {}: {}", self.field, self.what)
-    }
-}
-
-impl std::error::Error for WireError {}
-
 /// Two messages are equal when they say the same: order and form on the wire do not count.
 impl PartialEq for Message {
     fn eq(&self, other: &Self) -> bool {
@@ -110,15 +93,9 @@ impl Message {
     /// Reads a whole message. Required fields are not asked for: see [`Message::first_missing`].
     pub fn decode(def: &'static MessageDef, bytes: &[u8]) -> Result<Message, WireError> {
         let mut message = Message::new(def);
-        message.merge(
-            Cursor {
-                bytes,
-                at: 0,
-                base: 0,
-                canonical: true,
-            },
-            0,
-        )?;
+        message
+            .merge(Cursor::new(bytes), 0)
+            .map_err(|error| *error)?;
         Ok(message)
     }
 
@@ -155,6 +132,11 @@ impl Message {
             }
             _ => self.fields.push(field),
         }
+    }
+
+    /// Adds one occurrence where it comes; [`Message::tidy_up`] must follow before anything else.
+    pub(crate) fn append(&mut self, def: &'static FieldDef, value: Value) {
+        self.fields.push(Field { def, value });
     }
 
     /// Adds a field the schema does not know.
@@ -255,10 +237,12 @@ impl Message {
         unknown.for_each(|extra| extra.encode_into(out));
     }
 
-    fn merge(&mut self, mut from: Cursor<'_>, depth: usize) -> Result<(), WireError> {
+    fn merge(&mut self, mut from: Cursor<'_>, depth: usize) -> Parsed<()> {
         // Each field takes at least two bytes, and most messages have each of theirs once.
         self.fields
             .reserve(self.def.fields.len().min(from.bytes.len() / 2));
+        // In ascending number, and none but repeated ones twice.
+        let mut tidy = true;
         while !from.is_empty() {
             let start = from.offset();
             let key = from.varint()?;
@@ -269,16 +253,14 @@ impl Message {
             }
             let wire_type = (key & 7) as u8;
             let ascending = number > self.last;
-            self.canonical &= number >= self.last;
+            tidy &= number >= self.last;
             self.last = number;
             let Some(def) = self.def.field(number) else {
-                self.push_unknown(UnknownField {
-                    number,
-                    value: from.unknown(wire_type)?,
-                });
+                let value = from.unknown(wire_type)?;
+                self.unknown.push(UnknownField { number, value });
                 continue;
             };
-            self.canonical &= ascending || def.label == Label::Repeated;
+            tidy &= ascending || def.label == Label::Repeated;
             self.merge_field(def, wire_type, &mut from, depth)
                 .map_err(|mut error| {
                     let dot = if error.field.is_empty() { "" } else { "." };
@@ -286,7 +268,10 @@ impl Message {
                     error
                 })?;
         }
-        self.canonical &= from.canonical;
+        self.canonical &= tidy && from.canonical;
+        if !tidy {
+            self.tidy_up();
+        }
         Ok(())
     }
 
@@ -296,39 +281,34 @@ impl Message {
         wire_type: u8,
         from: &mut Cursor<'_>,
         depth: usize,
-    ) -> Result<(), WireError> {
+    ) -> Parsed<()> {
         let start = from.offset();
         match (wire_type, wire_type_of(&def.kind)) {
             (2, 2) => {
-                let inner = from.length_delimited()?;
                 let FieldKind::Message(inner_def) = def.kind else {
-                    self.set_or_push(def, Value::Bytes(inner.bytes.into()));
+                    let value = from.scalar(&def.kind)?.into();
+                    self.append(def, value);
                     return Ok(());
                 };
+                let inner = from.length_delimited()?;
                 if depth >= MAX_DEPTH {
                     return Err(at(start, "messages nested too deep"));
-                }
-                // A message that comes twice is merged, as the encoding guide asks.
-                if def.label != Label::Repeated
-                    && let Some(Value::Message(there)) = self.there(def.number)
-                {
-                    return there.merge(inner, depth + 1);
                 }
                 let mut message = Message::new(inner_def);
                 message.merge(inner, depth + 1)?;
                 self.canonical &= message.canonical;
-                self.push(def, Value::Message(Box::new(message)));
+                self.append(def, Value::Message(Box::new(message)));
             }
             (given, meant) if given == meant => {
-                let value = from.scalar(&def.kind)?;
-                self.set_or_push(def, value);
+                let value = from.scalar(&def.kind)?.into();
+                self.append(def, value);
             }
             (2, _) if def.label == Label::Repeated => {
                 self.canonical = false;
                 let mut packed = from.length_delimited()?;
                 while !packed.is_empty() {
-                    let value = packed.scalar(&def.kind)?;
-                    self.push(def, value);
+                    let value = packed.scalar(&def.kind)?.into();
+                    self.append(def, value);
                 }
             }
             _ => return Err(at(start, "its wire type does not fit the schema")),
@@ -336,25 +316,42 @@ impl Message {
         Ok(())
     }
 
-    fn there(&mut self, number: u32) -> Option<&mut Value> {
-        if self.fields.last()?.def.number < number {
-            return None;
+    /// Brings appended fields into ascending order. Of a field that is not repeated the last
+    /// occurrence counts, and the occurrences of a message are merged, as the encoding guide asks.
+    pub(crate) fn tidy_up(&mut self) {
+        self.unknown.sort_by_key(|field| field.number);
+        self.fields.sort_by_key(|field| field.def.number);
+        let mut merged: Vec<Field> = Vec::with_capacity(self.fields.len());
+        // Whether the last of them is a message that took in others.
+        let mut grown = false;
+        for field in std::mem::take(&mut self.fields) {
+            let twice = |there: &&mut Field| {
+                there.def.number == field.def.number && field.def.label != Label::Repeated
+            };
+            let Some(there) = merged.last_mut().filter(twice) else {
+                finish_growing(&mut merged, std::mem::take(&mut grown));
+                merged.push(field);
+                continue;
+            };
+            match (&mut there.value, field.value) {
+                (Value::Message(there), Value::Message(more)) => {
+                    there.fields.extend(more.fields);
+                    there.unknown.extend(more.unknown);
+                    grown = true;
+                }
+                (there, value) => *there = value,
+            }
         }
-        let mut fields = self.fields.iter_mut();
-        fields
-            .find(|field| field.def.number == number)
-            .map(|field| &mut field.value)
+        finish_growing(&mut merged, grown);
+        self.fields = merged;
     }
+}
 
-    /// The last occurrence of a field that is not repeated wins.
-    fn set_or_push(&mut self, def: &'static FieldDef, value: Value) {
-        if def.label != Label::Repeated
-            && let Some(there) = self.there(def.number)
-        {
-            *there = value;
-            return;
-        }
-        self.push(def, value);
+/// Tidies up the last field, a message that took in others.
+fn finish_growing(fields: &mut [Field], grown: bool) {
+    if grown && let Some(Value::Message(message)) = fields.last_mut().map(|field| &mut field.value)
+    {
+        message.tidy_up();
     }
 }
 
@@ -399,7 +396,7 @@ impl Field {
         let number = self.def.number;
         let kind = &self.def.kind;
         match &self.value {
-            Value::Message(message) => put_bytes(out, number, &message.encode()),
+            Value::Message(message) => put_message(out, number, |out| message.encode_into(out)),
             Value::Bytes(bytes) => put_bytes(out, number, bytes),
             Value::Bool(value) => put_varint_field(out, number, u64::from(*value)),
             Value::Enum(value) => put_varint_field(out, number, value.cast_unsigned()),
@@ -432,188 +429,6 @@ impl UnknownField {
             }
         }
     }
-}
-
-fn put_key(out: &mut Vec<u8>, number: u32, wire_type: u8) {
-    put_varint(out, u64::from(number) << 3 | u64::from(wire_type));
-}
-
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn put_varint_field(out: &mut Vec<u8>, number: u32, value: u64) {
-    put_key(out, number, 0);
-    put_varint(out, value);
-}
-
-fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_key(out, number, 2);
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-fn put_scalar(out: &mut Vec<u8>, number: u32, kind: &FieldKind, raw: u64) {
-    match wire_type_of(kind) {
-        1 => {
-            put_key(out, number, 1);
-            out.extend_from_slice(&raw.to_le_bytes());
-        }
-        5 => {
-            put_key(out, number, 5);
-            out.extend_from_slice(&(raw as u32).to_le_bytes());
-        }
-        _ => put_varint_field(out, number, raw),
-    }
-}
-
-fn wire_type_of(kind: &FieldKind) -> u8 {
-    match kind {
-        FieldKind::Fixed64 | FieldKind::Sfixed64 => 1,
-        FieldKind::String | FieldKind::Bytes | FieldKind::Message(_) => 2,
-        FieldKind::Fixed32 | FieldKind::Sfixed32 => 5,
-        _ => 0,
-    }
-}
-
-fn at(offset: usize, what: &'static str) -> WireError {
-    WireError {
-        offset,
-        field: String::new(),
-        what,
-    }
-}
-
-/// A place in the bytes of a message; `base` is where they begin in the outermost one.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    base: usize,
-    /// No number so far had a shorter form.
-    canonical: bool,
-}
-
-impl<'a> Cursor<'a> {
-    fn is_empty(&self) -> bool {
-        self.at >= self.bytes.len()
-    }
-
-    fn offset(&self) -> usize {
-        self.base + self.at
-    }
-
-    fn take(&mut self, count: usize) -> Result<&'a [u8], WireError> {
-        let end = self.at.checked_add(count);
-        let taken = end.and_then(|end| self.bytes.get(self.at..end));
-        let taken = taken.ok_or_else(|| at(self.offset(), "the message ends inside the field"))?;
-        self.at += count;
-        Ok(taken)
-    }
-
-    fn varint(&mut self) -> Result<u64, WireError> {
-        let start = self.offset();
-        let mut value = 0u64;
-        for shift in (0..70).step_by(7) {
-            let Some(byte) = self.bytes.get(self.at) else {
-                return Err(at(start, "the message ends inside a number"));
-            };
-            self.at += 1;
-            // The tenth byte has room for one bit; what is above it is lost, so it is refused.
-            if shift == 63 && byte & 0x7e != 0 {
-                break;
-            }
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                self.canonical &= *byte != 0 || shift == 0;
-                return Ok(value);
-            }
-        }
-        Err(at(start, "a number of more than 64 bits"))
-    }
-
-    fn length_delimited(&mut self) -> Result<Cursor<'a>, WireError> {
-        let start = self.offset();
-        let length = self.varint()?;
-        let length = usize::try_from(length).map_err(|_| at(start, "length out of range"))?;
-        let base = self.offset();
-        Ok(Cursor {
-            bytes: self.take(length)?,
-            at: 0,
-            base,
-            canonical: true,
-        })
-    }
-
-    fn fixed32(&mut self) -> Result<u32, WireError> {
-        let bytes = self.take(4)?;
-        Ok(bytes
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u32::from(*byte)))
-    }
-
-    fn fixed64(&mut self) -> Result<u64, WireError> {
-        let bytes = self.take(8)?;
-        Ok(bytes
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)))
-    }
-
-    /// A number of which the low 32 bits count.
-    fn varint32(&mut self) -> Result<u32, WireError> {
-        let raw = self.varint()?;
-        self.canonical &= raw <= u64::from(u32::MAX);
-        Ok(raw as u32)
-    }
-
-    fn scalar(&mut self, kind: &FieldKind) -> Result<Value, WireError> {
-        Ok(match kind {
-            FieldKind::Uint32 => Value::Unsigned(u64::from(self.varint32()?)),
-            FieldKind::Uint64 => Value::Unsigned(self.varint()?),
-            FieldKind::Int32 => {
-                // Negative numbers take ten bytes: the sign goes up to bit 63.
-                let raw = self.varint()?.cast_signed();
-                self.canonical &= i32::try_from(raw).is_ok();
-                Value::Signed(i64::from(raw as i32))
-            }
-            FieldKind::Int64 => Value::Signed(self.varint()?.cast_signed()),
-            FieldKind::Sint32 => Value::Signed(unzigzag(u64::from(self.varint32()?))),
-            FieldKind::Sint64 => Value::Signed(unzigzag(self.varint()?)),
-            FieldKind::Bool => {
-                let raw = self.varint()?;
-                self.canonical &= raw <= 1;
-                Value::Bool(raw != 0)
-            }
-            FieldKind::Enum(_) => Value::Enum(self.varint()?.cast_signed()),
-            FieldKind::Fixed32 => Value::Unsigned(u64::from(self.fixed32()?)),
-            FieldKind::Sfixed32 => Value::Signed(i64::from(self.fixed32()?.cast_signed())),
-            FieldKind::Fixed64 => Value::Unsigned(self.fixed64()?),
-            FieldKind::Sfixed64 => Value::Signed(self.fixed64()?.cast_signed()),
-            FieldKind::String | FieldKind::Bytes | FieldKind::Message(_) => {
-                return Err(at(self.offset(), "its wire type does not fit the schema"));
-            }
-        })
-    }
-
-    fn unknown(&mut self, wire_type: u8) -> Result<UnknownValue, WireError> {
-        let start = self.offset();
-        Ok(match wire_type {
-            0 => UnknownValue::Varint(self.varint()?),
-            1 => UnknownValue::Fixed64(self.fixed64()?),
-            2 => UnknownValue::Bytes(self.length_delimited()?.bytes.into()),
-            5 => UnknownValue::Fixed32(self.fixed32()?),
-            _ => return Err(at(start, "unknown field of a wire type that no image has")),
-        })
-    }
-}
-
-fn unzigzag(raw: u64) -> i64 {
-    ((raw >> 1) as i64) ^ -((raw & 1) as i64)
 }
 
 #[cfg(test)]

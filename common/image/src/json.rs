@@ -5,9 +5,11 @@
 //! from CRIU's crit is said in the modules below and in SUPPORT.md.
 
 pub mod decode;
+mod direct;
 pub mod encode;
 pub mod error;
 pub mod frame;
+mod members;
 pub mod message;
 pub mod quoted_printable;
 pub mod read;

@@ -58,16 +58,20 @@ fn absent_at_depth(def: &'static MessageDef, bytes: &[u8], depth: usize) -> Opti
 /// Indexes into the fields of a message. The largest message of an image has under 64 fields;
 /// those behind the 256th would count as seen.
 #[derive(Default)]
-struct Seen([u64; 4]);
+pub(crate) struct Seen([u64; 4]);
 
 impl Seen {
-    fn insert(&mut self, at: usize) {
-        if let Some(word) = self.0.get_mut(at / 64) {
-            *word |= 1 << (at % 64);
-        }
+    /// Whether it was there before.
+    pub(crate) fn insert(&mut self, at: usize) -> bool {
+        let Some(word) = self.0.get_mut(at / 64) else {
+            return false;
+        };
+        let before = *word;
+        *word |= 1 << (at % 64);
+        before == *word
     }
 
-    fn contains(&self, at: usize) -> bool {
+    pub(crate) fn contains(&self, at: usize) -> bool {
         self.0
             .get(at / 64)
             .is_none_or(|word| word & (1 << (at % 64)) != 0)

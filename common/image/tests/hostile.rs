@@ -331,7 +331,7 @@ fn json_that_does_not_fit_is_refused_by_place() {
         (r#"{"magic": "FS"}"#, "the key \"entries\" is missing"),
         (
             r#"{"magic": "FS", "entries": [}"#,
-            "line 1 column 29: `{` is meant to be here, not `}`",
+            "line 1 column 29: a value is meant to be here, not `}`",
         ),
         (
             r#"{"magic": "PIPES_DATA", "entries": [{"pipe_id": 1, "bytes": 3, "extra": "YWI="}]}"#,

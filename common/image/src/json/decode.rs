@@ -1,5 +1,6 @@
 //! Image to JSON: the top level and the payloads (`extra`) around the messages.
 
+use super::direct::{is_plain, write_plain};
 use super::error::{Error, Result};
 use super::frame::{Entry, FrameReader, PayloadPlan, Version, round_up};
 use super::message::{write_fields, write_message};
@@ -45,7 +46,11 @@ impl DecodeOptions {
 }
 
 /// Writes a whole image as one object.
-pub fn image_to_json(from: impl Read, sink: &mut dyn Sink, options: DecodeOptions) -> Result<()> {
+pub fn image_to_json<S: Sink + ?Sized>(
+    from: impl Read,
+    sink: &mut S,
+    options: DecodeOptions,
+) -> Result<()> {
     let mut reader = FrameReader::open(from)?;
     reader.lenient = options.lenient;
     sink.begin_object().map_err(Error::Output)?;
@@ -61,11 +66,7 @@ pub fn image_to_json(from: impl Read, sink: &mut dyn Sink, options: DecodeOption
     sink.key("entries")
         .and_then(|()| sink.begin_array())
         .map_err(Error::Output)?;
-    while let Some(entry) = reader.next_entry()? {
-        sink.begin_object().map_err(Error::Output)?;
-        write_entry(&mut reader, &entry, sink, options)?;
-        sink.end_object().map_err(Error::Output)?;
-    }
+    while write_next_entry(&mut reader, sink, options)? {}
     sink.end_array()
         .and_then(|()| sink.end_object())
         .map_err(Error::Output)
@@ -78,11 +79,33 @@ pub fn image_to_value(from: impl Read, options: DecodeOptions) -> Result<serde_j
     Ok(tree.into_value().unwrap_or_default())
 }
 
+/// Reads the next entry and writes it as an object; false at the end of the image.
+fn write_next_entry<R: Read, S: Sink + ?Sized>(
+    reader: &mut FrameReader<R>,
+    sink: &mut S,
+    options: DecodeOptions,
+) -> Result<bool> {
+    let Some(frame) = reader.next_frame()? else {
+        return Ok(false);
+    };
+    if frame.is_alone && is_plain(frame.def, frame.bytes) {
+        sink.begin_object().map_err(Error::Output)?;
+        write_plain(sink, frame.def, frame.bytes, options.pretty).map_err(Error::Output)?;
+        reader.pass();
+    } else {
+        let entry = reader.entry()?;
+        sink.begin_object().map_err(Error::Output)?;
+        write_entry(reader, &entry, sink, options)?;
+    }
+    sink.end_object().map_err(Error::Output)?;
+    Ok(true)
+}
+
 /// Writes the keys of one entry and of its payload, which is read here.
-pub fn write_entry<R: Read>(
+pub fn write_entry<R: Read, S: Sink + ?Sized>(
     reader: &mut FrameReader<R>,
     entry: &Entry,
-    sink: &mut dyn Sink,
+    sink: &mut S,
     options: DecodeOptions,
 ) -> Result<()> {
     write_fields(sink, &entry.message, options.pretty, false).map_err(Error::Output)?;
@@ -97,10 +120,10 @@ pub fn write_entry<R: Read>(
     }
 }
 
-fn write_extra<R: Read>(
+fn write_extra<R: Read, S: Sink + ?Sized>(
     reader: &mut FrameReader<R>,
     entry: &Entry,
-    sink: &mut dyn Sink,
+    sink: &mut S,
     pretty: bool,
 ) -> Result<()> {
     let plan = reader.payload_of(entry);
@@ -152,11 +175,11 @@ fn write_extra<R: Read>(
 }
 
 /// Payload bytes as base64, in constant memory.
-fn stream<R: Read>(
+fn stream<R: Read, S: Sink + ?Sized>(
     reader: &mut FrameReader<R>,
     entry: &Entry,
     count: Option<u64>,
-    sink: &mut dyn Sink,
+    sink: &mut S,
 ) -> Result<()> {
     let from = reader.payload();
     let start = from.offset;
@@ -172,10 +195,10 @@ fn stream<R: Read>(
 }
 
 /// Reads over a payload and writes its size, as `--nopl` asks.
-fn write_size<R: Read>(
+fn write_size<R: Read, S: Sink + ?Sized>(
     reader: &mut FrameReader<R>,
     entry: &Entry,
-    sink: &mut dyn Sink,
+    sink: &mut S,
 ) -> Result<()> {
     let plan = reader.payload_of(entry);
     let size = match plan {
@@ -199,11 +222,11 @@ fn write_size<R: Read>(
     put_size(sink, size)
 }
 
-fn write_queue_size<R: Read>(
+fn write_queue_size<R: Read, S: Sink + ?Sized>(
     reader: &mut FrameReader<R>,
     entry: &Entry,
     count: u64,
-    sink: &mut dyn Sink,
+    sink: &mut S,
 ) -> Result<()> {
     let mut size = 0;
     for _ in 0..count {
@@ -215,7 +238,7 @@ fn write_queue_size<R: Read>(
     put_size(sink, size)
 }
 
-fn put_size(sink: &mut dyn Sink, size: u64) -> Result<()> {
+fn put_size<S: Sink + ?Sized>(sink: &mut S, size: u64) -> Result<()> {
     let text = format!("... <{}>", size_text(size));
     sink.key(EXTRA)
         .and_then(|()| sink.string(&text))

@@ -7,12 +7,13 @@
 use super::decode::{EXTRA, IMAGE_VERSION, WIRE};
 use super::error::{Error, Result};
 use super::frame::{Entry, PayloadPlan, Version, put_framed, put_head, round_up};
-use super::message::{FieldError, described, read_message};
-use super::read::{Reader, decode_base64};
+use super::members::{Key, MemberError, Members, message_of, twice};
+use super::message::{FieldError, described};
+use super::read::{Base64State, Reader, decode_base64};
 use crate::dynamic::Message;
 use crate::kind::{Kind, Payload};
 use crust_proto::schema::{self, MessageDef};
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use std::io::{Read, Write};
 
 /// How much of a payload is held before it must be written.
@@ -62,9 +63,7 @@ pub fn json_to_image<R: Read>(
         (Some(()), _) => {}
         (None, Some(entries)) => {
             let mut encoder = Encoder::begin(kind, top.version(), out)?;
-            entries
-                .into_iter()
-                .try_for_each(|entry| encoder.put(entry))?;
+            entries.iter().try_for_each(|entry| encoder.put(entry))?;
         }
         (None, None) => return Err(Error::value(None, "", "the key \"entries\" is missing")),
     }
@@ -165,6 +164,8 @@ enum Extra {
     Json(Json),
     /// Base64 that was decoded while it was read.
     Bytes(Vec<u8>),
+    /// The same, of which more follows.
+    Open(Vec<u8>, Base64State),
 }
 
 /// Writes entry after entry.
@@ -191,74 +192,90 @@ impl<'a> Encoder<'a> {
     }
 
     /// Writes an entry from a tree.
-    pub fn put(&mut self, entry: Json) -> Result<()> {
-        let Json::Object(mut members) = entry else {
-            return Err(self.wrong(
-                "",
-                format!("an object is meant to be here, not {}", described(&entry)),
-            ));
-        };
-        let extra = members
-            .shift_remove(EXTRA)
-            .map_or(Extra::Absent, Extra::Json);
-        self.put_parts(members, extra)
+    pub fn put(&mut self, entry: &Json) -> Result<()> {
+        let text = entry.to_string();
+        self.read_entry(&mut Reader::new(text.as_bytes()))
     }
 
     /// Reads an entry and writes it, a large payload in pieces.
     fn read_entry<R: Read>(&mut self, from: &mut Reader<R>) -> Result<()> {
-        let mut members = Map::new();
+        if self.ended {
+            return Err(self.wrong("", "an entry behind the whole content of a ghost file"));
+        }
+        if from.peek()? != Some(b'{') {
+            let there = described(&from.value()?);
+            return Err(self.wrong("", format!("an object is meant to be here, not {there}")));
+        }
+        let def = self.message_def()?;
+        let mut members = Members::new(def);
+        let mut wire = None;
         let mut extra = Extra::Absent;
-        let streams = !matches!(
-            self.kind.spec().payload,
-            Payload::None | Payload::TcpStream | Payload::IpcSem | Payload::IpcMsg
-        );
         let mut more = from.open(b'{', b'}')?;
         while more {
-            let key = from.key()?;
-            let twice = if key == EXTRA {
-                !matches!(extra, Extra::Absent)
-            } else {
-                members.contains_key(&key)
-            };
-            if twice {
-                return Err(from
-                    .error(format!("the key \"{key}\" stands twice in one object"))
-                    .into());
-            }
-            if key != EXTRA {
-                members.insert(key, from.value()?);
-            } else if streams && from.peek()? == Some(b'"') {
-                match self.hold_or_stream(from, &members)? {
-                    Some(bytes) => extra = Extra::Bytes(bytes),
-                    None => return Ok(()),
+            match Key::read(&mut members, from)? {
+                Key::Other(name) if name == EXTRA => {
+                    if !matches!(extra, Extra::Absent) {
+                        return Err(twice(from, &name).into());
+                    }
+                    extra = match self.read_extra(from)? {
+                        Extra::Open(held, base64) => {
+                            let entry = self.entry(members, wire)?;
+                            return self.stream(from, entry, held, base64);
+                        }
+                        held => held,
+                    };
                 }
-            } else {
-                extra = Extra::Json(from.value()?);
+                Key::Other(name) if name == WIRE => {
+                    let there = wire.replace(from.value()?);
+                    if there.is_some() {
+                        return Err(twice(from, &name).into());
+                    }
+                }
+                key => members
+                    .take(key, from)
+                    .map_err(|error| self.member(error))?,
             }
             more = from.more(b'}')?;
         }
-        self.put_parts(members, extra)
+        let entry = self.entry(members, wire)?;
+        let plan = self.plan(&entry);
+        let payload = self.payload_bytes(plan, extra)?;
+        put_framed(self.out, &entry.bytes()).map_err(Error::Output)?;
+        self.out.write_all(&payload).map_err(Error::Output)?;
+        self.next(plan);
+        Ok(())
     }
 
-    /// The bytes of a payload of moderate size; `None` when it was large and the whole entry is
-    /// written.
-    fn hold_or_stream<R: Read>(
-        &mut self,
-        from: &mut Reader<R>,
-        members: &Map<String, Json>,
-    ) -> Result<Option<Vec<u8>>> {
+    /// Reads a payload; one of bytes only as far as it may be held.
+    fn read_extra<R: Read>(&self, from: &mut Reader<R>) -> Result<Extra> {
+        let is_bytes = !matches!(
+            self.kind.spec().payload,
+            Payload::None | Payload::TcpStream | Payload::IpcSem | Payload::IpcMsg
+        );
+        if !is_bytes || from.peek()? != Some(b'"') {
+            return Ok(Extra::Json(from.value()?));
+        }
         let mut base64 = from.base64()?;
         let mut held = Vec::new();
-        let mut more = true;
-        while more && held.len() < HELD {
-            more = base64.read_piece(&mut held)?;
+        while held.len() < HELD {
+            if !base64.read_piece(&mut held)? {
+                return Ok(Extra::Bytes(held));
+            }
         }
-        if !more {
-            return Ok(Some(held));
-        }
-        let entry = self.entry(members.clone())?;
+        Ok(Extra::Open(held, base64.pause()))
+    }
+
+    /// Writes an entry whose payload was read in part.
+    fn stream<R: Read>(
+        &mut self,
+        from: &mut Reader<R>,
+        entry: Entry,
+        mut held: Vec<u8>,
+        base64: Base64State,
+    ) -> Result<()> {
         let plan = self.plan(&entry);
         put_framed(self.out, &entry.bytes()).map_err(Error::Output)?;
+        let mut base64 = from.resume(base64);
         let mut total = 0;
         loop {
             total += held.len() as u64;
@@ -275,16 +292,6 @@ impl<'a> Encoder<'a> {
             return Err(from.error(what).into());
         }
         self.next(plan);
-        Ok(None)
-    }
-
-    fn put_parts(&mut self, members: Map<String, Json>, extra: Extra) -> Result<()> {
-        let entry = self.entry(members)?;
-        let plan = self.plan(&entry);
-        let payload = self.payload_bytes(plan, extra)?;
-        put_framed(self.out, &entry.bytes()).map_err(Error::Output)?;
-        self.out.write_all(&payload).map_err(Error::Output)?;
-        self.next(plan);
         Ok(())
     }
 
@@ -293,13 +300,9 @@ impl<'a> Encoder<'a> {
         self.ended = plan == PayloadPlan::Rest;
     }
 
-    fn entry(&mut self, mut members: Map<String, Json>) -> Result<Entry> {
-        if self.ended {
-            return Err(self.wrong("", "an entry behind the whole content of a ghost file"));
-        }
-        let def = self.message_def()?;
-        let wire = members.shift_remove(WIRE);
-        let message = read_message(def, &members).map_err(|error| self.at(error))?;
+    /// The entry of the members that were read.
+    fn entry(&mut self, members: Members, wire: Option<Json>) -> Result<Entry> {
+        let message = members.finish().map_err(|error| self.at(error))?;
         let wire = match wire {
             None => None,
             Some(Json::String(text)) => {
@@ -353,7 +356,8 @@ impl<'a> Encoder<'a> {
 
     fn plain_bytes(&self, plan: PayloadPlan, extra: Extra) -> Result<Vec<u8>> {
         match extra {
-            Extra::Bytes(bytes) => Ok(bytes),
+            // What is open never comes here: it is streamed.
+            Extra::Bytes(bytes) | Extra::Open(bytes, _) => Ok(bytes),
             Extra::Json(value) => self.base64(EXTRA, &value),
             Extra::Absent if matches!(plan, PayloadPlan::Rest) => Err(self.wrong(
                 EXTRA,
@@ -464,13 +468,9 @@ impl<'a> Encoder<'a> {
             .ok_or_else(|| self.wrong(EXTRA, "the schema has no ipc_msg"))?;
         let mut bytes = Vec::new();
         for (index, pair) in items.chunks_exact(2).enumerate() {
-            let [Json::Object(head), data] = pair else {
-                return Err(self.wrong(
-                    &format!("extra[{}]", index * 2),
-                    "an ipc_msg is meant to be here",
-                ));
-            };
-            let head = read_message(def, head).map_err(|error| self.at(error))?;
+            let [head, data] = pair else { continue };
+            let path = format!("extra[{}]", index * 2);
+            let head = message_of(def, head).map_err(|error| self.at(error.inside(&path)))?;
             self.put_queued(&mut bytes, index, &head, data)?;
         }
         Ok(bytes)
@@ -501,6 +501,13 @@ impl<'a> Encoder<'a> {
 
     fn wrong(&self, path: &str, what: impl Into<String>) -> Error {
         Error::value(Some(self.index), path, what)
+    }
+
+    fn member(&self, error: MemberError) -> Error {
+        match error {
+            MemberError::Json(error) => error.into(),
+            MemberError::Field(error) => self.at(error),
+        }
     }
 
     fn at(&self, error: FieldError) -> Error {

@@ -6,9 +6,13 @@
 
 use super::error::{Error, Result};
 use crate::dynamic::Message;
+use crate::entry::MAX_MESSAGE;
 use crate::kind::{Framing, IMG_COMMON_MAGIC, IMG_SERVICE_MAGIC, Kind, Payload};
 use crust_proto::schema::{self, MessageDef};
 use std::io::{self, Read, Write};
+
+/// Up to here bytes are read into room made beforehand.
+const SMALL: u64 = 1 << 16;
 
 /// Which head an image has. The inventory's is the same in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +48,23 @@ pub struct Entry {
     pub wire: Option<Vec<u8>>,
 }
 
+/// The bytes of the message of an entry.
+pub(super) struct Frame<'a> {
+    pub def: &'static MessageDef,
+    pub bytes: &'a [u8],
+    /// No payload can follow.
+    pub is_alone: bool,
+}
+
 /// Reads entry after entry.
 pub struct FrameReader<R: Read> {
     from: Counting<R>,
     kind: Kind,
     version: Version,
     next: u64,
+    /// The message of the entry `next_frame` gave, and where the entry began.
+    bytes: Vec<u8>,
+    began: u64,
     /// A ghost file whose further entries are chunks.
     chunks: bool,
     /// Accept a message without its required fields.
@@ -105,6 +120,8 @@ impl<R: Read> FrameReader<R> {
             kind,
             version,
             next: 0,
+            bytes: Vec::new(),
+            began: 0,
             chunks: false,
             lenient: false,
         })
@@ -120,19 +137,31 @@ impl<R: Read> FrameReader<R> {
 
     /// The next entry, `None` at the end. The payload of the one before must have been read.
     pub fn next_entry(&mut self) -> Result<Option<Entry>> {
-        let offset = self.from.offset;
-        let index = self.next;
-        let Some(def) = self.message_def() else {
-            return Err(Error::at(
-                None,
-                offset,
-                "images of this kind have no messages",
-            ));
-        };
-        let Some(bytes) = self.framed(index)? else {
-            return Ok(None);
-        };
-        let entry = decode_entry(def, bytes, index, offset)?;
+        match self.next_frame()? {
+            None => Ok(None),
+            Some(_) => self.entry().map(Some),
+        }
+    }
+
+    /// Reads the message of the next entry, `None` at the end. `entry` or `pass` must follow.
+    pub(super) fn next_frame(&mut self) -> Result<Option<Frame<'_>>> {
+        let def = self.message_def()?;
+        self.began = self.from.offset;
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let there = self.read_framed(self.next, &mut bytes)?;
+        self.bytes = bytes;
+        Ok(there.then_some(Frame {
+            def,
+            bytes: &self.bytes,
+            is_alone: self.kind.spec().payload == Payload::None,
+        }))
+    }
+
+    /// The entry whose message `next_frame` gave.
+    pub(super) fn entry(&mut self) -> Result<Entry> {
+        let (index, offset) = (self.next, self.began);
+        let def = self.message_def()?;
+        let entry = decode_entry(def, &self.bytes, index, offset)?;
         if let Some(missing) = entry.message.first_missing().filter(|_| !self.lenient) {
             return Err(Error::at(
                 Some(index),
@@ -141,22 +170,31 @@ impl<R: Read> FrameReader<R> {
             ));
         }
         self.chunks |= index == 0 && entry.message.flag("chunks");
+        self.pass();
+        Ok(entry)
+    }
+
+    /// Goes on behind the message `next_frame` gave, which has no payload.
+    pub(super) fn pass(&mut self) {
         self.next += 1;
-        Ok(Some(entry))
     }
 
-    fn message_def(&self) -> Option<&'static MessageDef> {
-        schema::message(self.kind.message_at(self.next)?)
+    fn message_def(&self) -> Result<&'static MessageDef> {
+        let name = self.kind.message_at(self.next);
+        name.and_then(schema::message).ok_or_else(|| {
+            let what = "images of this kind have no messages";
+            Error::at(None, self.from.offset, what)
+        })
     }
 
-    /// A size word and as many bytes; `None` when the image ends before it.
-    pub(super) fn framed(&mut self, index: u64) -> Result<Option<Vec<u8>>> {
+    /// Reads a size word and as many bytes; false when the image ends before it.
+    fn read_framed(&mut self, index: u64, bytes: &mut Vec<u8>) -> Result<bool> {
         let offset = self.from.offset;
-        let mut word = Vec::new();
-        self.take_into(4, &mut word)?;
-        let word: [u8; 4] = match (word.as_slice().try_into(), word.len()) {
+        bytes.clear();
+        self.take_into(4, bytes)?;
+        let word: [u8; 4] = match (bytes.as_slice().try_into(), bytes.len()) {
             (Ok(word), _) => word,
-            (Err(_), 0) => return Ok(None),
+            (Err(_), 0) => return Ok(false),
             (Err(_), there) => {
                 let what =
                     format!("the image ends inside the size of the entry ({there} of 4 bytes)");
@@ -164,15 +202,15 @@ impl<R: Read> FrameReader<R> {
             }
         };
         let size = i32::from_le_bytes(word);
-        let Ok(wanted) = u64::try_from(size) else {
-            return Err(Error::at(
-                Some(index),
-                offset,
-                format!("the size of the entry is {size}"),
-            ));
-        };
-        let mut bytes = Vec::new();
-        self.take_into(wanted, &mut bytes)?;
+        let wanted = u64::try_from(size)
+            .ok()
+            .filter(|size| *size <= u64::from(MAX_MESSAGE))
+            .ok_or_else(|| {
+                let what = format!("the size of the entry is {size} (at most {MAX_MESSAGE})");
+                Error::at(Some(index), offset, what)
+            })?;
+        bytes.clear();
+        self.take_into(wanted, bytes)?;
         if (bytes.len() as u64) < wanted {
             let what = format!(
                 "the image ends inside the message ({} of {wanted} bytes)",
@@ -180,13 +218,27 @@ impl<R: Read> FrameReader<R> {
             );
             return Err(Error::at(Some(index), offset, what));
         }
-        Ok(Some(bytes))
+        Ok(true)
     }
 
+    /// Appends `count` bytes, fewer at the end of the image. Memory grows with what arrives.
     fn take_into(&mut self, count: u64, into: &mut Vec<u8>) -> Result<()> {
-        Read::take(&mut self.from, count)
-            .read_to_end(into)
-            .map_err(Error::Input)?;
+        if count > SMALL {
+            let mut from = Read::take(&mut self.from, count);
+            return from.read_to_end(into).map(drop).map_err(Error::Input);
+        }
+        // Most messages are small, and there are many of them.
+        let mut at = into.len();
+        into.resize(at + count as usize, 0);
+        while let Some(rest) = into.get_mut(at..).filter(|rest| !rest.is_empty()) {
+            match self.from.read(rest) {
+                Ok(0) => break,
+                Ok(more) => at += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::Input(error)),
+            }
+        }
+        into.truncate(at);
         Ok(())
     }
 
@@ -262,14 +314,15 @@ impl<R: Read> FrameReader<R> {
         let offset = self.from.offset;
         let def = schema::message("ipc_msg")
             .ok_or_else(|| Error::at(Some(outer.index), offset, "the schema has no ipc_msg"))?;
-        let Some(bytes) = self.framed(outer.index)? else {
+        let mut bytes = Vec::new();
+        if !self.read_framed(outer.index, &mut bytes)? {
             return Err(Error::at(
                 Some(outer.index),
                 offset,
                 "the image ends before the next message of the queue",
             ));
-        };
-        let entry = decode_entry(def, bytes, outer.index, offset)?;
+        }
+        let entry = decode_entry(def, &bytes, outer.index, offset)?;
         if entry.wire.is_some() {
             let what = "an ipc_msg that is not in canonical form";
             return Err(Error::at(Some(outer.index), offset, what));
@@ -325,20 +378,15 @@ pub(super) fn round_up(count: u64, to: u64) -> u64 {
     count.div_ceil(to).saturating_mul(to)
 }
 
-fn decode_entry(
-    def: &'static MessageDef,
-    bytes: Vec<u8>,
-    index: u64,
-    offset: u64,
-) -> Result<Entry> {
-    let message = Message::decode(def, &bytes).map_err(|error| {
+fn decode_entry(def: &'static MessageDef, bytes: &[u8], index: u64, offset: u64) -> Result<Entry> {
+    let message = Message::decode(def, bytes).map_err(|error| {
         Error::at(
             Some(index),
             offset + 4 + error.offset as u64,
             error.to_string(),
         )
     })?;
-    let wire = (!message.was_canonical()).then_some(bytes);
+    let wire = (!message.was_canonical()).then(|| bytes.to_vec());
     Ok(Entry {
         index,
         offset,

@@ -51,7 +51,11 @@ pub struct Reader<R: Read> {
     at: usize,
     end: usize,
     line: u64,
-    column: u64,
+    /// Bytes of the input before the buffer, and before the line.
+    before: u64,
+    line_start: u64,
+    /// Room for a key.
+    scratch: Vec<u8>,
 }
 
 impl<R: Read> Reader<R> {
@@ -62,7 +66,9 @@ impl<R: Read> Reader<R> {
             at: 0,
             end: 0,
             line: 1,
-            column: 1,
+            before: 0,
+            line_start: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -70,7 +76,7 @@ impl<R: Read> Reader<R> {
     pub fn error(&self, what: impl Into<String>) -> ReadError {
         ReadError::Syntax {
             line: self.line,
-            column: self.column,
+            column: self.before + self.at as u64 - self.line_start + 1,
             what: what.into(),
         }
     }
@@ -125,9 +131,19 @@ impl<R: Read> Reader<R> {
 
     /// A string and the colon behind it.
     pub fn key(&mut self) -> Result<String, ReadError> {
-        let key = self.string()?;
+        self.key_with(str::to_owned)
+    }
+
+    /// What `pick` makes of a key, which is not kept.
+    pub fn key_with<T>(&mut self, pick: impl FnOnce(&str) -> T) -> Result<T, ReadError> {
+        self.expect(b'"')?;
+        let mut text = std::mem::take(&mut self.scratch);
+        text.clear();
+        while !self.string_piece(&mut text, usize::MAX)? {}
+        let picked = std::str::from_utf8(&text).map(pick);
+        self.scratch = text;
         self.expect(b':')?;
-        Ok(key)
+        picked.map_err(|_| self.error("a string that is not UTF-8"))
     }
 
     /// Any value as a tree.
@@ -173,7 +189,24 @@ impl<R: Read> Reader<R> {
         Ok(Value::Object(members))
     }
 
+    /// Digits that are a whole number of 64 bits, when the buffer has them all and the byte behind.
+    fn short_number(&mut self) -> Option<u64> {
+        let there = self.buffer.get(self.at..self.end)?;
+        let length = there.iter().position(|byte| !byte.is_ascii_digit())?;
+        let digits = there.get(..length)?;
+        let more = matches!(there.get(length), Some(b'.' | b'e' | b'E' | b'+' | b'-'));
+        if more || !(1..20).contains(&length) || (length > 1 && digits.starts_with(b"0")) {
+            return None;
+        }
+        self.at += length;
+        let digit = |sum, byte: &u8| sum * 10 + u64::from(byte - b'0');
+        Some(digits.iter().fold(0, digit))
+    }
+
     fn number(&mut self) -> Result<Value, ReadError> {
+        if let Some(number) = self.short_number() {
+            return Ok(number.into());
+        }
         let mut text = String::new();
         while let Some(byte @ (b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')) = self.peek_raw()? {
             if text.len() >= LONGEST_NUMBER {
@@ -232,7 +265,6 @@ impl<R: Read> Reader<R> {
         let length = there.iter().position(special).unwrap_or(there.len());
         text.extend_from_slice(there.get(..length).unwrap_or_default());
         self.at += length;
-        self.column += length as u64;
     }
 
     fn escape(&mut self, text: &mut Vec<u8>) -> Result<(), ReadError> {
@@ -297,15 +329,17 @@ impl<R: Read> Reader<R> {
     /// Opens a string that holds base64. The next value must be a string.
     pub fn base64(&mut self) -> Result<Base64Reader<'_, R>, ReadError> {
         self.expect(b'"')?;
-        Ok(Base64Reader {
-            from: self,
-            text: Vec::new(),
-            ended: false,
-        })
+        Ok(self.resume(Base64State::default()))
+    }
+
+    /// Goes on with a string that was paused.
+    pub fn resume(&mut self, state: Base64State) -> Base64Reader<'_, R> {
+        Base64Reader { from: self, state }
     }
 
     fn peek_raw(&mut self) -> Result<Option<u8>, ReadError> {
         if self.at >= self.end {
+            self.before += self.end as u64;
             self.at = 0;
             self.end = loop {
                 match self.from.read(&mut self.buffer) {
@@ -324,9 +358,7 @@ impl<R: Read> Reader<R> {
         self.at += 1;
         if byte == b'\n' {
             self.line += 1;
-            self.column = 1;
-        } else {
-            self.column += 1;
+            self.line_start = self.before + self.at as u64;
         }
     }
 
@@ -360,42 +392,55 @@ pub fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
         .map_err(|error| format!("no base64: {error}"))
 }
 
-/// The bytes of an open string of base64.
-pub struct Base64Reader<'a, R: Read> {
-    from: &'a mut Reader<R>,
+/// How far an open string of base64 was read.
+#[derive(Debug, Default)]
+pub struct Base64State {
     /// Characters not yet decoded, without white space; a multiple of four goes at a time.
     text: Vec<u8>,
     ended: bool,
 }
 
+/// The bytes of an open string of base64.
+pub struct Base64Reader<'a, R: Read> {
+    from: &'a mut Reader<R>,
+    state: Base64State,
+}
+
 impl<R: Read> Base64Reader<'_, R> {
+    /// Gives the reader free; nothing else may be read before it goes on.
+    pub fn pause(self) -> Base64State {
+        self.state
+    }
+
     /// Adds about 48 KiB of bytes to `out`; false when the string had ended before.
     pub fn read_piece(&mut self, out: &mut Vec<u8>) -> Result<bool, ReadError> {
-        if self.ended {
+        let state = &mut self.state;
+        if state.ended {
             return Ok(false);
         }
         let mut piece = Vec::new();
-        self.ended = self.from.string_piece(&mut piece, 1 << 16)?;
-        self.text
+        state.ended = self.from.string_piece(&mut piece, 1 << 16)?;
+        state
+            .text
             .extend(piece.iter().filter(|byte| !byte.is_ascii_whitespace()));
-        let whole = if self.ended {
-            self.text.len()
+        let whole = if state.ended {
+            state.text.len()
         } else {
-            self.text.len() / 4 * 4
+            state.text.len() / 4 * 4
         };
-        let padded = self
+        let padded = state
             .text
             .get(..whole)
             .is_some_and(|text| text.ends_with(b"="));
-        if padded && !self.ended {
+        if padded && !state.ended {
             // What follows padding can only be white space: find out before decoding.
             return Ok(true);
         }
-        if self.text.starts_with(b"...<") {
+        if state.text.starts_with(b"...<") {
             let what = "the payload was left out (--nopl): there is nothing to encode";
             return Err(self.from.error(what));
         }
-        let text: Vec<u8> = self.text.drain(..whole).collect();
+        let text: Vec<u8> = state.text.drain(..whole).collect();
         BASE64
             .decode_vec(text, out)
             .map_err(|error| self.from.error(format!("no base64: {error}")))?;

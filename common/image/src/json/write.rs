@@ -78,46 +78,12 @@ pub(crate) fn base64_lines(
 /// When the buffer is written out.
 const FULL: usize = 1 << 16;
 
-/// A buffer for very many very short writes, which `BufWriter` makes dear.
-struct Buffer<W: Write> {
-    out: W,
-    held: Vec<u8>,
-}
-
-impl<W: Write> Buffer<W> {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.held.extend_from_slice(bytes);
-        if self.held.len() >= FULL {
-            self.write_out()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn write_out(&mut self) -> io::Result<()> {
-        let written = self.out.write_all(&self.held);
-        self.held.clear();
-        written
-    }
-
-    fn decimal(&mut self, mut number: u64) -> io::Result<()> {
-        let mut digits = [0; 20];
-        let mut used = 0;
-        for digit in digits.iter_mut().rev() {
-            *digit = b'0' + (number % 10) as u8;
-            number /= 10;
-            used += 1;
-            if number == 0 {
-                break;
-            }
-        }
-        self.write_all(digits.get(digits.len() - used..).unwrap_or_default())
-    }
-}
-
 /// Writes JSON text. The output is buffered here: give it a bare file.
 pub struct Writer<W: Write> {
-    out: Buffer<W>,
+    out: W,
+    /// Text that was not written out yet. Very many very short pieces come, which `BufWriter`
+    /// makes dear: whether it is full is asked once for each item.
+    held: Vec<u8>,
     layout: Layout,
     depth: usize,
     /// Nothing stands yet in the innermost array or object.
@@ -128,12 +94,9 @@ pub struct Writer<W: Write> {
 
 impl<W: Write> Writer<W> {
     pub fn new(out: W, layout: Layout) -> Writer<W> {
-        let out = Buffer {
-            out,
-            held: Vec::with_capacity(FULL * 2),
-        };
         Writer {
             out,
+            held: Vec::with_capacity(FULL * 2),
             layout,
             depth: 0,
             empty: true,
@@ -143,47 +106,58 @@ impl<W: Write> Writer<W> {
 
     /// Ends a line: between the values of a stream, or at the end of the output.
     pub fn newline(&mut self) -> io::Result<()> {
-        self.out.write_all(b"\n")
+        self.put(b"\n");
+        self.write_out_if_full()
     }
 
     /// Writes out what is buffered and gives the output back.
     pub fn finish(mut self) -> io::Result<W> {
-        self.out.write_out()?;
-        Ok(self.out.out)
+        self.write_out()?;
+        Ok(self.out)
     }
 
-    fn line_break(&mut self) -> io::Result<()> {
-        const SPACES: [u8; 64] = [b' '; 64];
-        self.out.write_all(b"\n")?;
-        let mut spaces = self.depth * 4;
-        while spaces > 0 {
-            let now = spaces.min(SPACES.len());
-            self.out.write_all(SPACES.get(..now).unwrap_or(&SPACES))?;
-            spaces -= now;
+    #[inline]
+    fn put(&mut self, text: &[u8]) {
+        self.held.extend_from_slice(text);
+    }
+
+    #[inline]
+    fn write_out_if_full(&mut self) -> io::Result<()> {
+        if self.held.len() < FULL {
+            return Ok(());
+        }
+        self.write_out()
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let written = self.out.write_all(&self.held);
+        self.held.clear();
+        written
+    }
+
+    fn line_break(&mut self) {
+        self.held.push(b'\n');
+        let end = self.held.len() + self.depth * 4;
+        self.held.resize(end, b' ');
+    }
+
+    #[inline]
+    fn before_item(&mut self) -> io::Result<()> {
+        self.write_out_if_full()?;
+        match (self.layout, self.empty) {
+            (Layout::Compact, false) => self.put(b", "),
+            (Layout::Pretty, false) => self.put(b","),
+            (_, true) => self.empty = false,
+        }
+        if self.layout == Layout::Pretty && self.depth > 0 {
+            self.line_break();
         }
         Ok(())
     }
 
-    fn before_item(&mut self) -> io::Result<()> {
-        if !self.empty {
-            self.out.write_all(b",")?;
-            if self.layout == Layout::Compact {
-                self.out.write_all(b" ")?;
-            }
-        }
-        self.empty = false;
-        if self.layout == Layout::Pretty && self.depth > 0 {
-            self.line_break()
-        } else {
-            Ok(())
-        }
-    }
-
+    #[inline]
     fn before_value(&mut self) -> io::Result<()> {
-        if self.depth == 0 {
-            return Ok(());
-        }
-        if std::mem::take(&mut self.after_key) {
+        if self.depth == 0 || std::mem::take(&mut self.after_key) {
             return Ok(());
         }
         self.before_item()
@@ -191,7 +165,7 @@ impl<W: Write> Writer<W> {
 
     fn begin(&mut self, bracket: u8) -> io::Result<()> {
         self.before_value()?;
-        self.out.write_all(&[bracket])?;
+        self.held.push(bracket);
         self.depth += 1;
         self.empty = true;
         Ok(())
@@ -200,41 +174,49 @@ impl<W: Write> Writer<W> {
     fn end(&mut self, bracket: u8) -> io::Result<()> {
         self.depth = self.depth.saturating_sub(1);
         if !self.empty && self.layout == Layout::Pretty {
-            self.line_break()?;
+            self.line_break();
         }
         self.empty = false;
-        self.out.write_all(&[bracket])
+        self.held.push(bracket);
+        Ok(())
     }
 
-    fn quoted(&mut self, text: &str) -> io::Result<()> {
-        self.out.write_all(b"\"")?;
-        let bytes = text.as_bytes();
-        let plain = |byte: &u8| (0x20..0x7f).contains(byte) && *byte != b'"' && *byte != b'\\';
-        if bytes.iter().all(plain) {
-            self.out.write_all(bytes)?;
+    #[inline]
+    fn quoted(&mut self, text: &str) {
+        let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+        self.held.push(b'"');
+        // No early end: so the compiler looks at many bytes at once.
+        if text.bytes().fold(true, |all, byte| all & plain(byte)) {
+            self.put(text.as_bytes());
         } else {
-            text.chars()
-                .try_for_each(|character| self.escaped(character))?;
+            text.chars().for_each(|character| self.escaped(character));
         }
-        self.out.write_all(b"\"")
+        self.held.push(b'"');
     }
 
-    fn escaped(&mut self, character: char) -> io::Result<()> {
+    fn escaped(&mut self, character: char) {
         match character {
-            '"' => self.out.write_all(b"\\\""),
-            '\\' => self.out.write_all(b"\\\\"),
-            '\n' => self.out.write_all(b"\\n"),
-            '\r' => self.out.write_all(b"\\r"),
-            '\t' => self.out.write_all(b"\\t"),
-            '\u{8}' => self.out.write_all(b"\\b"),
-            '\u{c}' => self.out.write_all(b"\\f"),
-            ' '..='~' => self.out.write_all(&[character as u8]),
+            '"' => self.put(b"\\\""),
+            '\\' => self.put(b"\\\\"),
+            '\n' => self.put(b"\\n"),
+            '\r' => self.put(b"\\r"),
+            '\t' => self.put(b"\\t"),
+            '\u{8}' => self.put(b"\\b"),
+            '\u{c}' => self.put(b"\\f"),
+            ' '..='~' => self.held.push(character as u8),
             _ => {
                 let mut units = [0; 2];
-                let mut units = character.encode_utf16(&mut units).iter();
-                units.try_for_each(|unit| self.out.write_all(format!("\\u{unit:04x}").as_bytes()))
+                for unit in character.encode_utf16(&mut units) {
+                    self.put(format!("\\u{unit:04x}").as_bytes());
+                }
             }
         }
+    }
+
+    #[inline]
+    fn decimal(&mut self, number: u64) {
+        let mut digits = itoa::Buffer::new();
+        self.put(digits.format(number).as_bytes());
     }
 }
 
@@ -257,49 +239,54 @@ impl<W: Write> Sink for Writer<W> {
 
     fn key(&mut self, key: &str) -> io::Result<()> {
         self.before_item()?;
-        self.quoted(key)?;
+        self.quoted(key);
         self.after_key = true;
-        self.out.write_all(b": ")
+        self.put(b": ");
+        Ok(())
     }
 
     fn string(&mut self, text: &str) -> io::Result<()> {
         self.before_value()?;
-        self.quoted(text)
+        self.quoted(text);
+        Ok(())
     }
 
     fn unsigned(&mut self, number: u64) -> io::Result<()> {
         self.before_value()?;
-        self.out.decimal(number)
+        self.decimal(number);
+        Ok(())
     }
 
     fn signed(&mut self, number: i64) -> io::Result<()> {
         self.before_value()?;
         if number < 0 {
-            self.out.write_all(b"-")?;
+            self.held.push(b'-');
         }
-        self.out.decimal(number.unsigned_abs())
+        self.decimal(number.unsigned_abs());
+        Ok(())
     }
 
     fn boolean(&mut self, value: bool) -> io::Result<()> {
         self.before_value()?;
-        self.out.write_all(if value { b"true" } else { b"false" })
+        self.put(if value { b"true" } else { b"false" });
+        Ok(())
     }
 
     fn base64(&mut self, from: &mut dyn Read, length: Option<u64>) -> io::Result<u64> {
         self.before_value()?;
-        self.out.write_all(b"\"")?;
-        let out = &mut self.out;
+        self.held.push(b'"');
         let total = base64_lines(from, length, |line| {
-            out.write_all(line.as_bytes())?;
-            out.write_all(b"\\n")
+            self.put(line.as_bytes());
+            self.put(b"\\n");
+            self.write_out_if_full()
         })?;
-        self.out.write_all(b"\"")?;
+        self.held.push(b'"');
         Ok(total)
     }
 }
 
 /// Writes a tree.
-pub fn write_value(sink: &mut dyn Sink, value: &serde_json::Value) -> io::Result<()> {
+pub fn write_value<S: Sink + ?Sized>(sink: &mut S, value: &serde_json::Value) -> io::Result<()> {
     use serde_json::Value;
     match value {
         Value::Null => Err(io::Error::new(
