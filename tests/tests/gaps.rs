@@ -33,7 +33,6 @@ sandbox_test! {
     fn sysv(sandbox) { refused(sandbox, "sysv", &["SysV"]) }
     fn netlink(sandbox) { refused(sandbox, "netlink", &["netlink", "packet socket"]) }
     fn other_uts_namespace(sandbox) { refused(sandbox, "nsfd", &["namespace", "uts"]) }
-    fn terminal_with_waiting_input(sandbox) { refused(sandbox, "pty", &["/dev/pts"]) }
     fn fanotify(sandbox) { refused(sandbox, "fanotify", &["fanotify"]) }
     fn established_tcp(sandbox) { refused(sandbox, "tcp_est", &["tcp", "established"]) }
     fn established_tcp_option(sandbox) {

@@ -24,6 +24,8 @@ crust_tests::workloads! {
     inotify: guest "inotify";
     tcp_listen: guest "tcp_listen";
     udp: guest "udp";
+    pty: guest "pty";
     pty_quiet: guest "pty_quiet";
+    pty_waiting: guest "pty_waiting";
     shared_fs: guest "shared_fs";
 }

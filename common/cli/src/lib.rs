@@ -6,6 +6,7 @@
 pub mod capabilities;
 pub mod code;
 pub mod config;
+pub mod external;
 pub mod failure;
 pub mod finding;
 pub mod log;

@@ -2,6 +2,7 @@
 //! built, and one that is not is refused by name.
 
 use crate::config;
+use crate::external::{External, InheritedFd};
 use crate::table::{ROWS, Row, Take, Use};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
@@ -110,6 +111,10 @@ pub struct Options {
     pub json: bool,
     /// `--cpu-cap`: what of the processor must be as it was; `none` turns the check off.
     pub cpu_cap: Option<String>,
+    /// `--external`.
+    pub external: External,
+    /// `--inherit-fd`, in order.
+    pub inherit_fds: Vec<InheritedFd>,
     /// `--link-remap`.
     pub link_remap: bool,
     /// `--ghost-limit` in bytes; 1 MiB by default.
@@ -279,6 +284,8 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         check: given.flag("check"),
         json: given.flag("json"),
         cpu_cap: given.text("cpu-cap")?,
+        external: external(given.all("external"))?,
+        inherit_fds: inherit_fds(given.all("inherit-fd"))?,
         link_remap: given.flag("link-remap"),
         ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
         file_locks: given.flag("file-locks"),
@@ -319,6 +326,31 @@ fn check_incremental(given: &Given<'_>, options: &Options) -> Result<(), Stop> {
         );
     }
     Ok(())
+}
+
+/// Types of `--external` that some room knows.
+const EXTERNAL_TYPES: [&str; 3] = ["file", "tty", "unix"];
+
+fn external(given: Vec<OsString>) -> Result<External, Stop> {
+    for resource in &given {
+        let text = resource.to_string_lossy();
+        match text.split_once('[') {
+            Some((kind, _)) if EXTERNAL_TYPES.contains(&kind) => {}
+            Some((kind, _)) => {
+                return usage(format!("--external {kind}[...] is known but not built yet"));
+            }
+            None => return usage(format!("--external takes TYPE[ID], not '{text}'")),
+        }
+    }
+    Ok(External::new(given))
+}
+
+fn inherit_fds(given: Vec<OsString>) -> Result<Vec<InheritedFd>, Stop> {
+    let parsed: Result<Vec<_>, String> = given
+        .iter()
+        .map(|given| InheritedFd::parse(given))
+        .collect();
+    parsed.map_err(Stop::Usage)
 }
 
 const NETWORK_LOCK: &[(&str, NetworkLock)] = &[

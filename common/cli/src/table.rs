@@ -240,14 +240,14 @@ pub const ROWS: &[Row] = &[
         "external",
         None,
         Many("RESOURCE"),
-        (NotYet, NotYet),
+        (Works, Works),
         "a resource that is outside of the dump",
     ),
     row(
         "inherit-fd",
         None,
         Many("fd[N]:RESOURCE"),
-        (Inert, NotYet),
+        (Inert, Works),
         "use this descriptor of ours for a resource",
     ),
     row(

@@ -27,7 +27,7 @@ use crate::{
 use crust_proto::criu::{
     ApparmorEntry, BinfmtMiscEntry, CgroupEntry, CoreEntry, CpuinfoEntry, FdinfoEntry, FileEntry,
     FileLockEntry, FsEntry, InventoryEntry, MemfdInodeEntry, MmEntry, PstreeEntry, SeccompEntry,
-    SeccompFilter, TaskKobjIdsEntry, TtyInfoEntry,
+    SeccompFilter, TaskKobjIdsEntry, TtyDataEntry, TtyInfoEntry,
 };
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +82,7 @@ pub struct Checkpoint {
     /// tty-info.img by `id`.
     pub ttys: BTreeMap<u32, TtyInfoEntry>,
     /// tty-data.img: the unread input by tty id.
-    pub tty_data: BTreeMap<u32, Vec<u8>>,
+    pub tty_data: BTreeMap<u32, TtyDataEntry>,
     /// memfd.img by `inode_id`.
     pub memfds: BTreeMap<u64, MemfdInodeEntry>,
     /// bpfmap-data.img by `map_id`.

@@ -74,6 +74,15 @@ pub fn take(pidfd: BorrowedFd<'_>, pid: HostPid, fd: i32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy as i32) })
 }
 
+/// A copy of a descriptor of our own that is known by its number only, as one that our starter
+/// has passed to us. EBADF when there is none.
+pub fn duplicate_own(number: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes plain numbers; whatever the number is of stays as it is.
+    let copy = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// The open descriptors of a task, ascending.
 pub fn numbers(pid: HostPid) -> Result<Vec<i32>> {
     ProcDir::open(pid)?.fds()

@@ -25,5 +25,6 @@ pub mod sockdiag;
 pub mod steps;
 pub mod stub;
 pub mod survivor;
+pub mod terminal;
 pub mod tracee;
 pub mod xstate;

@@ -32,6 +32,7 @@ mod sock_options;
 mod socket;
 mod timerfd;
 mod tty;
+mod tty_queue;
 mod unix_queue;
 mod unix_socket;
 mod write;

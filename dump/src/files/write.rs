@@ -3,7 +3,8 @@
 //! where it was found, so memory stays small however many pipes and deleted files there are.
 
 use super::{
-    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tty, unix_queue,
+    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tty, tty_queue,
+    unix_queue,
 };
 use crate::context::Context;
 use anyhow::{Context as _, Result, anyhow};
@@ -67,8 +68,7 @@ impl FileTable {
     pub fn settle(&mut self, ctx: &Context) -> Result<()> {
         pipe::settle(ctx, self)?;
         self.settle_unix(ctx);
-        tty::settle(ctx, self);
-        Ok(())
+        tty::settle(ctx, self)
     }
 
     /// Writes every image of the files, but for the contents of [`FileTable::shmem`].
@@ -82,6 +82,7 @@ impl FileTable {
         unix_queue::write(self, sink)?;
         memfd::write(self, sink)?;
         tty::write(self, sink)?;
+        tty_queue::write(ctx, self, sink)?;
         file_lock::write(self, sink)?;
         write_entries(sink, Kind::RemapFpath, None, self.remaps.entries())?;
         write_entries(sink, Kind::Files, None, &self.entries)?;

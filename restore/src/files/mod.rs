@@ -19,6 +19,7 @@ mod fs;
 #[cfg(test)]
 mod golden;
 mod inet_socket;
+mod inherit;
 mod inotify;
 mod memfd;
 mod namespace;
@@ -122,6 +123,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     for file in all(planner) {
         refuse_unsupported(planner, file);
     }
+    inherit::plan(planner);
     pipe::plan(planner);
     fifo::plan(planner);
     unix_socket::plan(planner);
@@ -154,6 +156,9 @@ fn find<'a>(planner: &Planner<'a>, id: FileId) -> Option<File<'a>> {
 
 /// Descriptions that are one entry and one slot.
 fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
+    if planner.files.slots.contains_key(&file.id) {
+        return;
+    }
     let slot = match kind_of(file.entry) {
         Some(FdTypes::Eventfd) => eventfd::plan(planner, file),
         Some(FdTypes::Eventpoll) => epoll::plan_descriptor(planner, file),

@@ -45,7 +45,9 @@ impl End<'_> {
 pub(super) fn plan(planner: &mut Planner<'_>) {
     let mut pipes: BTreeMap<u32, Vec<End<'_>>> = BTreeMap::new();
     for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Pipe) {
+        // One that was inherited is there already.
+        let is_planned = planner.files.slots.contains_key(&file.id);
+        if is_planned || kind_of(file.entry) != Some(FdTypes::Pipe) {
             continue;
         }
         let member = member(planner, file, file.entry.pipe.as_ref(), |pipe| pipe.id);

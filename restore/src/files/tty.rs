@@ -1,18 +1,20 @@
-//! Terminals: pseudo terminals and /dev/tty.
+//! Terminals: pseudo terminals, consoles, serial lines and /dev/tty.
 //!
 //! A description is a TTY entry with flags, a REG entry with the device's path and a tty_info entry
 //! for its end of the terminal: which pair (`pty.index`), modes, window, packet mode, session and
-//! foreground group. The broker makes each pair under its old index, which must be free; with the
-//! modes raw it writes the bytes that waited at either end, then sets the modes. The leader of the
-//! session makes it its controlling terminal; /dev/tty is opened by that task, for to all others it
-//! is another terminal. A slave whose master is outside of the tree is somebody's screen: with
-//! `--shell-job` it becomes the terminal of crust-restore.
+//! foreground group. The broker makes each pair under its old index, which must be free; what
+//! waited at the master is put there while the modes are raw, what waited at the slave when it has
+//! its modes, for they tell what a line is. The leader of the session makes it its controlling
+//! terminal; /dev/tty is opened by that task, for to all others it is another terminal. A slave
+//! without modes was hung up: its pair's master is closed again.
 //!
-//! Not brought back: consoles, virtual consoles, serial lines and locked modes are refused.
+//! A slave whose master is outside of the tree is somebody's screen: `--inherit-fd` names one of
+//! our descriptors for it, or with `--shell-job` it becomes the terminal of crust-restore.
+//! Consoles and serial lines are opened by their paths, and get their modes.
 
-use super::calls::{open_flags, structure};
+use super::calls::{open_flags, reopen, structure};
 use super::regfile::check_path;
-use super::{File, all, find, fown, kind_of, member};
+use super::{File, all, find, fown, inherit, kind_of, member};
 use crate::plan::calls::close;
 use crate::plan::step::{Actor, Arg, Call, FileFacts, Op, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
@@ -51,6 +53,16 @@ impl End<'_> {
     fn flags(&self) -> i32 {
         self.tty.flags as i32
     }
+
+    /// Its master was closed: it has no modes any more.
+    fn is_hung_up(&self) -> bool {
+        self.info.termios.is_none() && !self.is_master()
+    }
+
+    /// What `--inherit-fd` calls it.
+    fn key(&self) -> String {
+        format!("tty[{:x}:{:x}]", self.info.rdev, self.info.dev())
+    }
 }
 
 /// The two sides of a pair, while it is planned.
@@ -82,6 +94,12 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         plan_pair(planner, index, &ends, &mut controlled);
     }
     // Only when sessions have their terminals, /dev/tty leads anywhere.
+    let (own, others): (Vec<_>, Vec<_>) = own
+        .into_iter()
+        .partition(|end| end.info.r#type == TtyType::Ctty as i32);
+    for end in others {
+        plan_line(planner, &end, &mut controlled);
+    }
     for end in own {
         plan_own(planner, &end, &controlled);
     }
@@ -110,12 +128,10 @@ fn end<'c>(
     };
     match TtyType::try_from(info.r#type) {
         Ok(TtyType::Pty) => Ok((end, Some(index_of(info)?))),
-        Ok(TtyType::Ctty) => Ok((end, None)),
-        Ok(other) => Err(format!(
-            "terminals of type {} cannot be restored yet",
-            other.as_str_name()
-        )),
-        Err(_) => Err(format!(
+        Ok(TtyType::Ctty | TtyType::Console | TtyType::Vt | TtyType::Serial | TtyType::ExtTty) => {
+            Ok((end, None))
+        }
+        Ok(TtyType::Unknown) | Err(_) => Err(format!(
             "tty_info {}: type {} is not known",
             info.id, info.r#type
         )),
@@ -132,12 +148,10 @@ fn check_modes(info: &TtyInfoEntry) -> Result<(), String> {
             ));
         }
     }
-    if info.termios_locked.as_ref().is_some_and(is_locked) {
-        return Err("termios_locked: locked modes cannot be restored yet".to_owned());
-    }
     Ok(())
 }
 
+/// Whether any mode is locked; locked control characters alone come with no flag and are rare.
 fn is_locked(termios: &TermiosEntry) -> bool {
     let flags = [
         termios.c_iflag,
@@ -174,9 +188,10 @@ fn plan_pair(
     let masters: Vec<&End<'_>> = ends.iter().filter(|end| end.is_master()).collect();
     match masters.as_slice() {
         [master] => plan_whole(planner, index, master, ends, controlled),
+        [] if ends.iter().any(End::is_hung_up) => plan_hung_up(planner, index, ends),
         [] => {
             for end in ends {
-                plan_outside(planner, index, end);
+                plan_outside(planner, index, end, controlled);
             }
         }
         [_, second, ..] => {
@@ -193,9 +208,12 @@ fn plan_whole(
     ends: &[End<'_>],
     controlled: &mut BTreeMap<u32, StepId>,
 ) {
+    let slot = planner.slot();
+    let unopened = master.info.crust_slave_unopened == Some(true) && ends.len() == 1;
+    // What is asked of the slave the master can do as well, but for queues and sessions.
     let pair = Pair {
-        master: planner.slot(),
-        slave: planner.slot(),
+        master: slot,
+        slave: if unopened { slot } else { planner.slot() },
     };
     let origin = master.file.origin(format!("pseudo terminal {index}"));
     let made = Op::Routine(Routine::MakePty {
@@ -203,7 +221,7 @@ fn plan_whole(
         index,
         flags: master.flags(),
         master: pair.master,
-        slave: pair.slave,
+        slave: (!unopened).then_some(pair.slave),
     });
     planner.push(Phase::Open, Actor::Broker, made, origin.clone());
     planner
@@ -217,15 +235,20 @@ fn plan_whole(
         master.flags(),
         &master.tty.fown,
     );
-    plan_data(planner, pair, master, ends);
+    if unopened {
+        plan_modes(planner, pair, master, master.info);
+        return;
+    }
     let slaves: Vec<&End<'_>> = ends.iter().filter(|end| !end.is_master()).collect();
     let info = slaves.first().map_or(master.info, |slave| slave.info);
-    plan_modes(planner, pair, master, info);
+    plan_output(planner, pair, master);
+    let moded = plan_modes(planner, pair, master, info);
+    plan_input(planner, pair, master, info, moded);
     for slave in &slaves {
         plan_slave(planner, slave);
     }
     if info.sid != 0 {
-        match control(planner, pair.slave, master, info) {
+        match control(planner, pair.slave, master.file, info) {
             Ok(step) => {
                 controlled.insert(info.sid, step);
             }
@@ -245,44 +268,70 @@ fn plan_whole(
     planner.push(Phase::Deaths, Actor::Broker, close, origin);
 }
 
-/// Bytes that waited at either end: written at the other one while the modes are raw.
-fn plan_data(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>, ends: &[End<'_>]) {
-    let checkpoint = planner.checkpoint;
-    let mut done = Vec::new();
-    for end in ends {
-        let data = checkpoint
-            .tty_data
-            .get(&end.info.id)
-            .filter(|data| !data.is_empty());
-        let Some(bytes) = data.filter(|_| !done.contains(&end.info.id)) else {
-            continue;
-        };
-        done.push(end.info.id);
-        let (via, reader) = if end.is_master() {
-            (pair.slave, pair.master)
-        } else {
-            (pair.master, pair.slave)
-        };
-        let feed = Op::Routine(Routine::FeedTerminal {
-            via,
-            reader,
-            bytes: bytes.clone(),
-        });
-        let origin = master
-            .file
-            .origin(format!("waiting bytes of {}", end.file.name()));
-        planner.push(Phase::Open, Actor::Broker, feed, origin);
+/// What waited at the master, while the modes are raw.
+fn plan_output(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>) {
+    let data = planner.checkpoint.tty_data.get(&master.info.id);
+    let Some(data) = data.filter(|data| !data.data.is_empty()) else {
+        return;
+    };
+    let feed = Op::Routine(Routine::FeedMaster {
+        master: pair.master,
+        slave: pair.slave,
+        bytes: data.data.clone(),
+    });
+    let what = format!("waiting bytes of {}", master.file.name());
+    planner.push(Phase::Open, Actor::Broker, feed, master.file.origin(what));
+}
+
+/// What waited at the slave, when its modes say what a line is.
+fn plan_input(
+    planner: &mut Planner<'_>,
+    pair: Pair,
+    master: &End<'_>,
+    info: &TtyInfoEntry,
+    moded: Option<StepId>,
+) {
+    let id = if info.rdev == PTMX {
+        info.id.saturating_sub(1)
+    } else {
+        info.id
+    };
+    let data = planner.checkpoint.tty_data.get(&id);
+    let Some(data) = data.filter(|data| !data.data.is_empty() || !data.crust_ends.is_empty())
+    else {
+        return;
+    };
+    let feed = Op::Routine(Routine::FeedSlave {
+        slave: pair.slave,
+        master: pair.master,
+        bytes: data.data.clone(),
+        ends: data.crust_ends.clone(),
+    });
+    let origin = master
+        .file
+        .origin(format!("waiting input of {}", master.file.name()));
+    let fed = planner.push(Phase::Objects, Actor::Broker, feed, origin);
+    if let Some(moded) = moded {
+        planner.in_turn(moded, fed);
     }
 }
 
-/// Modes and window are of the pair; packet mode is of the master.
-fn plan_modes(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>, info: &TtyInfoEntry) {
-    let origin = master
-        .file
-        .origin(format!("modes of {}", master.file.name()));
+/// Modes, those that are locked, and window of the terminal behind a descriptor.
+fn mode_calls(slot: SlotId, info: &TtyInfoEntry) -> Vec<Call> {
     let mut calls = Vec::new();
     if let Some(termios) = &info.termios {
-        calls.push(ioctl(pair.slave, ("TCSETS", libc::TCSETS), modes(termios)));
+        calls.push(ioctl(slot, ("TCSETS", libc::TCSETS), modes(termios)));
+    }
+    if let Some(locked) = info
+        .termios_locked
+        .as_ref()
+        .filter(|locked| is_locked(locked))
+    {
+        calls.push(ioctl(
+            slot,
+            ("TIOCSLCKTRMIOS", libc::TIOCSLCKTRMIOS),
+            modes(locked),
+        ));
     }
     if let Some(window) = &info.winsize {
         let sizes = [
@@ -296,11 +345,25 @@ fn plan_modes(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>, info: &Tt
             .flat_map(|size| (*size as u16).to_le_bytes())
             .collect();
         calls.push(ioctl(
-            pair.slave,
+            slot,
             ("TIOCSWINSZ", libc::TIOCSWINSZ),
             padded(&bytes),
         ));
     }
+    calls
+}
+
+/// Modes and window are of the pair; packet mode is of the master. The last step.
+fn plan_modes(
+    planner: &mut Planner<'_>,
+    pair: Pair,
+    master: &End<'_>,
+    info: &TtyInfoEntry,
+) -> Option<StepId> {
+    let origin = master
+        .file
+        .origin(format!("modes of {}", master.file.name()));
+    let mut calls = mode_calls(pair.slave, info);
     if master.info.packet_mode {
         let on = padded(&1_u32.to_le_bytes());
         calls.push(ioctl(pair.master, ("TIOCPKT", libc::TIOCPKT), on));
@@ -309,7 +372,9 @@ fn plan_modes(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>, info: &Tt
         let on = padded(&1_u32.to_le_bytes());
         calls.push(ioctl(pair.master, ("TIOCSPTLCK", libc::TIOCSPTLCK), on));
     }
-    if let (Some(uid), Some(gid)) = (info.uid, info.gid) {
+    // Of a master the image has the owner of /dev/ptmx.
+    let owner = info.uid.zip(info.gid).filter(|_| info.rdev != PTMX);
+    if let Some((uid, gid)) = owner {
         let args = vec![
             Arg::Fd(pair.slave),
             Arg::Int(uid.into()),
@@ -317,9 +382,15 @@ fn plan_modes(planner: &mut Planner<'_>, pair: Pair, master: &End<'_>, info: &Tt
         ];
         calls.push(Call::new("fchown", libc::SYS_fchown, args));
     }
+    let mut last = None;
     for call in calls {
-        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+        let step = planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+        if let Some(last) = last {
+            planner.in_turn(last, step);
+        }
+        last = Some(step);
     }
+    last
 }
 
 fn ioctl(slot: SlotId, request: (&str, libc::Ioctl), arg: Arg) -> Call {
@@ -379,23 +450,24 @@ fn plan_slave(planner: &mut Planner<'_>, slave: &End<'_>) {
     fown::plan(planner, slave.file, slot, slave.flags(), &slave.tty.fown);
 }
 
+/// The task of the tree that leads a session.
+fn leader_of(planner: &Planner<'_>, sid: u32) -> Option<VirtPid> {
+    VirtPid::new(sid).filter(|pid| {
+        let task = planner.tree.task(*pid);
+        task.is_some_and(|task| task.is_live() && task.sid == sid)
+    })
+}
+
 /// The session's leader takes the terminal, and gives it to the group that was in front.
 fn control(
     planner: &mut Planner<'_>,
     slot: SlotId,
-    master: &End<'_>,
+    file: File<'_>,
     info: &TtyInfoEntry,
 ) -> Result<StepId, String> {
-    let leader = VirtPid::new(info.sid).filter(|pid| {
-        planner
-            .tree
-            .task(*pid)
-            .is_some_and(|task| task.is_live() && task.sid == info.sid)
-    });
-    let leader = leader.ok_or_else(|| format!("sid {} is no session led by a task", info.sid))?;
-    let origin = master
-        .file
-        .origin(format!("controlling terminal of session {leader}"));
+    let leader = leader_of(planner, info.sid)
+        .ok_or_else(|| format!("sid {} is no session led by a task", info.sid))?;
+    let origin = file.origin(format!("controlling terminal of session {leader}"));
     let actor = Actor::Task(leader);
     planner.push(
         Phase::Objects,
@@ -406,7 +478,8 @@ fn control(
     let take = vec![
         Arg::Int(0),
         Arg::Named("TIOCSCTTY".into(), libc::TIOCSCTTY),
-        Arg::Int(0),
+        // A terminal from outside may be that of the session we are in, which loses it.
+        Arg::Int(1),
     ];
     let group = structure(&[&info.pgrp.to_le_bytes()]);
     let give = vec![
@@ -458,23 +531,130 @@ fn plan_own(planner: &mut Planner<'_>, end: &End<'_>, controlled: &BTreeMap<u32,
     fown::plan(planner, end.file, slot, end.flags(), &end.tty.fown);
 }
 
+/// Slaves of a pair whose master is closed: with it, they were hung up.
+fn plan_hung_up(planner: &mut Planner<'_>, index: u32, ends: &[End<'_>]) {
+    let Some(first) = ends.first() else { return };
+    let origin = first
+        .file
+        .origin(format!("pseudo terminal {index}, hung up"));
+    let path = first.reg.name.rsplit(|byte| *byte == b'/').skip(1);
+    let path: Vec<&[u8]> = path.collect();
+    let directory: Vec<u8> = path.into_iter().rev().collect::<Vec<_>>().join(&b'/');
+    let pair = Pair {
+        master: planner.slot(),
+        slave: planner.slot(),
+    };
+    let made = Op::Routine(Routine::MakePty {
+        path: [directory.as_slice(), b"/ptmx"].concat(),
+        index,
+        flags: libc::O_RDWR,
+        master: pair.master,
+        slave: Some(pair.slave),
+    });
+    planner.push(Phase::Open, Actor::Broker, made, origin.clone());
+    for end in ends {
+        let slot = planner.slot();
+        let flags = end.flags() & !libc::O_ASYNC | libc::O_NOCTTY;
+        let open = reopen(pair.slave, flags, slot);
+        planner.call(
+            Phase::Open,
+            Actor::Broker,
+            open,
+            end.file.origin(end.file.name()),
+        );
+        planner.files.slots.insert(end.file.id, Some(slot));
+        fown::plan(planner, end.file, slot, end.flags(), &end.tty.fown);
+    }
+    for slot in [pair.master, pair.slave] {
+        let close = Op::Routine(Routine::Close { slot });
+        planner.push(Phase::Deaths, Actor::Broker, close, origin.clone());
+    }
+}
+
 /// A slave whose master is outside of the tree.
-fn plan_outside(planner: &mut Planner<'_>, index: u32, end: &End<'_>) {
+fn plan_outside(
+    planner: &mut Planner<'_>,
+    index: u32,
+    end: &End<'_>,
+    controlled: &mut BTreeMap<u32, StepId>,
+) {
     let origin = end.file.origin(format!("pseudo terminal {index}"));
-    if !planner.options.shell_job {
-        let why = "its master is outside of the tree: it is somebody's screen";
-        let hint = "try --shell-job, with which it becomes the terminal of crust-restore";
+    let slot = planner.slot();
+    let inherited = inherit::number_of(planner, end.key().as_bytes());
+    let routine = match inherited {
+        Some(fd) => Routine::Inherit { fd, slot },
+        None if planner.options.shell_job => Routine::OwnTerminal {
+            flags: end.flags(),
+            slot,
+        },
+        None => {
+            let why = "its master is outside of the tree: it is somebody's screen";
+            let hint = format!(
+                "try --shell-job, with which it becomes the terminal of crust-restore, or --inherit-fd fd[N]:{}",
+                end.key()
+            );
+            planner.refuse(Refusal::new(origin, why).hint(hint));
+            return;
+        }
+    };
+    planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin);
+    give_out(planner, end, slot, controlled);
+}
+
+/// A terminal that is no pair of ours: an external one, a console, a serial line.
+fn plan_line(planner: &mut Planner<'_>, end: &End<'_>, controlled: &mut BTreeMap<u32, StepId>) {
+    let origin = end.file.origin(end.file.name());
+    let slot = planner.slot();
+    if let Some(fd) = inherit::number_of(planner, end.key().as_bytes()) {
+        let inherit = Op::Routine(Routine::Inherit { fd, slot });
+        planner.push(Phase::Open, Actor::Broker, inherit, origin);
+        give_out(planner, end, slot, controlled);
+        return;
+    }
+    if end.info.r#type == TtyType::ExtTty as i32 {
+        let why = format!("it is the external terminal {}", end.key());
+        let hint = format!("give one of yours: --inherit-fd fd[N]:{}", end.key());
         planner.refuse(Refusal::new(origin, why).hint(hint));
         return;
     }
-    let slot = planner.slot();
-    let routine = Routine::OwnTerminal {
+    let open = Op::Routine(Routine::OpenFile {
+        path: end.reg.name.clone(),
         flags: end.flags(),
+        expect: FileFacts {
+            // Of a console only the type is the same everywhere.
+            mode: None,
+            size: None,
+            build_id: Vec::new(),
+        },
         slot,
-    };
-    planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin);
+    });
+    planner.push(Phase::Open, Actor::Broker, open, origin.clone());
+    for call in mode_calls(slot, end.info) {
+        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+    }
+    give_out(planner, end, slot, controlled);
+}
+
+/// A terminal from outside goes to the description, and to the session whose leader is in the
+/// tree.
+fn give_out(
+    planner: &mut Planner<'_>,
+    end: &End<'_>,
+    slot: SlotId,
+    controlled: &mut BTreeMap<u32, StepId>,
+) {
     planner.files.slots.insert(end.file.id, Some(slot));
     fown::plan(planner, end.file, slot, end.flags(), &end.tty.fown);
+    let sid = end.info.sid;
+    if controlled.contains_key(&sid) || leader_of(planner, sid).is_none() {
+        return;
+    }
+    match control(planner, slot, end.file, end.info) {
+        Ok(step) => {
+            controlled.insert(sid, step);
+        }
+        Err(why) => planner.refuse(Refusal::new(end.file.origin(end.file.name()), why)),
+    }
 }
 
 #[cfg(test)]

@@ -359,14 +359,41 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         } => {
             write!(out, "make pseudo terminal {index} by ")?;
             write_str(out, path)?;
+            write!(out, " flags {flags:#o} -> {}", Slot(*master))?;
+            slave.map_or(Ok(()), |slave| write!(out, " {}", Slot(slave)))
+        }
+        Routine::FeedMaster {
+            master,
+            slave,
+            bytes,
+        } => {
             let (master, slave) = (Slot(*master), Slot(*slave));
-            write!(out, " flags {flags:#o} -> {master} {slave}")
+            write!(
+                out,
+                "feed {} bytes to master {master} of {slave}: ",
+                bytes.len()
+            )?;
+            write_hex(out, bytes)
         }
-        Routine::FeedTerminal { via, reader, bytes } => {
-            let (via, reader) = (Slot(*via), Slot(*reader));
-            write!(out, "feed terminal {reader} by {via}: ")?;
-            write_str(out, bytes)
+        Routine::FeedSlave {
+            slave,
+            master,
+            bytes,
+            ends,
+        } => {
+            let (slave, master) = (Slot(*slave), Slot(*master));
+            write!(
+                out,
+                "feed {} bytes to slave {slave} of {master}: ",
+                bytes.len()
+            )?;
+            write_hex(out, bytes)?;
+            if ends.is_empty() {
+                return Ok(());
+            }
+            write!(out, " ends {ends:?}")
         }
+        Routine::Inherit { fd, slot } => write!(out, "inherit fd {fd} -> {}", Slot(*slot)),
         Routine::OwnTerminal { flags, slot } => {
             write!(out, "open our terminal flags {flags:#o} -> {}", Slot(*slot))
         }

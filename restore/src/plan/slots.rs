@@ -70,6 +70,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::OpenLink { slot, .. }
         | Routine::OpenPages { slot, .. }
         | Routine::OwnTerminal { slot, .. }
+        | Routine::Inherit { slot, .. }
         | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
@@ -77,8 +78,13 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::ArmTimer { slot, .. }
         | Routine::WatchInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
-        Routine::MakePty { master, slave, .. } => slots.gives.extend([*master, *slave]),
-        Routine::FeedTerminal { via, reader, .. } => slots.needs.extend([*via, *reader]),
+        Routine::MakePty { master, slave, .. } => {
+            slots.gives.push(*master);
+            slots.gives.extend(*slave);
+        }
+        Routine::FeedMaster { master, slave, .. } | Routine::FeedSlave { master, slave, .. } => {
+            slots.needs.extend([*master, *slave]);
+        }
         Routine::SendPacket { via, rights, .. } => {
             slots.needs.push(*via);
             slots.needs.extend(rights);

@@ -349,17 +349,37 @@ pub enum Routine {
         flags: i32,
         /// Where the master goes.
         master: SlotId,
-        /// Where a descriptor of the slave goes.
-        slave: SlotId,
+        /// Where a descriptor of the slave goes; without one it is not opened, which the master
+        /// could tell.
+        slave: Option<SlotId>,
     },
-    /// Bytes are written into one end of a terminal and have arrived at the other.
-    FeedTerminal {
-        /// The end to write into.
-        via: SlotId,
-        /// The end at which they wait then.
-        reader: SlotId,
+    /// What waited at the master of a pair waits there again.
+    FeedMaster {
+        /// The master.
+        master: SlotId,
+        /// The slave.
+        slave: SlotId,
         /// The bytes.
         bytes: Vec<u8>,
+    },
+    /// What waited at the slave waits there again, with its lines and ends of file. The modes are
+    /// those it shall have, and stay.
+    FeedSlave {
+        /// The slave.
+        slave: SlotId,
+        /// The master.
+        master: SlotId,
+        /// The bytes.
+        bytes: Vec<u8>,
+        /// Places in them at which end of file was typed.
+        ends: Vec<u64>,
+    },
+    /// A descriptor that our starter gave us (`--inherit-fd`).
+    Inherit {
+        /// Its number in our own table.
+        fd: i32,
+        /// Where a copy goes.
+        slot: SlotId,
     },
     /// Opens the terminal of crust-restore once more.
     OwnTerminal {

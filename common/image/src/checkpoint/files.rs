@@ -117,10 +117,17 @@ pub fn load_queues(loader: &Loader<'_>) -> Result<BTreeMap<FileId, Vec<SkPacket>
     Ok(queues)
 }
 
-pub fn load_tty_data(loader: &Loader<'_>) -> Result<BTreeMap<u32, Vec<u8>>> {
-    let mut queued: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+pub fn load_tty_data(loader: &Loader<'_>) -> Result<BTreeMap<u32, TtyDataEntry>> {
+    let mut queued: BTreeMap<u32, TtyDataEntry> = BTreeMap::new();
     for entry in loader.entries::<TtyDataEntry>(Kind::TtyData, None)? {
-        queued.entry(entry.tty_id).or_default().extend(entry.data);
+        let whole = queued.entry(entry.tty_id).or_default();
+        let before = whole.data.len() as u64;
+        whole.tty_id = entry.tty_id;
+        whole.data.extend(entry.data);
+        let ends = entry.crust_ends.iter();
+        whole
+            .crust_ends
+            .extend(ends.map(|end| before.saturating_add(*end)));
     }
     Ok(queued)
 }

@@ -206,12 +206,27 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             master,
             slave,
         } => {
-            let (made, peer) = terminal::make_pty(path, *index, *flags)?;
-            slots.put(*master, made)?;
-            slots.put(*slave, peer)
+            let made = terminal::make_master(path, *index, *flags)?;
+            if let Some(slave) = slave {
+                slots.put(*slave, terminal::open_slave(made.as_fd())?)?;
+            }
+            slots.put(*master, made)
         }
-        Routine::FeedTerminal { via, reader, bytes } => {
-            terminal::feed(slots.get(*via)?, slots.get(*reader)?, bytes)
+        Routine::FeedMaster {
+            master,
+            slave,
+            bytes,
+        } => terminal::feed_master(slots.get(*master)?, slots.get(*slave)?, bytes),
+        Routine::FeedSlave {
+            slave,
+            master,
+            bytes,
+            ends,
+        } => terminal::feed_slave(slots.get(*slave)?, slots.get(*master)?, bytes, ends),
+        Routine::Inherit { fd, slot } => {
+            let copy = crust_process::fds::duplicate_own(*fd);
+            let copy = copy.with_context(|| format!("--inherit-fd fd[{fd}]: duplicate it"))?;
+            slots.put(*slot, copy)
         }
         Routine::OwnTerminal { flags, slot } => slots.put(*slot, terminal::own_terminal(*flags)?),
         Routine::WatchInode {
