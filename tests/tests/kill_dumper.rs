@@ -126,6 +126,7 @@ sandbox_test! {
     fn nanosleep(sandbox) { survives(sandbox, "nanosleep", PLAIN) }
     fn futex(sandbox) { survives(sandbox, "futex", PLAIN) }
     fn many_threads(sandbox) { survives(sandbox, "threads", PLAIN) }
+    fn fifty_threads(sandbox) { survives(sandbox, "threads50", PLAIN) }
 
     /// Neither a mapping nor a descriptor of the write tracking is left.
     fn pre_dump(sandbox) { survives(sandbox, "nanosleep", &["--pre-dump"]) }
