@@ -11,7 +11,12 @@ use std::time::Duration;
 pub fn freeze(root: HostPid, timeout: Duration) -> Result<Frozen> {
     freeze_tree(root, timeout).map_err(|error| {
         let code = kind_of(&error);
-        failure_of(error.into(), code).into()
+        // Bare, so that its errno and task are seen.
+        let error = match error {
+            FreezeError::Os(error) => error.into(),
+            other => other.into(),
+        };
+        failure_of(error, code).into()
     })
 }
 

@@ -22,6 +22,8 @@ impl Interrupt {
         let ending: SigSet = ENDING.into_iter().collect();
         let mut blocked = ending;
         blocked.add(Signal::SIGCHLD);
+        // A limit of file sizes shall be an error of the write, not our end.
+        blocked.add(Signal::SIGXFSZ);
         blocked.thread_block().context("block signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         Ok(Interrupt(

@@ -144,7 +144,7 @@ impl<T, E: Into<anyhow::Error>> OfStage<T> for Result<T, E> {
 fn closer_kind(error: &anyhow::Error, errno: Option<Errno>, stage: Code) -> Code {
     let of_image = |cause: &&ImageError| match cause {
         ImageError::Io { .. } => None,
-        ImageError::Missing { .. } => Some(Code::Incomplete),
+        ImageError::Missing { .. } | ImageError::Incomplete { .. } => Some(Code::Incomplete),
         _ => Some(Code::Image),
     };
     let image = error.chain().find_map(|cause| {

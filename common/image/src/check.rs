@@ -111,6 +111,7 @@ fn broken(error: &Error) -> Finding {
         | Error::Missing { file }
         | Error::Head { file, .. }
         | Error::Chain { file, .. } => (file, None),
+        Error::Incomplete { dir } => (dir, None),
         Error::Frame { file, entry, .. }
         | Error::Message { file, entry, .. }
         | Error::Field { file, entry, .. } => (file, usize::try_from(*entry).ok()),

@@ -102,8 +102,8 @@ impl ImageDir {
         // The head of the inventory is the same in both versions.
         let mut reader = self
             .open_as(Kind::Inventory, None, Version::V1_1)?
-            .ok_or_else(|| Error::Missing {
-                file: self.shown(&Kind::Inventory.file_name(None)),
+            .ok_or_else(|| Error::Incomplete {
+                dir: self.path.display().to_string(),
             })?;
         let inventory: InventoryEntry = reader.only()?;
         let version = Version::of_inventory(inventory.img_version).ok_or_else(|| {
@@ -398,7 +398,7 @@ mod tests {
         let at = TestDir::new();
         let dir = at.subdir("d");
         let told = dir.read_entry::<FsEntry>(Kind::Fs, Some(7)).unwrap_err();
-        assert!(matches!(told, Error::Missing { .. }), "{told}");
+        assert!(matches!(told, Error::Incomplete { .. }), "{told}");
         inventory(&dir, 3);
         let told = dir.version().unwrap_err().to_string();
         assert!(told.contains("img_version: 3 is neither 1 nor 2"), "{told}");

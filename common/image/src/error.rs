@@ -25,6 +25,15 @@ pub enum Error {
         /// Its file name.
         file: String,
     },
+    /// There is no inventory: the last image that a dump writes.
+    #[error(
+        "{dir}: there is no inventory.img, which a dump writes last: it was not finished, or this \
+         is no directory of images"
+    )]
+    Incomplete {
+        /// The directory.
+        dir: String,
+    },
     /// The file does not begin as an image of its name must.
     #[error("{file}: {what}")]
     Head {
