@@ -8,6 +8,7 @@ use crate::context::{Context, Task};
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
+use crate::mm::cow;
 use crate::predump;
 use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
@@ -151,10 +152,19 @@ fn write(
     // goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
     let held = old_pages(images).stage(Code::Write)?;
     images.remove_images().stage(Code::Write)?;
-    if let Some(parent) = plan.parent {
-        images.set_parent(parent).stage(Code::Write)?;
-    }
-    let unchanged = &plan.unchanged;
+    cow::remove_directory(&ctx.options.images_dir).stage(Code::Write)?;
+    let shared;
+    let unchanged = match plan.parent {
+        Some(parent) => {
+            images.set_parent(parent).stage(Code::Write)?;
+            &plan.unchanged
+        }
+        None => {
+            shared = write_shared(ctx, images, collected, &plan.run_id, interrupt, stats)
+                .stage(Code::Write)?;
+            &shared
+        }
+    };
     let images = &Stepped(images);
     write_images(ctx, images, frozen, collected, unchanged, interrupt, stats).stage(Code::Write)?;
     let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
@@ -163,6 +173,34 @@ fn write(
     write_inventory(ctx, images, collected, &plan.run_id).stage(Code::Write)?;
     holder.map_or(Ok(()), Holder::commit).stage(Code::Track)?;
     Ok(held)
+}
+
+/// What families of tasks share is written as a dump before this one: a chain has no room for it.
+fn write_shared(
+    ctx: &Context,
+    images: &ImageDir,
+    collected: &Collected,
+    run_id: &RunId,
+    interrupt: &Interrupt,
+    stats: &mut Stats,
+) -> Result<Unchanged> {
+    let mut unchanged = Unchanged::default();
+    let families = cow::collect_families(ctx, collected)?;
+    if families.is_empty() {
+        return Ok(unchanged);
+    }
+    let shared = cow::create_directory(&ctx.options.images_dir)?;
+    stats.shared = families.write(ctx, &shared, collected, interrupt)?;
+    write_inventory(ctx, &shared, collected, run_id)?;
+    images.set_parent(Path::new(cow::DIRECTORY))?;
+    for (at, subject) in collected.subjects.iter().enumerate() {
+        let task = ctx
+            .tasks
+            .get(subject.task)
+            .context("a task without a view")?;
+        unchanged.add(task.pid, families.pages_of(at));
+    }
+    Ok(unchanged)
 }
 
 fn old_pages(images: &ImageDir) -> Result<Vec<File>> {
@@ -222,6 +260,9 @@ pub fn reason_of(refusal: &Refusal) -> Finding {
 fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> anyhow::Error {
     if let Err(thaw) = frozen.thaw() {
         log.error("dump", format_args!("let the tree go on: {thaw}"));
+    }
+    if let Err(remove) = cow::remove_directory(images.path()) {
+        log.error("dump", format_args!("remove what was shared: {remove:#}"));
     }
     if let Err(remove) = images.remove_images() {
         log.error(

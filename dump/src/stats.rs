@@ -17,6 +17,8 @@ pub struct Stats {
     pub pages: u64,
     /// Pages left to the dump before.
     pub in_parent: u64,
+    /// Pages written once for families of tasks.
+    pub shared: u64,
     /// Pages of shared memory.
     pub shmem_pages: u64,
 }
@@ -33,7 +35,7 @@ pub fn encode_stats(stats: &Stats) -> StatsEntry {
             memwrite_time: micros(stats.memory),
             pages_scanned: stats.pages + stats.in_parent,
             pages_skipped_parent: stats.in_parent,
-            pages_written: stats.pages,
+            pages_written: stats.pages + stats.shared,
             irmap_resolve: Some(0),
             pages_lazy: 0,
             page_pipes: Some(0),

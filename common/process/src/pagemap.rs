@@ -242,6 +242,34 @@ impl Pagemap {
         self.tracked(range, of, 0, category::WRITTEN, Writes::Check)
     }
 
+    /// The frame numbers of the pages of a range that hold private memory of more than one task; 0
+    /// for any other page, and for all of them without CAP_SYS_ADMIN. They mean something only
+    /// while all tasks concerned are stopped, and only to be compared with each other.
+    pub fn shared_frames(&self, range: Range<u64>, frames: &mut Vec<u64>) -> Result<()> {
+        const FRAME: u64 = (1 << 55) - 1;
+        const EXCLUSIVE: u64 = 1 << 56;
+        const FILE: u64 = 1 << 61;
+        const PRESENT: u64 = 1 << 63;
+        let pages = (range.end - range.start) / PAGE;
+        let mut entries = vec![0; pages as usize * 8];
+        self.file
+            .read_exact_at(&mut entries, range.start / PAGE * 8)
+            .map_err(|error| {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                self.error("read pagemap", range.start, range.end, errno)
+            })?;
+        let (entries, _) = entries.as_chunks::<8>();
+        frames.clear();
+        frames.extend(entries.iter().map(|entry| {
+            let entry = u64::from_ne_bytes(*entry);
+            match entry & (PRESENT | FILE | EXCLUSIVE) {
+                PRESENT => entry & FRAME,
+                _ => 0,
+            }
+        }));
+        Ok(())
+    }
+
     fn tracked(
         &mut self,
         range: Range<u64>,

@@ -2,6 +2,7 @@
 
 pub mod absent;
 pub mod copy;
+pub mod cow;
 pub mod pages;
 pub mod ranges;
 pub mod shmem;

@@ -81,6 +81,11 @@ impl<S: PageSource> PagemapImage<'_, S> {
         self.add_run(addr, pages, if lazy { PRESENT | LAZY } else { PRESENT })
     }
 
+    /// Adds a run of pages that lie in the pages file already, written for another pagemap.
+    pub fn add_written(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
+        self.add_run(addr, pages, if lazy { PRESENT | LAZY } else { PRESENT })
+    }
+
     /// Adds a run of pages that are in the dump before.
     pub fn add_parent(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
         self.in_parent += pages;

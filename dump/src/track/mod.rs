@@ -90,6 +90,11 @@ impl Trackers {
 }
 
 impl Unchanged {
+    /// Adds a task.
+    pub fn add(&mut self, pid: HostPid, pages: Vec<Range<u64>>) {
+        self.0.insert(pid, pages);
+    }
+
     /// The pages of a task, ascending.
     pub fn of(&self, pid: HostPid) -> &[Range<u64>] {
         self.0.get(&pid).map_or(&[], Vec::as_slice)

@@ -7,6 +7,7 @@
 //! needs; pages; then protection, advice, guards and locks as they were, each of which could
 //! forbid or undo a load; the exe link last, which wants the mapping of the executable.
 
+pub mod inherit;
 mod layout;
 mod pages;
 pub mod shmem;
@@ -57,11 +58,16 @@ const ADVICE: [(u32, &str); 9] = [
     (21, "MADV_COLLAPSE"),
 ];
 
+/// Advice that must be there before pages come: bits of `vma_entry.madv`.
+const ADVICE_BEFORE_LOAD: u64 = 1 << MADV_HUGEPAGE | 1 << MADV_NOHUGEPAGE;
+
 /// What the room remembers over all tasks.
 #[derive(Debug, Default)]
 pub struct Mm {
     /// Ranges that tasks use.
     pub used: Vec<(u64, u64)>,
+    /// What tasks inherit from those they are forked from.
+    pub early: BTreeMap<VirtPid, inherit::Early>,
     pages: BTreeMap<Source, SlotId>,
     shared: BTreeMap<u64, SlotId>,
 }
@@ -84,6 +90,7 @@ struct Room<'e> {
     vmas: Vec<Vma>,
     runs: Vec<StoredRun>,
     loads: Loads,
+    early: inherit::Early,
     /// The file that is number 0 right now.
     held: Option<SlotId>,
 }
@@ -121,7 +128,12 @@ fn plan_task(planner: &mut Planner<'_>, task: &Task) {
         }
     };
     let runs = stored_runs(planner, task.pid);
-    let loads = match pages::split(&runs, &vmas) {
+    let early = planner.mm.early.get(&task.pid).cloned().unwrap_or_default();
+    let to_load = match early.loaded.as_slice() {
+        [] => None,
+        loaded => Some(inherit::cut_out(&runs, loaded)),
+    };
+    let loads = match pages::split(to_load.as_ref().unwrap_or(&runs), &vmas) {
         Ok(loads) => loads,
         Err(why) => {
             let what = format!("pages of task {}", task.pid);
@@ -138,6 +150,7 @@ fn plan_task(planner: &mut Planner<'_>, task: &Task) {
         vmas,
         runs,
         loads,
+        early,
         held: None,
     };
     plan_room(planner, room);
@@ -221,8 +234,19 @@ fn plan_map(planner: &mut Planner<'_>, room: &mut Room<'_>, vma: &Vma) {
         },
     };
     hold(planner, room, slot, &origin);
-    let call = map_call(vma, pages::any_in(&room.runs, vma), slot.is_some());
-    planner.call(Phase::Memory, room.actor, call, origin);
+    let loaded = pages::any_in(&room.runs, vma);
+    // What the task has inherited, or mapped for its children, is there.
+    let missing = inherit::without(vma.start..vma.end, &room.early.mapped);
+    for range in missing {
+        let part = Vma {
+            start: range.start,
+            end: range.end,
+            pgoff: vma.pgoff + (range.start - vma.start),
+            ..*vma
+        };
+        let call = map_call(&part, loaded, slot.is_some());
+        planner.call(Phase::Memory, room.actor, call, origin.clone());
+    }
 }
 
 /// Makes a file number 0 of the task, if it is not already.
@@ -312,7 +336,8 @@ fn pages_slot(planner: &mut Planner<'_>, source: Source) -> SlotId {
 fn plan_protection(planner: &mut Planner<'_>, room: &Room<'_>) {
     for vma in &room.vmas {
         let writable = vma.prot & libc::PROT_WRITE as u32 != 0;
-        if writable || !vma.kind.takes_pages() || !pages::any_in(&room.runs, vma) {
+        let as_mapped = writable && !room.early.keeps_part_of(vma);
+        if as_mapped || !vma.kind.takes_pages() || !pages::any_in(&room.runs, vma) {
             continue;
         }
         let args = vec![
@@ -349,13 +374,19 @@ fn plan_advice(planner: &mut Planner<'_>, room: &Room<'_>, before_load: bool) {
             continue;
         }
         for (number, name) in ADVICE {
-            let early = matches!(number, MADV_HUGEPAGE | MADV_NOHUGEPAGE);
+            let early = ADVICE_BEFORE_LOAD >> number & 1 == 1;
             if vma.madv >> number & 1 == 1 && early == before_load {
                 let call = madvise(vma, Arg::named(name, number));
                 planner.call(Phase::Memory, room.actor, call, room.of_vma(vma));
             }
         }
     }
+}
+
+fn advice_before_load(vma: &Vma) -> impl Iterator<Item = Call> + '_ {
+    let early = |(number, _): &(u32, &str)| (vma.madv & ADVICE_BEFORE_LOAD) >> number & 1 == 1;
+    let advice = ADVICE.into_iter().filter(early);
+    advice.map(|(number, name)| madvise(vma, Arg::named(name, number)))
 }
 
 fn madvise(vma: &Vma, advice: Arg) -> Call {

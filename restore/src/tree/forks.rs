@@ -9,6 +9,7 @@
 use super::kin::{Kin, Node, Role, origin_of};
 use super::procfs::early_threads;
 use super::{State, Task};
+use crate::mm::inherit;
 use crate::plan::calls::prctl;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
@@ -22,6 +23,7 @@ pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
         }
     }
     refuse_sharing(planner, kin);
+    planner.mm.early = inherit::plan_inheritance(planner, kin);
     let leads = (0..kin.nodes.len())
         .map(|at| plan_node(planner, kin, at))
         .collect::<Vec<_>>();
@@ -50,6 +52,7 @@ pub fn plan_root(planner: &mut Planner<'_>, root: &Task) {
 fn plan_node(planner: &mut Planner<'_>, kin: &Kin, at: usize) -> Option<StepId> {
     let node = kin.nodes.get(at)?;
     let (actor, origin) = (Actor::Task(node.pid), origin_of(node));
+    inherit::plan_early(planner, node.pid);
     let children = || kin.nodes.iter().filter(|child| child.maker == Some(at));
     for child in children().filter(|child| child.before_setsid) {
         plan_fork(planner, kin, node, child);

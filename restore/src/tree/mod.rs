@@ -9,7 +9,7 @@
 //! Task state (alive, stopped, zombie) is tc.task_state of core-PID.img.
 
 mod forks;
-mod kin;
+pub mod kin;
 mod namespaces;
 mod procfs;
 

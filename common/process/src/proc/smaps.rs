@@ -21,6 +21,8 @@ pub struct SmapsVma {
     pub rss_kb: Option<u64>,
     /// Anonymous KiB: for a private file mapping, the pages that were written.
     pub anonymous_kb: Option<u64>,
+    /// Resident KiB of pages that somebody else maps too.
+    pub shared_kb: Option<u64>,
     /// Swapped out KiB, shmem of a shared mapping included.
     pub swap_kb: Option<u64>,
     /// Protection key, on processors that have them.
@@ -215,6 +217,7 @@ impl<'a> OpenVma<'a> {
                 kernel_page_kb: None,
                 rss_kb: None,
                 anonymous_kb: None,
+                shared_kb: None,
                 swap_kb: None,
                 protection_key: None,
             },
@@ -233,6 +236,10 @@ impl<'a> OpenVma<'a> {
             b"KernelPageSize" => self.vma.kernel_page_kb = Some(words.decimal("KernelPageSize")?),
             b"Rss" => self.vma.rss_kb = Some(words.decimal("Rss")?),
             b"Anonymous" => self.vma.anonymous_kb = Some(words.decimal("Anonymous")?),
+            b"Shared_Clean" | b"Shared_Dirty" => {
+                let more = words.decimal::<u64>("Shared")?;
+                self.vma.shared_kb = Some(self.vma.shared_kb.unwrap_or(0).saturating_add(more));
+            }
             b"Swap" => self.vma.swap_kb = Some(words.decimal("Swap")?),
             b"ProtectionKey" => self.vma.protection_key = Some(words.decimal("ProtectionKey")?),
             _ => {}
@@ -316,6 +323,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             assert!(second.flags.has(flag), "{flag:?}");
         }
         assert!(!second.flags.has(VmFlag::Exec));
+        assert_eq!(vmas[0].shared_kb, Some(8));
+        assert_eq!(second.shared_kb, None);
         assert_eq!(second.anonymous_kb, Some(12));
         assert_eq!(second.swap_kb, Some(4));
         assert_eq!(second.protection_key, Some(3));
