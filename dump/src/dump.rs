@@ -5,10 +5,12 @@
 
 use crate::collect::{Collected, collect};
 use crate::context::{Context, Task};
+use crate::files::tcp::Survivors;
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
 use crate::mm::cow;
+use crate::network::Locked;
 use crate::predump;
 use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
@@ -70,6 +72,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         unchanged,
         run_id: RunId::new().stage(Code::Host)?,
     };
+    let locked = Locked::lock(&ctx, &collected.files, &plan.run_id).stage(Code::NetworkLock)?;
     let written = write(
         &ctx,
         &images,
@@ -86,7 +89,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
             return Err(undo(error, log, frozen, &images));
         }
     };
-    let_go(options, log, frozen, &mut collected).stage(Code::LetGo)?;
+    let_go(&ctx, frozen, &mut collected, locked).stage(Code::LetGo)?;
     stats.frozen = since.elapsed();
     log.info(format_args!(
         "Frozen for {:?}, {} pages written",
@@ -273,21 +276,27 @@ fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> a
     error
 }
 
-/// The end that the options ask for.
-fn let_go(options: &Options, log: &Log, frozen: Frozen, collected: &mut Collected) -> Result<()> {
+/// The end that the options ask for. The network lock goes when the tree goes on, and stays for
+/// the restore otherwise.
+fn let_go(ctx: &Context, frozen: Frozen, collected: &mut Collected, locked: Locked) -> Result<()> {
+    let (options, log) = (ctx.options, ctx.log);
     if options.leave_running {
         log.info("Letting the tree go on");
+        drop(locked);
         frozen.thaw()?;
         return collected.files.remove_links();
     }
     collected.files.keep_links();
     if options.leave_stopped {
         log.info("Leaving the tree stopped");
-        frozen.leave_stopped().context("leave the tree stopped")
-    } else {
-        log.info("Killing the tree");
-        frozen.kill().context("kill the dumped tree")
+        frozen.leave_stopped().context("leave the tree stopped")?;
+        return locked.leave();
     }
+    log.info("Killing the tree");
+    let survivors = Survivors::take(ctx, &collected.files)?;
+    frozen.kill().context("kill the dumped tree")?;
+    locked.leave()?;
+    survivors.vanish()
 }
 
 /// Writes stats-dump.

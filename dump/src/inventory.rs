@@ -11,7 +11,8 @@ use nix::time::{ClockId, clock_gettime};
 /// The set of images version 1.1 has the number 2.
 const IMG_VERSION: u32 = 2;
 
-/// The inventory of a dump. `own` are the dumper's own objects, `cg_set` its cgroup set.
+/// The inventory of a dump. `own` are the dumper's own objects, `cg_set` its cgroup set, `run_id`
+/// what [`run_id`] gave.
 pub fn encode_inventory(
     options: &Options,
     own: TaskKobjIdsEntry,
@@ -30,6 +31,7 @@ pub fn encode_inventory(
         plugins_entry: Some(PluginsEntry::default()),
         dump_uptime: options.tracks_memory().then(uptime).transpose()?,
         dump_criu_run_id: Some(run_id.0.clone().into_bytes()),
+        tcp_close: options.tcp_close.then_some(true),
         ..InventoryEntry::default()
     })
 }

@@ -12,6 +12,7 @@ mod ids;
 mod interrupt;
 mod inventory;
 mod mm;
+mod network;
 mod predump;
 mod refusal;
 mod stats;

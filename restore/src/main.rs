@@ -7,6 +7,7 @@ mod exec;
 mod files;
 mod host;
 mod mm;
+mod network;
 mod plan;
 mod restore;
 mod stats;

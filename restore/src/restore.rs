@@ -6,6 +6,7 @@
 use crate::check::{self, Subject};
 use crate::exec::{ExecError, Restored, execute};
 use crate::host::Host;
+use crate::network::Locked;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
 use crate::plan::{Refusal, plan};
@@ -48,8 +49,11 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     }
     ask_host(options, log, &images, &checkpoint, &plan)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
-    let restored =
-        execute(&plan, &images, |root| before_release(options, log, root)).stage(Code::Execute)?;
+    let locked = Locked::lock(options, &checkpoint, log);
+    let restored = execute(&plan, &images, |root| {
+        before_release(options, log, root, locked)
+    })
+    .stage(Code::Execute)?;
     scripts::run(options, log, Stage::PostResume, Some(restored.root.get())).stage(Code::Script)?;
     tell(log, &restored);
     write_stats(options, &checkpoint, &restored).stage(Code::Afterwards)?;
@@ -104,7 +108,12 @@ fn print_plan(plan: &Plan, format: PlanFormat) -> Result<()> {
 }
 
 /// What must be done while the tree is whole but does not run yet.
-fn before_release(options: &Options, log: &Log, root: HostPid) -> Result<(), ExecError> {
+fn before_release(
+    options: &Options,
+    log: &Log,
+    root: HostPid,
+    locked: Locked,
+) -> Result<(), ExecError> {
     let failed = |what: &str, why: String| ExecError {
         what: what.to_owned(),
         why,
@@ -113,11 +122,15 @@ fn before_release(options: &Options, log: &Log, root: HostPid) -> Result<(), Exe
         let written = fs::write(pidfile, root.to_string());
         written.map_err(|why| failed(&format!("write {}", pidfile.display()), why.to_string()))?;
     }
-    for stage in [Stage::PostRestore, Stage::NetworkUnlock, Stage::PreResume] {
+    let script = |stage: Stage| {
         let run = scripts::run(options, log, stage, Some(root.get()));
-        run.map_err(|why| failed("run an action script", format!("{why:#}")))?;
-    }
-    Ok(())
+        run.map_err(|why| failed("run an action script", format!("{why:#}")))
+    };
+    script(Stage::PostRestore)?;
+    let unlocked = locked.unlock(log);
+    unlocked.map_err(|why| failed("unlock the network", format!("{why:#}")))?;
+    script(Stage::NetworkUnlock)?;
+    script(Stage::PreResume)
 }
 
 fn tell(log: &Log, restored: &Restored) {

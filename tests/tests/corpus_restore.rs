@@ -15,13 +15,17 @@ fn restored(sandbox: &Sandbox, name: &str, options: &[&str]) -> Result<()> {
 }
 
 /// The plan of a set can be printed without restoring it, the same each time.
-fn planned(sandbox: &Sandbox, name: &str) -> Result<()> {
+fn planned(sandbox: &Sandbox, name: &str, options: &[&str]) -> Result<()> {
     let (images, _) = sandbox.unpack(&recorded(name))?;
     let images = text(&images)?;
     for form in ["--plan", "--plan=json"] {
         let print = || {
             sandbox
-                .run("crust-restore", &["-D", images, form], None)?
+                .run(
+                    "crust-restore",
+                    &[&["-D", images, form], options].concat(),
+                    None,
+                )?
                 .succeeded()
         };
         let (first, second) = (print()?, print()?);
@@ -77,7 +81,7 @@ macro_rules! sets {
         mod planned {
             use super::*;
             sandbox_test! {
-                $(fn $name(sandbox) { super::planned(sandbox, $set) })*
+                $(fn $name(sandbox) { super::planned(sandbox, $set, &[$($option),*]) })*
             }
         }
     };
@@ -109,4 +113,5 @@ sets! {
     link_remap "link_remap";
     pidfd "pidfd";
     timerfd "timerfd";
+    tcp_est "tcp_est" "--tcp-established";
 }

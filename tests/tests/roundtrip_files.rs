@@ -23,6 +23,9 @@ crust_tests::workloads! {
     lock_inherited: guest "lock_inherited", dump &["--file-locks"];
     inotify: guest "inotify";
     tcp_listen: guest "tcp_listen";
+    tcp_est: guest "tcp_est", dump &["--tcp-established"], restore &["--tcp-established"];
+    tcp_states: guest "tcp_states", dump &["--tcp-established"],
+        restore &["--tcp-established"];
     udp: guest "udp";
     pty: guest "pty";
     pty_quiet: guest "pty_quiet";

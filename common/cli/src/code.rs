@@ -85,6 +85,8 @@ codes! {
     Collect = "collect", "";
     /// Memory could not be tracked, or copied while the tree ran.
     Track = "track", "dump without --pre-dump, --pre-copy, --track-mem and --prev-images-dir";
+    /// The network could not be locked.
+    NetworkLock = "network-lock", "give another --network-lock: nftables, iptables or skip";
     /// Images could not be written.
     Write = "write", "";
     /// All is written, but the tree could not be let go, stopped or killed.

@@ -121,7 +121,13 @@ pub struct Options {
     pub ghost_limit: u64,
     /// `--file-locks`.
     pub file_locks: bool,
-    /// `--network-lock`.
+    /// `--tcp-established`.
+    pub tcp_established: bool,
+    /// `--tcp-close`.
+    pub tcp_close: bool,
+    /// `--skip-in-flight`.
+    pub skip_in_flight: bool,
+    /// `--network-lock`; nftables by default, which needs no program.
     pub network_lock: NetworkLock,
     /// `--manage-cgroups`; soft by default.
     pub manage_cgroups: CgroupMode,
@@ -289,9 +295,12 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         link_remap: given.flag("link-remap"),
         ghost_limit: given.size("ghost-limit")?.unwrap_or(1 << 20),
         file_locks: given.flag("file-locks"),
+        tcp_established: given.flag("tcp-established"),
+        tcp_close: given.flag("tcp-close"),
+        skip_in_flight: given.flag("skip-in-flight"),
         network_lock: given
             .choice("network-lock", NETWORK_LOCK)?
-            .unwrap_or(NetworkLock::Iptables),
+            .unwrap_or(NetworkLock::Nftables),
         manage_cgroups: given
             .choice("manage-cgroups", CGROUP_MODES)?
             .unwrap_or(CgroupMode::Soft),

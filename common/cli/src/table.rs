@@ -304,21 +304,21 @@ pub const ROWS: &[Row] = &[
         "tcp-established",
         None,
         Flag,
-        (NotYet, NotYet),
+        (Works, Works),
         "carry established TCP connections",
     ),
     row(
         "tcp-close",
         None,
         Flag,
-        (NotYet, NotYet),
+        (Works, Works),
         "restore TCP connections as closed",
     ),
     row(
         "skip-in-flight",
         None,
         Flag,
-        (NotYet, Inert),
+        (Works, Inert),
         "leave out connections still being made",
     ),
     row(
@@ -326,7 +326,7 @@ pub const ROWS: &[Row] = &[
         None,
         One("METHOD"),
         (Works, Works),
-        "how the network is locked: iptables, nftables or skip",
+        "how the network is locked: nftables (the default), iptables or skip",
     ),
     row(
         "veth-pair",

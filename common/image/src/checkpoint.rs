@@ -27,7 +27,7 @@ use crate::{
 use crust_proto::criu::{
     ApparmorEntry, BinfmtMiscEntry, CgroupEntry, CoreEntry, CpuinfoEntry, FdinfoEntry, FileEntry,
     FileLockEntry, FsEntry, InventoryEntry, MemfdInodeEntry, MmEntry, PstreeEntry, SeccompEntry,
-    SeccompFilter, TaskKobjIdsEntry, TtyDataEntry, TtyInfoEntry,
+    SeccompFilter, TaskKobjIdsEntry, TcpStreamEntry, TtyDataEntry, TtyInfoEntry,
 };
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,6 +79,9 @@ pub struct Checkpoint {
     pub fifo_data: BTreeMap<PipeId, PipeData>,
     /// sk-queues.img: for each receiving socket its packets, oldest first.
     pub sk_queues: BTreeMap<FileId, Vec<SkPacket>>,
+    /// `tcp-stream-<inode>.img` by inode: the numbers of each connection; the bytes of its queues
+    /// stay on disk.
+    pub tcp_streams: BTreeMap<u32, TcpStreamEntry>,
     /// tty-info.img by `id`.
     pub ttys: BTreeMap<u32, TtyInfoEntry>,
     /// tty-data.img: the unread input by tty id.
@@ -176,6 +179,7 @@ impl Checkpoint {
             pipes_data: files::load_pipes_data(&loader, Kind::PipesData)?,
             fifo_data: files::load_pipes_data(&loader, Kind::FifoData)?,
             sk_queues: files::load_queues(&loader)?,
+            tcp_streams: files::load_tcp_streams(&loader)?,
             ttys: loader.keyed(Kind::TtyInfo, None, "id", |tty: &TtyInfoEntry| tty.id)?,
             tty_data: files::load_tty_data(&loader)?,
             memfds: loader.keyed(

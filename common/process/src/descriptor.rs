@@ -186,13 +186,17 @@ pub struct PollState {
     pub error: bool,
     /// POLLIN: something waits, or the end was reached.
     pub readable: bool,
+    /// POLLPRI: urgent data waits.
+    pub urgent: bool,
+    /// POLLRDHUP: a socket will get nothing more.
+    pub ended: bool,
 }
 
 /// Polls once without waiting.
 pub fn poll_state(fd: BorrowedFd) -> Result<PollState> {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
+        events: libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP,
         revents: 0,
     };
     // SAFETY: one pollfd, which outlives the call.
@@ -201,6 +205,8 @@ pub fn poll_state(fd: BorrowedFd) -> Result<PollState> {
         hung_up: poll.revents & libc::POLLHUP != 0,
         error: poll.revents & libc::POLLERR != 0,
         readable: poll.revents & libc::POLLIN != 0,
+        urgent: poll.revents & libc::POLLPRI != 0,
+        ended: poll.revents & libc::POLLRDHUP != 0,
     })
 }
 
@@ -289,6 +295,15 @@ pub fn sockopt_bytes(socket: BorrowedFd, level: i32, name: i32, value: &mut [u8]
     };
     Errno::result(got)?;
     Ok((len as usize).min(value.len()))
+}
+
+/// Sets a socket option to these bytes.
+pub fn set_sockopt(socket: BorrowedFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: value is readable for len bytes and outlives the call.
+    let got =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    Errno::result(got).map(drop)
 }
 
 /// The classic filter of a socket (SO_ATTACH_FILTER), each instruction as one word; none when

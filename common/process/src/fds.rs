@@ -88,6 +88,26 @@ pub fn numbers(pid: HostPid) -> Result<Vec<i32>> {
     ProcDir::open(pid)?.fds()
 }
 
+/// Who has a socket, as `task 12 ("nginx", fd 3)`: the first descriptor found in /proc. `None` for
+/// one that nobody has whom we see.
+pub fn holder_of_socket(ino: u32) -> Option<String> {
+    let wanted = format!("socket:[{ino}]");
+    let entries = std::fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut pids: Vec<i32> = pids.collect();
+    pids.sort_unstable();
+    pids.into_iter().find_map(|pid| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let fd = fds.filter_map(std::io::Result::ok).find(|fd| {
+            let link = std::fs::read_link(fd.path());
+            link.is_ok_and(|link| link.as_os_str() == wanted.as_str())
+        })?;
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let fd = fd.file_name().to_string_lossy().into_owned();
+        Some(format!("task {pid} ({:?}, fd {fd})", comm.trim_end()))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

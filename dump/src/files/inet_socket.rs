@@ -1,40 +1,60 @@
-//! Internet sockets without a connection to keep: TCP that listens or is closed, UDP and UDP-lite.
+//! Internet sockets: TCP, UDP and UDP-lite.
 //!
 //! Everything is asked of the descriptor itself: addresses, TCP_INFO for state and backlog, and
-//! the options. An address is stored as the 32-bit words that a little-endian machine reads from
-//! it, a port in host order. Established TCP, connections that wait in a listener, a corked UDP
-//! socket and other protocols are refused. Datagrams that wait are lost, as UDP may lose them;
-//! options for which the image has no field are lost too: the log names both.
+//! the options. Only the peer of a connection still being made is told by nobody but sock_diag(7).
+//! An address is stored as the 32-bit words that a little-endian machine reads from it, a port in
+//! host order. The queues and numbers of a TCP connection are read later (`tcp.rs`), and only if
+//! `--tcp-established` asks for it. Connections that wait in a listener are lost, which needs
+//! `--skip-in-flight`; a corked UDP socket and other protocols are refused. Datagrams that wait
+//! are lost, as UDP may lose them; options for which the image has no field are lost too: the log
+//! names both.
 
+use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN, SYN_SENT};
 use super::{FileTable, OpenFile, Problem, RoomResult, sock_options};
 use crate::context::Context;
 use anyhow::Context as _;
+use crust_cli::options::Options;
 use crust_image::ids::FileId;
 use crust_process::descriptor::{
-    bytes_unsent, bytes_waiting, local_address, peer_address, sockopt_bytes, sockopt_int,
+    bytes_unsent, bytes_waiting, local_address, peer_address, poll_state, sockopt_bytes,
+    sockopt_int,
 };
-use crust_proto::criu::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, TcpOptsEntry};
+use crust_process::netfilter::Ends;
+use crust_process::sockdiag::{collect_inet_sockets, open_sock_diag};
+use crust_proto::criu::{
+    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkOptsEntry, SkShutdown, TcpOptsEntry,
+};
 use nix::errno::Errno;
 use nix::libc;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 
-/// States of include/net/tcp_states.h, which other protocols use too.
-const ESTABLISHED: u32 = 1;
-const CLOSE: u32 = 7;
-const LISTEN: u32 = 10;
+/// A connection that its listener has not finished; only TCP_FASTOPEN gives it a descriptor.
+const SYN_RECEIVED: u32 = 3;
+/// TCP_CLOSING; behind it are states of the kernel's own.
+const LAST_STATE: u32 = 11;
 
 /// Dumps a descriptor.
 pub fn dump(
     ctx: &Context,
-    table: &FileTable,
+    table: &mut FileTable,
     file: &OpenFile,
     id: FileId,
 ) -> RoomResult<FileEntry> {
-    let socket = Socket::collect(file.fd)?;
-    socket.refuse_unsupported()?;
+    let mut socket = Socket::collect(file.fd)?;
+    if socket.is_tcp() && socket.state == SYN_SENT {
+        socket.find_peer(file.stat()?.ino as u32)?;
+    }
+    socket.refuse_unsupported(ctx.options)?;
     warn_of_losses(ctx, file, &socket)?;
+    let opts = sock_options::collect(file.fd)?;
+    if socket.is_connection() && !ctx.options.tcp_close {
+        if let Some(what) = tcp::obstacle(file.fd)? {
+            return Err(Problem::refused(format!("is {socket}; {what}")));
+        }
+        table.connections.add(file, socket.found(file, &opts)?);
+    }
     let entry = InetSkEntry {
         id: id.0,
         ino: file.stat()?.ino as u32,
@@ -49,12 +69,12 @@ pub fn dump(
         src_addr: socket.local.words.clone(),
         dst_addr: socket.peer.words.clone(),
         fown: file.fown(ctx)?,
-        opts: sock_options::collect(file.fd)?,
+        opts,
         v6only: collect_v6only(file.fd, &socket)?,
         ip_opts: Some(collect_ip_options(file.fd, &socket)?),
         ifname: None,
         ns_id: table.own_ids.net_ns_id.filter(|_| socket.is_hashed()),
-        shutdown: None,
+        shutdown: socket.shutdown().map(Into::into),
         tcp_opts: Some(collect_tcp_options(file.fd, &socket)?),
     };
     Ok(FileEntry {
@@ -78,6 +98,10 @@ struct Socket {
     waiting: u32,
     /// Bytes written and not sent: a corked datagram.
     unsent: usize,
+    /// Bytes that a connection left behind when it ended.
+    unread: usize,
+    /// Nothing more will come: the peer has ended, or the program does not want it.
+    ended: bool,
     local: Address,
     peer: Address,
 }
@@ -102,6 +126,8 @@ impl Socket {
             backlog: 0,
             waiting: 0,
             unsent: 0,
+            unread: 0,
+            ended: poll_state(fd).context("poll")?.ended,
             peer: peer.unwrap_or_else(|| Address::none(local.words.len())),
             local,
         };
@@ -129,6 +155,9 @@ impl Socket {
         if self.state == LISTEN {
             (self.waiting, self.backlog) = (word(24), word(28));
         }
+        if self.state == CLOSE {
+            self.unread = bytes_waiting(fd).context("SIOCINQ")?;
+        }
         Ok(())
     }
 
@@ -141,13 +170,76 @@ impl Socket {
         }
     }
 
-    fn refuse_unsupported(&self) -> RoomResult<()> {
+    fn is_tcp(&self) -> bool {
+        self.protocol == libc::IPPROTO_TCP
+    }
+
+    /// Whether it has a peer that counts its bytes.
+    fn is_connection(&self) -> bool {
+        self.is_tcp() && tcp::is_connected(self.state)
+    }
+
+    /// getpeername(2) does not tell the peer of a connection that is being made.
+    fn find_peer(&mut self, ino: u32) -> anyhow::Result<()> {
+        let diag = open_sock_diag()?;
+        let all = collect_inet_sockets(diag.as_fd(), self.family, self.protocol, 1 << SYN_SENT)?;
+        let found = all.into_iter().find(|socket| socket.ino == ino);
+        let found = found.context("a connection being made is not listed by sock_diag")?;
+        self.peer = Address {
+            port: found.remote.port(),
+            words: match found.remote.ip() {
+                IpAddr::V4(four) => words_of(&four.octets()),
+                IpAddr::V6(six) => words_of(&six.octets()),
+            },
+        };
+        Ok(())
+    }
+
+    fn found(&self, file: &OpenFile, opts: &SkOptsEntry) -> RoomResult<tcp::Found> {
+        let end = |address: &Address| address.to_socket_addr().context("an end without address");
+        Ok(tcp::Found {
+            ino: file.stat()?.ino as u32,
+            state: self.state,
+            reuse: opts.reuseaddr == Some(true),
+            ends: Ends {
+                local: end(&self.local)?,
+                remote: end(&self.peer)?,
+            },
+        })
+    }
+
+    /// Which directions are shut down: the state tells of ours, the poll of the peer's.
+    fn shutdown(&self) -> Option<SkShutdown> {
+        let closed = self.is_tcp() && self.state == CLOSE;
+        let write = self.is_tcp() && tcp::has_sent_fin(self.state) || closed && self.ended;
+        match (self.ended, write) {
+            (true, true) => Some(SkShutdown::Both),
+            (true, false) => Some(SkShutdown::Read),
+            (false, true) => Some(SkShutdown::Write),
+            (false, false) => None,
+        }
+    }
+
+    fn refuse_unsupported(&self, options: &Options) -> RoomResult<()> {
         let what = match self.protocol {
-            libc::IPPROTO_TCP if self.state != CLOSE && self.state != LISTEN => {
-                "established connections are not dumped yet".to_owned()
+            libc::IPPROTO_TCP if self.is_connection() => {
+                if options.tcp_established || options.tcp_close {
+                    return Ok(());
+                }
+                let hint = "try --tcp-established, or --tcp-close to get it closed";
+                let what = format!("is {self}; a connection with a peer");
+                return Err(Problem::with_hint(what, hint));
             }
-            libc::IPPROTO_TCP if self.waiting > 0 => {
-                format!("{} connections wait to be accepted", self.waiting)
+            libc::IPPROTO_TCP if self.state == SYN_RECEIVED || self.state > LAST_STATE => {
+                format!("its state is {}", self.state)
+            }
+            libc::IPPROTO_TCP if self.waiting > 0 && !options.skip_in_flight => {
+                let what = format!("is {self}; {} connections wait in it", self.waiting);
+                let hint = "try --skip-in-flight, which loses them, or let the program accept them";
+                return Err(Problem::with_hint(what, hint));
+            }
+            libc::IPPROTO_TCP if self.state == CLOSE && self.unread > 0 => {
+                format!("it is closed and {} bytes wait to be read", self.unread)
             }
             libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE if self.unsent > 0 => {
                 format!("is corked with {} bytes not sent", self.unsent)
@@ -196,11 +288,20 @@ impl Address {
             libc::AF_INET6 => raw.get(8..24)?,
             _ => return None,
         };
-        let (words, _) = bytes.as_chunks::<4>();
         Some(Address {
             port,
-            words: words.iter().map(|word| u32::from_le_bytes(*word)).collect(),
+            words: words_of(bytes),
         })
+    }
+
+    fn to_socket_addr(&self) -> Option<SocketAddr> {
+        let bytes: Vec<u8> = self.words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let ip = match (bytes.first_chunk::<16>(), bytes.first_chunk::<4>()) {
+            (Some(sixteen), _) => IpAddr::from(*sixteen),
+            (None, Some(four)) => IpAddr::from(*four),
+            (None, None) => return None,
+        };
+        Some(SocketAddr::new(ip, self.port))
     }
 
     fn none(words: usize) -> Address {
@@ -209,6 +310,11 @@ impl Address {
             words: vec![0; words],
         }
     }
+}
+
+fn words_of(bytes: &[u8]) -> Vec<u32> {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
 impl fmt::Display for Address {
@@ -335,7 +441,13 @@ fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
+    use crust_cli::config::Defaults;
+    use crust_cli::options::{Tool, parse};
+
+    fn options(args: &[&str]) -> Options {
+        let args = ["--tree", "1"].iter().chain(args).map(Into::into);
+        parse(Tool::Dump, args, &Defaults::none()).unwrap()
+    }
 
     #[test]
     fn a_listener_tells_backlog_and_address() {
@@ -348,15 +460,26 @@ mod tests {
         );
         assert!(socket.backlog > 0);
         assert_eq!(socket.local.words, [16_777_343]);
-        assert!(socket.refuse_unsupported().is_ok());
+        assert!(socket.refuse_unsupported(&options(&[])).is_ok());
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let socket = Socket::collect(listener.as_fd()).unwrap();
-        assert!(socket.refuse_unsupported().is_err(), "a connection waits");
+        let refused = socket.refuse_unsupported(&options(&[]));
+        assert!(refused.is_err(), "a connection waits");
+        let skip = options(&["--skip-in-flight"]);
+        assert!(socket.refuse_unsupported(&skip).is_ok());
         let connected = Socket::collect(client.as_fd()).unwrap();
-        let Err(Problem::Refused { what, .. }) = connected.refuse_unsupported() else {
-            panic!("an established connection was accepted");
+        let Err(Problem::Refused { what, hint }) = connected.refuse_unsupported(&options(&[]))
+        else {
+            panic!("an established connection was accepted without the option");
         };
         assert!(what.contains(&format!("to 127.0.0.1:{port}")), "{what}");
+        assert!(hint.contains("--tcp-established"), "{hint}");
+        let established = options(&["--tcp-established"]);
+        assert!(connected.refuse_unsupported(&established).is_ok());
+        assert_eq!(connected.shutdown(), None);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let half_closed = Socket::collect(client.as_fd()).unwrap();
+        assert_eq!(half_closed.shutdown(), Some(SkShutdown::Write));
     }
 
     #[test]

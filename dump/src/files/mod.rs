@@ -30,6 +30,7 @@ mod remap;
 mod signalfd;
 mod sock_options;
 mod socket;
+pub mod tcp;
 mod timerfd;
 mod tty;
 mod tty_queue;
@@ -111,6 +112,7 @@ pub struct FileTable {
     memfds: memfd::Memfds,
     pipes: pipe::Pipes,
     unix: unix_socket::Sockets,
+    connections: tcp::Connections,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
     /// The numbers of the namespaces that the dumper and the tree live in.
@@ -274,6 +276,7 @@ impl FileTable {
             memfds: memfd::Memfds::default(),
             pipes: pipe::Pipes::default(),
             unix: unix_socket::Sockets::default(),
+            connections: tcp::Connections::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             own_ids,
@@ -417,6 +420,11 @@ impl FileTable {
             }
         }
         Ok(Some(known))
+    }
+
+    /// The ends of every TCP connection.
+    pub fn connections(&self) -> Vec<crust_process::netfilter::Ends> {
+        self.connections.ends()
     }
 
     /// Gives the description to the room of its kind.

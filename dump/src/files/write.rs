@@ -1,9 +1,9 @@
 //! From the table into images, when no refusal stands: files, remaps, ghosts, memfd inodes, the
-//! data of pipes and sockets, locks. Content is fetched only now, one object at a time, through
+//! data of pipes and sockets, TCP connections, locks. Content is fetched only now, one object at a time, through
 //! where it was found, so memory stays small however many pipes and deleted files there are.
 
 use super::{
-    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tty, tty_queue,
+    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tcp, tty, tty_queue,
     unix_queue,
 };
 use crate::context::Context;
@@ -80,6 +80,7 @@ impl FileTable {
         ghost::write(ctx, self, sink)?;
         pipe::write(ctx, self, sink)?;
         unix_queue::write(self, sink)?;
+        tcp::write(ctx, self, sink)?;
         memfd::write(self, sink)?;
         tty::write(self, sink)?;
         tty_queue::write(ctx, self, sink)?;

@@ -2,7 +2,7 @@
 //! zombies die, and at last the scratch memory goes, registers are set and everybody is let go.
 
 use super::{AREA, ExecError, Executor, Task, compile, host_pid, vdso};
-use crate::plan::step::{Op, Step, ThreadState, VdsoArea};
+use crate::plan::step::{Op, Phase, Step, ThreadState, VdsoArea};
 use crust_image::ids::VirtPid;
 use crust_process::fds::PidFd;
 use crust_process::making::{Made, Outcome};
@@ -196,11 +196,23 @@ impl<'p> Executor<'p> {
         self.routines
             .finish()
             .map_err(|why| ExecError::new("remove temporary names", why))?;
+        before_release(root)?;
+        self.go_live()?;
         // A reader must not find us among the writers of its pipe when it goes on.
         self.slots.clear();
-        before_release(root)?;
         let left = self.release_all()?;
         Ok((root, left))
+    }
+
+    /// The broker's steps of the last phase: no task takes part any more.
+    fn go_live(&mut self) -> Result<(), ExecError> {
+        let plan = self.plan;
+        for step in &plan.steps {
+            if step.phase == Phase::Network {
+                self.run_broker_step(step)?;
+            }
+        }
+        Ok(())
     }
 
     /// By the vdso's own `syscall`, for the stub's page is what goes.

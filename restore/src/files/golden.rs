@@ -66,6 +66,7 @@ golden_plans! {
     locks: "locks",
     inotify: "inotify",
     terminals: "pty",
+    connections: "tcp_est",
 }
 
 #[test]

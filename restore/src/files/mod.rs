@@ -30,6 +30,7 @@ mod remap;
 mod signalfd;
 mod sock_options;
 mod table;
+pub mod tcp;
 mod timerfd;
 mod tty;
 mod unix_connect;

@@ -1,7 +1,9 @@
 //! A plan as text, like strace: who, the call with its arguments, and behind it why. It is the dry
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
-use super::step::{Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step};
+use super::step::{
+    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair,
+};
 use std::fmt::{self, Display, Formatter, Write};
 
 /// Bytes of a string or structure that are shown; the rest is counted.
@@ -283,6 +285,25 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             write_facts(out, expect)?;
             write!(out, " -> {}", Slot(*slot))
         }
+        Routine::BindInet { slot, address } => {
+            write!(out, "bind {} to ", Slot(*slot))?;
+            write_address(out, address)
+        }
+        Routine::RepairTcp(tcp) => write_repair(out, tcp),
+        Routine::GoLive(live) => {
+            write!(out, "leave repair mode of {}", Slot(live.slot))?;
+            if let Some((remote, seq)) = &live.connect {
+                write!(out, ", connect from seq {seq} to ")?;
+                write_address(out, remote)?;
+            }
+            if live.unsent > 0 {
+                write!(out, ", send {} bytes", live.unsent)?;
+            }
+            if live.shut_down {
+                out.push_str(", end");
+            }
+            Ok(())
+        }
         Routine::FeedPayload {
             image,
             pipe_id,
@@ -423,6 +444,36 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         }
         Routine::Close { slot } => write!(out, "close {}", Slot(*slot)),
     }
+}
+
+/// An internet address, or bytes that are none.
+fn write_address(out: &mut String, raw: &[u8]) -> fmt::Result {
+    match crate::files::tcp::socket_addr(raw) {
+        Some(address) => write!(out, "{address}"),
+        None => write_hex(out, raw),
+    }
+}
+
+fn write_repair(out: &mut String, tcp: &TcpRepair) -> fmt::Result {
+    write!(out, "repair connection {} from ", Slot(tcp.slot))?;
+    write_address(out, &tcp.local)?;
+    out.push_str(" to ");
+    write_address(out, &tcp.remote)?;
+    write!(out, " in {}+{}", tcp.in_seq, tcp.waiting)?;
+    write!(out, " out {}+{}", tcp.out_seq, tcp.sent)?;
+    for (kind, value) in &tcp.options {
+        write!(out, " option {kind}={value:#x}")?;
+    }
+    if let Some(timestamp) = tcp.timestamp {
+        write!(out, " timestamp {timestamp}")?;
+    }
+    if let Some(windows) = tcp.windows {
+        write!(out, " windows {windows:?}")?;
+    }
+    for ending in &tcp.endings {
+        write!(out, " {ending:?}")?;
+    }
+    Ok(())
 }
 
 fn write_facts(out: &mut String, facts: &FileFacts) -> fmt::Result {

@@ -75,9 +75,12 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
         | Routine::BindUnix { slot, .. }
+        | Routine::BindInet { slot, .. }
         | Routine::ArmTimer { slot, .. }
         | Routine::WatchInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
+        Routine::RepairTcp(tcp) => slots.needs.push(tcp.slot),
+        Routine::GoLive(live) => slots.needs.push(live.slot),
         Routine::MakePty { master, slave, .. } => {
             slots.gives.push(*master);
             slots.gives.extend(*slave);

@@ -55,8 +55,11 @@ pub enum Phase {
     Signals,
     /// Limits, capabilities, ids: earlier steps needed the privileges.
     Creds,
-    /// Registers; the scratch memory goes; everybody is let go.
+    /// Registers; the scratch memory goes.
     Commit,
+    /// Nothing can fail any more but this: the network is unlocked and connections go on. Then
+    /// everybody is let go.
+    Network,
 }
 
 /// Something that exists only at run time: a descriptor of the broker, or the fact that another
@@ -405,6 +408,17 @@ pub enum Routine {
         /// Its file handle (name_to_handle_at(2)).
         handle: Vec<u8>,
     },
+    /// Binds an internet socket; a failure names who is in the way.
+    BindInet {
+        /// The socket.
+        slot: SlotId,
+        /// sockaddr_in or sockaddr_in6.
+        address: Vec<u8>,
+    },
+    /// A TCP socket in repair mode becomes the connection of an image.
+    RepairTcp(Box<TcpRepair>),
+    /// A TCP socket leaves repair mode: from here on its peer hears of it.
+    GoLive(Box<GoLive>),
     /// The bytes of a pipes-data or fifo-data entry are written into a descriptor.
     FeedPayload {
         /// Image kind by its crit name: PIPES_DATA or FIFO_DATA.
@@ -431,6 +445,69 @@ pub enum Routine {
         /// The slot.
         slot: SlotId,
     },
+}
+
+/// A TCP connection to be put into a socket in repair mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TcpRepair {
+    /// The socket.
+    pub slot: SlotId,
+    /// Inode in the name of the tcp-stream image.
+    pub ino: u32,
+    /// Our end, as bind(2) takes it.
+    pub local: Vec<u8>,
+    /// The peer's, as connect(2) takes it.
+    pub remote: Vec<u8>,
+    /// Sequence number of the first byte that waits to be read.
+    pub in_seq: u32,
+    /// Sequence number of the first byte not acknowledged.
+    pub out_seq: u32,
+    /// How many wait to be read.
+    pub waiting: u32,
+    /// How many were sent and not acknowledged.
+    pub sent: u32,
+    /// TCP options by kind, with their value.
+    pub options: Vec<(u32, u32)>,
+    /// The clock of the timestamps option.
+    pub timestamp: Option<u32>,
+    /// struct tcp_repair_window.
+    pub windows: Option<[u32; 5]>,
+    /// SO_SNDBUF and SO_RCVBUF, doubled as they are shown.
+    pub buffers: [u32; 2],
+    /// What has ended, in this order.
+    pub endings: Vec<Ending>,
+    /// The state that is reached.
+    pub state: u32,
+}
+
+/// A step towards the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Ending {
+    /// We have sent a FIN.
+    Ours,
+    /// The peer has acknowledged it.
+    Acknowledged,
+    /// The peer has sent one.
+    Theirs,
+}
+
+/// The end of repair mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GoLive {
+    /// The socket.
+    pub slot: SlotId,
+    /// Inode in the name of the tcp-stream image.
+    pub ino: u32,
+    /// So many bytes at the end of the image were never sent.
+    pub unsent: u32,
+    /// Our side ends behind them.
+    pub shut_down: bool,
+    /// SO_REUSEADDR, which repair mode clears.
+    pub reuse: bool,
+    /// A connection was being made: the peer, and the sequence number of the SYN.
+    pub connect: Option<(Vec<u8>, u32)>,
+    /// O_NONBLOCK is set.
+    pub nonblocking: bool,
 }
 
 /// A directory of a cgroup hierarchy.

@@ -15,8 +15,8 @@ use crust_proto::criu::{
     BpfmapFileEntry, EventfdFileEntry, EventpollFileEntry, EventpollTfdEntry, ExtFileEntry,
     FanotifyFileEntry, FanotifyMarkEntry, FdTypes, FdinfoEntry, FifoEntry, FileEntry, InetSkEntry,
     InotifyFileEntry, InotifyWdEntry, NetlinkSkEntry, NsFileEntry, PacketSockEntry, PidfdEntry,
-    PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry, TimerfdEntry,
-    TtyDataEntry, TtyFileEntry, TunfileEntry, UnixSkEntry,
+    PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry, TcpStreamEntry,
+    TimerfdEntry, TtyDataEntry, TtyFileEntry, TunfileEntry, UnixSkEntry,
 };
 use prost::Message;
 use std::collections::BTreeMap;
@@ -115,6 +115,24 @@ pub fn load_queues(loader: &Loader<'_>) -> Result<BTreeMap<FileId, Vec<SkPacket>
         }
     }
     Ok(queues)
+}
+
+/// The numbers of each connection. That both queues are there as a whole is seen when they are
+/// read.
+pub fn load_tcp_streams(loader: &Loader<'_>) -> Result<BTreeMap<u32, TcpStreamEntry>> {
+    let mut streams = BTreeMap::new();
+    for id in loader.ids_of(Kind::TcpStream) {
+        let missing = || Error::Head {
+            file: loader.shown(Kind::TcpStream, Some(id)),
+            what: "it has no entry, or a number no inode has".to_owned(),
+        };
+        let ino = u32::try_from(id).map_err(|_| missing())?;
+        if let Some(mut reader) = loader.open(Kind::TcpStream, Some(id))? {
+            let entry = reader.next_entry::<TcpStreamEntry>()?;
+            streams.insert(ino, entry.ok_or_else(missing)?);
+        }
+    }
+    Ok(streams)
 }
 
 pub fn load_tty_data(loader: &Loader<'_>) -> Result<BTreeMap<u32, TtyDataEntry>> {

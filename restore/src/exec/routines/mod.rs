@@ -6,10 +6,13 @@
 
 mod cgroup;
 mod ghost;
+mod inet;
 mod open;
 mod pages;
 mod payload;
 pub mod preflight;
+mod segment;
+mod tcp;
 mod terminal;
 mod timer;
 mod undo;
@@ -68,6 +71,7 @@ pub struct Ctx<'i> {
     undo: undo::Undo,
     ghosts: ghost::Ghosts,
     payloads: payload::Payloads,
+    injector: tcp::Injector,
 }
 
 impl<'i> Ctx<'i> {
@@ -79,6 +83,7 @@ impl<'i> Ctx<'i> {
             undo: undo::Undo::with(survivor),
             ghosts: ghost::Ghosts::default(),
             payloads: payload::Payloads::default(),
+            injector: tcp::Injector::default(),
         }
     }
 
@@ -178,6 +183,12 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
                 .read(ctx.images, Kind::SkQueues, *receiver, *nth)?;
             payload::send_packet(slots.get(*via)?, &bytes, &rights)
         }
+        Routine::BindInet { slot, address } => inet::bind_or_tell(slots.get(*slot)?, address),
+        Routine::RepairTcp(connection) => {
+            let socket = slots.get(connection.slot)?;
+            tcp::repair(ctx.images, &mut ctx.injector, socket, connection)
+        }
+        Routine::GoLive(live) => tcp::go_live(ctx.images, slots.get(live.slot)?, live),
         Routine::FeedPayload {
             image,
             pipe_id,

@@ -1,26 +1,23 @@
-//! Unix sockets as sock_diag(7) tells them: type, state, bound name, peer, connections waiting to
-//! be accepted, queue lengths. Most of it nobody else tells: the peer's inode and the inodes of
-//! unaccepted connections are nowhere in /proc.
+//! Sockets as sock_diag(7) tells them. Of unix sockets, here: type, state, bound name, peer,
+//! connections waiting to be accepted, queue lengths. Most of it nobody else tells: the peer's
+//! inode and the inodes of unaccepted connections are nowhere in /proc. Internet sockets are in
+//! `inet.rs`.
 //!
 //! Messages are taken apart here rather than by netlink-packet-sock-diag: of its 0.5 the fields
 //! of UNIX_DIAG_VFS are private, and UNIX_DIAG_UID is missing. The dump covers the network
 //! namespace in which the netlink socket was made. Needs CONFIG_UNIX_DIAG; without it ENOENT.
 
+mod inet;
+
+pub use inet::{InetSocket, collect_inet_sockets, destroy_connection};
+
+use crate::netlink::{self, Message, Writer, split_attribute, split_message, word, words};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use nix::sys::socket::SockProtocol;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// include/uapi/linux/sock_diag.h.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// include/uapi/linux/netlink.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
-const NLM_F_DUMP_INTR: u16 = 0x10;
-const HEADER: usize = 16;
 /// UDIAG_SHOW_{NAME,VFS,PEER,ICONS,RQLEN,MEMINFO,UID} of include/uapi/linux/unix_diag.h. A
 /// kernel before 5.3 does not know UID (bit 6) and leaves it out.
 const SHOW: u32 = 0x7f;
@@ -78,7 +75,7 @@ pub struct UnixVfs {
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
     /// A system call or the kernel's answer.
-    #[error("dump unix sockets by sock_diag: {doing}: {errno}")]
+    #[error("dump sockets by sock_diag: {doing}: {errno}")]
     Kernel {
         /// The step.
         doing: &'static str,
@@ -86,76 +83,70 @@ pub enum SockDiagError {
         errno: Errno,
     },
     /// A message of a shape the kernel does not promise.
-    #[error("dump unix sockets by sock_diag: cannot read {0} in the kernel's answer")]
+    #[error("dump sockets by sock_diag: cannot read {0} in the kernel's answer")]
     Malformed(&'static str),
     /// The table of sockets changed during every try.
-    #[error("dump unix sockets by sock_diag: the table changed during each of {TRIES} tries")]
+    #[error("dump sockets by sock_diag: the table changed during each of {TRIES} tries")]
     Restless,
 }
 
 /// A netlink socket for sock_diag in the network namespace of the calling thread. It stays in
 /// that namespace wherever the thread goes.
 pub fn open_sock_diag() -> Result<OwnedFd, SockDiagError> {
-    socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )
-    .map_err(kernel("socket"))
+    netlink::open(SockProtocol::NetlinkSockDiag).map_err(kernel("socket"))
 }
 
 /// All unix sockets of the network namespace of `diag`, see [`open_sock_diag`].
 pub fn collect_unix_sockets(diag: BorrowedFd<'_>) -> Result<Vec<UnixSocket>, SockDiagError> {
+    collect(diag, &unix_request(), parse_socket)
+}
+
+/// What the kernel answers to a request for a dump, each message through `parse`.
+fn collect<T>(
+    diag: BorrowedFd<'_>,
+    request: &[u8],
+    parse: Parse<T>,
+) -> Result<Vec<T>, SockDiagError> {
     for sequence in 1..=TRIES as u32 {
-        if let Some(sockets) = dump_once(diag, sequence)? {
+        if let Some(sockets) = dump_once(diag, sequence, request, parse)? {
             return Ok(sockets);
         }
     }
     Err(SockDiagError::Restless)
 }
 
+/// Reads what is behind the header of one message.
+type Parse<T> = fn(&[u8]) -> Result<T, SockDiagError>;
+
 fn kernel(doing: &'static str) -> impl Fn(Errno) -> SockDiagError {
     move |errno| SockDiagError::Kernel { doing, errno }
 }
 
 /// One dump; `None` when the table changed under it.
-fn dump_once(
+fn dump_once<T>(
     diag: BorrowedFd<'_>,
     sequence: u32,
-) -> Result<Option<Vec<UnixSocket>>, SockDiagError> {
-    let request = encode_request(sequence);
-    let to_kernel = NetlinkAddr::new(0, 0);
-    sendto(diag.as_raw_fd(), &request, &to_kernel, MsgFlags::empty()).map_err(kernel("send"))?;
-    let mut answer = Answer::default();
+    request: &[u8],
+    parse: Parse<T>,
+) -> Result<Option<Vec<T>>, SockDiagError> {
+    let mut writer = Writer::default();
+    let flags = netlink::REQUEST | netlink::DUMP;
+    writer.message(SOCK_DIAG_BY_FAMILY, flags, sequence, |message| {
+        message.raw(request);
+    });
+    netlink::send(diag, writer.bytes()).map_err(kernel("send"))?;
+    let mut answer = Answer::new(parse);
     let mut buffer = vec![0; BUFFER];
     while !answer.done {
-        let len = receive(diag, &mut buffer)?;
+        let len = netlink::receive(diag, &mut buffer).map_err(kernel("receive"))?;
         answer.add(buffer.get(..len).unwrap_or_default(), sequence)?;
     }
     Ok((!answer.interrupted).then_some(answer.sockets))
 }
 
-fn receive(diag: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, SockDiagError> {
-    loop {
-        match recv(diag.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC) {
-            Ok(len) if len <= buffer.len() => return Ok(len),
-            Ok(_) => return Err(SockDiagError::Malformed("a message of at most 32 KiB")),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(kernel("receive")(errno)),
-        }
-    }
-}
-
-/// struct nlmsghdr and struct unix_diag_req, for sockets in every state.
-fn encode_request(sequence: u32) -> Vec<u8> {
-    let mut request = Vec::with_capacity(40);
-    request.extend(40u32.to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    request.extend(sequence.to_ne_bytes());
-    request.extend(0u32.to_ne_bytes());
-    request.extend([nix::libc::AF_UNIX as u8, 0, 0, 0]);
+/// struct unix_diag_req, for sockets in every state.
+fn unix_request() -> Vec<u8> {
+    let mut request = vec![nix::libc::AF_UNIX as u8, 0, 0, 0];
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend(SHOW.to_ne_bytes());
@@ -164,17 +155,28 @@ fn encode_request(sequence: u32) -> Vec<u8> {
 }
 
 /// What the messages of one dump said so far.
-#[derive(Debug, Default)]
-struct Answer {
-    sockets: Vec<UnixSocket>,
+#[derive(Debug)]
+struct Answer<T> {
+    parse: Parse<T>,
+    sockets: Vec<T>,
     interrupted: bool,
     done: bool,
 }
 
-impl Answer {
+impl<T> Answer<T> {
+    fn new(parse: Parse<T>) -> Answer<T> {
+        Answer {
+            parse,
+            sockets: Vec::new(),
+            interrupted: false,
+            done: false,
+        }
+    }
+
     fn add(&mut self, mut datagram: &[u8], sequence: u32) -> Result<(), SockDiagError> {
         while !datagram.is_empty() && !self.done {
-            let (message, rest) = split_message(datagram)?;
+            let (message, rest) =
+                split_message(datagram).ok_or(SockDiagError::Malformed("message header"))?;
             datagram = rest;
             // What an earlier, broken off dump left in the queue is not ours.
             if message.sequence == sequence {
@@ -185,44 +187,20 @@ impl Answer {
     }
 
     fn add_message(&mut self, message: &Message<'_>) -> Result<(), SockDiagError> {
-        self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+        self.interrupted |= message.flags & netlink::INTERRUPTED != 0;
         match message.kind {
-            NLMSG_DONE | NLMSG_ERROR => {
+            netlink::DONE | netlink::ERROR => {
                 self.done = true;
                 // DONE carries a status of its own since 4.16.
-                match word(message.body, 0).unwrap_or(0) as i32 {
-                    0 => Ok(()),
-                    status => Err(kernel("answer")(Errno::from_raw(status.wrapping_neg()))),
-                }
+                message.status().map_err(kernel("answer"))
             }
             SOCK_DIAG_BY_FAMILY => {
-                self.sockets.push(parse_socket(message.body)?);
+                self.sockets.push((self.parse)(message.body)?);
                 Ok(())
             }
             _ => Err(SockDiagError::Malformed("message type")),
         }
     }
-}
-
-struct Message<'a> {
-    kind: u16,
-    flags: u16,
-    sequence: u32,
-    body: &'a [u8],
-}
-
-fn split_message(datagram: &[u8]) -> Result<(Message<'_>, &[u8]), SockDiagError> {
-    let malformed = || SockDiagError::Malformed("message header");
-    let len = word(datagram, 0).ok_or_else(malformed)? as usize;
-    let body = datagram.get(HEADER..len).ok_or_else(malformed)?;
-    let message = Message {
-        kind: half(datagram, 4).ok_or_else(malformed)?,
-        flags: half(datagram, 6).ok_or_else(malformed)?,
-        sequence: word(datagram, 8).ok_or_else(malformed)?,
-        body,
-    };
-    let next = len.next_multiple_of(4).min(datagram.len());
-    Ok((message, datagram.get(next..).unwrap_or_default()))
 }
 
 fn parse_socket(body: &[u8]) -> Result<UnixSocket, SockDiagError> {
@@ -251,14 +229,6 @@ fn parse_socket(body: &[u8]) -> Result<UnixSocket, SockDiagError> {
         set_attribute(&mut socket, kind, value).ok_or(SockDiagError::Malformed("attribute"))?;
     }
     Ok(socket)
-}
-
-/// struct nlattr: length with header, kind, value, padding to four.
-fn split_attribute(attributes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = usize::from(half(attributes, 0)?);
-    let value = attributes.get(4..len)?;
-    let next = len.next_multiple_of(4).min(attributes.len());
-    Some((half(attributes, 2)?, value, attributes.get(next..)?))
 }
 
 /// UNIX_DIAG_* of include/uapi/linux/unix_diag.h; later ones are skipped. `None` for a short one.
@@ -290,21 +260,6 @@ fn parse_sun_path(value: &[u8]) -> Option<Vec<u8>> {
         [0, ..] => Some(value.to_vec()),
         path => path.split(|&b| b == 0).next().map(<[u8]>::to_vec),
     }
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_ne_bytes(*bytes))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_ne_bytes(*bytes))
-}
-
-fn words(bytes: &[u8]) -> Vec<u32> {
-    let (words, _) = bytes.as_chunks::<4>();
-    words.iter().map(|word| u32::from_ne_bytes(*word)).collect()
 }
 
 #[cfg(test)]
@@ -393,7 +348,7 @@ mod tests {
         message.extend([1, 1, 1, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         message.extend([6, 0, 0, 0, 0, b'x', 0, 0]);
         let parse = |bytes: &[u8]| {
-            let mut answer = Answer::default();
+            let mut answer = Answer::new(parse_socket);
             answer.add(bytes, 1).map(|()| answer.sockets)
         };
         let whole = parse(&message).expect("the message is whole");
