@@ -23,6 +23,7 @@ use crust_cli::finding::{Finding, Severity};
 use crust_cli::options::{Options, Tool};
 use crust_cli::report::Report;
 use crust_image::ImageDir;
+use crust_image::check::{self, Given};
 use crust_image::checkpoint::Checkpoint;
 
 /// What a check may look at.
@@ -46,6 +47,34 @@ const CHECKS: &[Check] = &[cpu::check, pids::check, ports::check, vdso, files];
 /// What stands against a restore by these steps.
 pub fn ask(subject: &Subject<'_>) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(subject)).collect()
+}
+
+/// What in the images does not fit together: the answer of `crit check`, by the same library.
+pub fn of_images(options: &Options, images: &ImageDir, checkpoint: &Checkpoint) -> Vec<Finding> {
+    let given = Given {
+        tcp_close: options.tcp_close,
+    };
+    let found = check::check(checkpoint, images, given);
+    found.into_iter().map(of_image).collect()
+}
+
+fn of_image(found: check::Finding) -> Finding {
+    let mut object = found.image;
+    if let Some(entry) = found.entry {
+        object += &format!(" entry {entry}");
+    }
+    let what = match found.field {
+        Some(field) => format!("{field}: {}", found.what),
+        None => found.what,
+    };
+    let finding = match found.severity {
+        check::Severity::Error => Finding::error(Code::Image, object, what),
+        check::Severity::Warning => Finding::warning(Code::Image, object, what),
+    };
+    match found.fix {
+        Some(fix) => finding.remedy(fix),
+        None => finding,
+    }
 }
 
 /// Fails with the whole list if there is one.
@@ -85,7 +114,8 @@ fn look(options: &Options, host: &Host, needs: &mut Needs) -> Result<Vec<Finding
     let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
     let draft = draft(&checkpoint, host, options);
     *needs = needs::of(&draft.steps);
-    let mut findings: Vec<Finding> = draft.refusals.iter().map(reason_of).collect();
+    let mut findings = of_images(options, &images, &checkpoint);
+    findings.extend(draft.refusals.iter().map(reason_of));
     findings.extend(ask(&Subject {
         options,
         images: &images,

@@ -7,13 +7,14 @@ use crate::check::{self, Subject};
 use crate::exec::{ExecError, Restored, execute};
 use crate::host::Host;
 use crate::network::Locked;
+use crate::plan::plan;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
-use crate::plan::{Refusal, plan};
 use crate::stats::encode_stats;
 use anyhow::{Context as _, Result, bail};
 use crust_cli::code::Code;
 use crust_cli::failure::OfStage;
+use crust_cli::finding::Severity;
 use crust_cli::log::Log;
 use crust_cli::options::{Options, PlanFormat};
 use crust_cli::scripts::{self, Stage};
@@ -37,7 +38,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
     let host = Host::probe().stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
-    let plan = plan(&checkpoint, &host, options).map_err(|refusals| refused(log, &refusals))?;
+    let plan = plan_checked(options, log, &images, &checkpoint, &host)?;
     log.info(format_args!(
         "Planned {} steps in {:?}",
         plan.steps.len(),
@@ -63,16 +64,28 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     wait_for(restored.root).map(Some).stage(Code::Afterwards)
 }
 
-/// All refusals go to the log, one line each, and into the one sentence of the failure.
-fn refused(log: &Log, refusals: &[Refusal]) -> anyhow::Error {
-    for refusal in refusals {
-        log.error("restore", refusal);
+/// The plan, if the images fit together and the planner refuses nothing. All reasons against it
+/// are told at once.
+fn plan_checked(
+    options: &Options,
+    log: &Log,
+    images: &ImageDir,
+    checkpoint: &Checkpoint,
+    host: &Host,
+) -> Result<Plan> {
+    let mut findings = check::of_images(options, images, checkpoint);
+    let plan = plan(checkpoint, host, options);
+    let refusals = plan.as_ref().err().into_iter().flatten();
+    findings.extend(refusals.map(check::reason_of));
+    for finding in &findings {
+        match finding.severity {
+            Severity::Error => log.error("restore", finding),
+            Severity::Warning => log.warn("restore", finding),
+        }
     }
-    match check::expect_nothing(refusals.iter().map(check::reason_of).collect()) {
-        Err(failure) => failure,
-        // The planner does not fail without a reason.
-        Ok(()) => anyhow::anyhow!("cannot restore"),
-    }
+    check::expect_nothing(findings)?;
+    // The planner does not fail without a reason.
+    plan.map_err(|_| anyhow::anyhow!("cannot restore"))
 }
 
 /// Everything of this host that stands against the plan, before anything is done.

@@ -10,6 +10,7 @@
 
 pub mod build;
 pub mod corpus;
+pub mod crit_bench;
 pub mod guest;
 pub mod kills;
 pub mod proc_snapshot;

@@ -74,10 +74,18 @@ impl fmt::Display for Finding {
     }
 }
 
+/// What a restore is asked for that makes up for something missing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Given {
+    /// Connections come back closed: they need no stored stream.
+    pub tcp_close: bool,
+}
+
 /// Checks a loaded set. `dir` is the directory it was loaded from.
-pub fn check(checkpoint: &Checkpoint, dir: &ImageDir) -> Vec<Finding> {
+pub fn check(checkpoint: &Checkpoint, dir: &ImageDir, given: Given) -> Vec<Finding> {
     let mut findings = Findings {
         checkpoint,
+        given,
         list: Vec::new(),
     };
     check_inventory(&mut findings);
@@ -98,7 +106,9 @@ pub fn check(checkpoint: &Checkpoint, dir: &ImageDir) -> Vec<Finding> {
 pub fn check_dir(dir: &ImageDir) -> Vec<Finding> {
     let checked = match is_pre_dump(dir) {
         Ok(true) => check_pre_dump(dir),
-        Ok(false) => Checkpoint::load(dir).map(|checkpoint| check(&checkpoint, dir)),
+        Ok(false) => {
+            Checkpoint::load(dir).map(|checkpoint| check(&checkpoint, dir, Given::default()))
+        }
         Err(error) => Err(error),
     };
     checked.unwrap_or_else(|error| vec![broken(&error)])
@@ -161,39 +171,52 @@ fn check_inventory(findings: &mut Findings<'_>) {
     }
 }
 
-/// Where a finding is.
-#[derive(Debug, Clone)]
-struct Place {
-    image: String,
+/// Where a finding is. Most places are asked for and come to nothing, so none has text.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    image: ImageName<'a>,
     entry: Option<usize>,
     field: Option<&'static str>,
 }
 
-impl Place {
-    fn of(kind: Kind, id: Option<u64>) -> Place {
+#[derive(Debug, Clone, Copy)]
+enum ImageName<'a> {
+    Of(Kind, Option<u64>),
+    Named(&'a str),
+}
+
+impl<'a> Place<'a> {
+    fn of(kind: Kind, id: Option<u64>) -> Place<'a> {
         Place {
-            image: kind.file_name(id),
+            image: ImageName::Of(kind, id),
             entry: None,
             field: None,
         }
     }
 
-    fn named(image: String) -> Place {
+    fn named(image: &'a str) -> Place<'a> {
         Place {
-            image,
+            image: ImageName::Named(image),
             entry: None,
             field: None,
         }
     }
 
-    fn entry(self, entry: usize) -> Place {
+    fn image_name(&self) -> String {
+        match self.image {
+            ImageName::Of(kind, id) => kind.file_name(id),
+            ImageName::Named(name) => name.to_owned(),
+        }
+    }
+
+    fn entry(self, entry: usize) -> Place<'a> {
         Place {
             entry: Some(entry),
             ..self
         }
     }
 
-    fn field(self, field: &'static str) -> Place {
+    fn field(self, field: &'static str) -> Place<'a> {
         Place {
             field: Some(field),
             ..self
@@ -204,14 +227,21 @@ impl Place {
 /// What was found so far.
 struct Findings<'a> {
     checkpoint: &'a Checkpoint,
+    given: Given,
     list: Vec<Finding>,
 }
 
 impl<'a> Findings<'a> {
-    fn add(&mut self, severity: Severity, place: Place, what: String, fix: Option<&'static str>) {
+    fn add(
+        &mut self,
+        severity: Severity,
+        place: Place<'_>,
+        what: String,
+        fix: Option<&'static str>,
+    ) {
         self.list.push(Finding {
             severity,
-            image: place.image,
+            image: place.image_name(),
             entry: place.entry,
             field: place.field,
             what,
@@ -219,20 +249,20 @@ impl<'a> Findings<'a> {
         });
     }
 
-    fn error(&mut self, place: Place, what: impl Into<String>) {
+    fn error(&mut self, place: Place<'_>, what: impl Into<String>) {
         self.add(Severity::Error, place, what.into(), None);
     }
 
-    fn error_with_fix(&mut self, place: Place, what: impl Into<String>, fix: &'static str) {
+    fn error_with_fix(&mut self, place: Place<'_>, what: impl Into<String>, fix: &'static str) {
         self.add(Severity::Error, place, what.into(), Some(fix));
     }
 
-    fn warning(&mut self, place: Place, what: impl Into<String>) {
+    fn warning(&mut self, place: Place<'_>, what: impl Into<String>) {
         self.add(Severity::Warning, place, what.into(), None);
     }
 
     /// The place of a file in files.img.
-    fn file_place(&self, id: FileId) -> Place {
+    fn file_place(&self, id: FileId) -> Place<'static> {
         let place = Place::of(Kind::Files, None);
         match self.checkpoint.file_entries.get(&id) {
             Some(entry) => place.entry(*entry),

@@ -87,6 +87,10 @@ pub fn thread(
     let mut status = Layout::new(336);
     status.put(0, &(signal as u32).to_le_bytes());
     status.put(12, &(signal as u16).to_le_bytes());
+    let own = thread_core.and_then(|thread| thread.message("signals_p"));
+    let shared = leader.message("tc").and_then(|tc| tc.message("signals_s"));
+    let waiting = pending_set(own) | pending_set(shared);
+    status.put(16, &waiting.to_le_bytes());
     let blocked = thread_core.and_then(|thread| thread.u64("blk_sigset"));
     status.put(24, &blocked.unwrap_or(0).to_le_bytes());
     for (at, id) in [(32, tid), (36, task.ppid), (40, task.pgid), (44, task.sid)] {
@@ -121,6 +125,17 @@ pub fn thread(
         }
     }
     Ok(())
+}
+
+/// The signals of a queue as the kernel's set: signal 1 is bit 0.
+fn pending_set(queue: Option<&Message>) -> u64 {
+    let signals = queue
+        .into_iter()
+        .flat_map(|queue| queue.messages("signals"));
+    let numbers = signals.filter_map(|signal| signal.bytes("siginfo")?.first().copied());
+    numbers
+        .filter(|number| (1..=64).contains(number))
+        .fold(0, |set, number| set | 1 << (number - 1))
 }
 
 /// The words of a repeated field.

@@ -7,10 +7,13 @@
 //!   first touch of it would be what is measured.
 //! - The largest resident size of crust-dump at that, beside its size when it dumps 1 MiB.
 //! - A sleeping single process: wall time of dump and of restore.
+//!
+//! `crust-bench crit` measures crit instead (`crit_bench`).
 
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     build::run,
+    crit_bench,
     guest::Guest,
     proc_snapshot::tree,
     sandbox::{self, Sandbox},
@@ -41,8 +44,10 @@ fn main() -> Result<()> {
     {
         ["write", path] => write_own_memory(Path::new(path)),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
+        ["max-rss", script] => crit_bench::print_max_rss(script),
+        ["crit"] => crit_bench::measure(),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench"),
+        _ => anyhow::bail!("usage: crust-bench [crit]"),
     }
 }
 

@@ -20,11 +20,11 @@ pub fn check_tables(findings: &mut Findings<'_>) {
             let place = Place::of(Kind::Fdinfo, Some((*table).into())).entry(number);
             if !used.insert(fd.fd) {
                 let what = format!("descriptor {} is in the table already", fd.fd);
-                findings.error(place.clone().field("fd"), what);
+                findings.error(place.field("fd"), what);
             }
             if i32::try_from(fd.fd).is_err() {
                 let what = format!("{} is no descriptor", fd.fd);
-                findings.error(place.clone().field("fd"), what);
+                findings.error(place.field("fd"), what);
             }
             match checkpoint.file(FileId(fd.id)) {
                 None => {
@@ -63,7 +63,7 @@ pub fn check_references(findings: &mut Findings<'_>) {
         let place = findings.file_place(*id);
         if !has_member(file) {
             let what = format!("{}, but that member is absent", type_name(file.r#type));
-            findings.error(place.clone().field("type"), what);
+            findings.error(place.field("type"), what);
         }
         let fifo = file.fifo.as_ref().and_then(|fifo| fifo.regf_id);
         check_reg(findings, &place, "fifo.regf_id", fifo);
@@ -72,12 +72,12 @@ pub fn check_references(findings: &mut Findings<'_>) {
         let info = file.tty.as_ref().map(|tty| tty.tty_info_id);
         if let Some(info) = info.filter(|info| !checkpoint.ttys.contains_key(info)) {
             let what = format!("tty-info.img has no tty {info}");
-            findings.error(place.clone().field("tty.tty_info_id"), what);
+            findings.error(place.field("tty.tty_info_id"), what);
         }
         let inode = file.memfd.as_ref().map(|memfd| u64::from(memfd.inode_id));
         if let Some(inode) = inode.filter(|inode| !checkpoint.memfds.contains_key(inode)) {
             let what = format!("memfd.img has no inode {inode}");
-            findings.error(place.clone().field("memfd.inode_id"), what);
+            findings.error(place.field("memfd.inode_id"), what);
         }
         if let Some(socket) = &file.isk {
             check_stream(findings, &place, socket);
@@ -113,12 +113,12 @@ fn has_member(file: &FileEntry) -> bool {
 }
 
 /// `id`, if there is one, must name a regular file entry.
-fn check_reg(findings: &mut Findings<'_>, place: &Place, field: &'static str, id: Option<u32>) {
+fn check_reg(findings: &mut Findings<'_>, place: &Place<'_>, field: &'static str, id: Option<u32>) {
     let Some(id) = id else { return };
     let file = findings.checkpoint.file(FileId(id));
     if file.is_none_or(|file| file.reg.is_none()) {
         let what = format!("{id} is the id of no regular file");
-        findings.error(place.clone().field(field), what);
+        findings.error(place.field(field), what);
     }
 }
 
@@ -145,17 +145,17 @@ const CONNECTED_STATES: [u32; 6] = [
     11, // CLOSING
 ];
 
-fn check_stream(findings: &mut Findings<'_>, place: &Place, socket: &InetSkEntry) {
+fn check_stream(findings: &mut Findings<'_>, place: &Place<'_>, socket: &InetSkEntry) {
     const IPPROTO_TCP: u32 = 6;
     let connected = socket.proto == IPPROTO_TCP && CONNECTED_STATES.contains(&socket.state);
-    let closes = findings.checkpoint.inventory.tcp_close == Some(true);
+    let closes = findings.given.tcp_close || findings.checkpoint.inventory.tcp_close == Some(true);
     let stream = Kind::TcpStream.file_name(Some(socket.ino.into()));
     let stored = findings
         .checkpoint
         .has_image(Kind::TcpStream, Some(socket.ino.into()));
     if connected && !stored && !closes {
         findings.error_with_fix(
-            place.clone().field("isk.state"),
+            place.field("isk.state"),
             format!("a connection, but {stream} is missing"),
             "restore with --tcp-close to get it as a closed one",
         );
@@ -171,7 +171,7 @@ pub fn check_remaps(findings: &mut Findings<'_>) {
         check_reg(findings, &place, "orig_id", Some(remap.orig_id.0));
         if !remapped.insert(remap.orig_id) {
             let what = format!("file {} has a remap already", remap.orig_id);
-            findings.error(place.clone().field("orig_id"), what);
+            findings.error(place.field("orig_id"), what);
         }
         match remap.target {
             RemapTarget::Linked(link) => check_reg(findings, &place, "remap_id", Some(link.0)),

@@ -31,7 +31,7 @@ pub fn check(findings: &mut Findings<'_>) {
     check_objects(findings);
 }
 
-fn at_mm(pid: VirtPid, field: &'static str) -> Place {
+fn at_mm(pid: VirtPid, field: &'static str) -> Place<'static> {
     Place::of(Kind::Mm, Some(pid.get().into()))
         .entry(0)
         .field(field)

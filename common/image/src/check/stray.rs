@@ -22,13 +22,13 @@ pub fn check(findings: &mut Findings<'_>, dir: &ImageDir) {
 fn check_names(findings: &mut Findings<'_>, dir: &ImageDir) {
     let names = match dir.names() {
         Ok(names) => names,
-        Err(error) => return findings.error(Place::named(".".to_owned()), error.to_string()),
+        Err(error) => return findings.error(Place::named("."), error.to_string()),
     };
     for name in names {
         let shown = name.to_string_lossy();
         // Logs and other files of the user live here too; only what looks like an image counts.
         if shown.ends_with(".img") && Kind::of_file_name(&name).is_none() && name != PARENT_LINK {
-            findings.warning(Place::named(shown.into_owned()), "no image has such a name");
+            findings.warning(Place::named(&shown), "no image has such a name");
         }
     }
 }
@@ -78,7 +78,7 @@ fn check_ids(findings: &mut Findings<'_>) {
 /// Each pages file belongs to one pagemap and is as long as that says.
 fn check_pages_files(findings: &mut Findings<'_>, dir: &ImageDir) {
     let checkpoint = findings.checkpoint;
-    let mut owners: BTreeMap<u64, Place> = BTreeMap::new();
+    let mut owners: BTreeMap<u64, Place<'_>> = BTreeMap::new();
     for (kind, id) in &checkpoint.images {
         let (Kind::Pagemap | Kind::PagemapShmem, Some(id)) = (kind, *id) else {
             continue;
@@ -89,8 +89,8 @@ fn check_pages_files(findings: &mut Findings<'_>, dir: &ImageDir) {
         };
         let place = Place::of(*kind, Some(id)).entry(0).field("pages_id");
         let pages_id = u64::from(pagemap.pages_id);
-        if let Some(owner) = owners.insert(pages_id, place.clone()) {
-            let what = format!("pages-{pages_id}.img is that of {} too", owner.image);
+        if let Some(owner) = owners.insert(pages_id, place) {
+            let what = format!("pages-{pages_id}.img is that of {} too", owner.image_name());
             findings.error(place, what);
         }
         check_length(findings, dir, &pagemap);

@@ -27,7 +27,7 @@ pub fn check(findings: &mut Findings<'_>) {
     }
 }
 
-fn place(entry: usize, field: &'static str) -> Place {
+fn place(entry: usize, field: &'static str) -> Place<'static> {
     Place::of(Kind::Pstree, None).entry(entry).field(field)
 }
 

@@ -263,7 +263,7 @@ fn damaged_sets_do_not_panic() {
                 flipped[at] ^= 1 << (at % 8);
                 fs::write(&path, &flipped).unwrap();
                 if let Ok(checkpoint) = set.load() {
-                    crust_image::check::check(&checkpoint, &set.dir);
+                    crust_image::check::check(&checkpoint, &set.dir, Default::default());
                 }
             }
             fs::write(&path, &bytes).unwrap();
