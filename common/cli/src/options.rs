@@ -109,6 +109,12 @@ pub struct Options {
     pub check: bool,
     /// `--json`: reports and failures for programs.
     pub json: bool,
+    /// `--digest`: a dump writes a manifest of hashes, a restore wants one.
+    pub digest: bool,
+    /// `--sync`: the images are on the disk when the dump says that it is done.
+    pub sync: bool,
+    /// `--progress-fd`.
+    pub progress_fd: Option<i32>,
     /// `--cpu-cap`: what of the processor must be as it was; `none` turns the check off.
     pub cpu_cap: Option<String>,
     /// `--external`.
@@ -289,6 +295,9 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         )?,
         check: given.flag("check"),
         json: given.flag("json"),
+        digest: given.flag("digest"),
+        sync: given.flag("sync"),
+        progress_fd: given.number("progress-fd")?,
         cpu_cap: given.text("cpu-cap")?,
         external: external(given.all("external"))?,
         inherit_fds: inherit_fds(given.all("inherit-fd"))?,

@@ -208,10 +208,24 @@ pub const ROWS: &[Row] = &[
         "reports and failures as JSON",
     ),
     row(
+        "digest",
+        None,
+        Flag,
+        (Works, Works),
+        "write a manifest of hashes, or demand one",
+    ),
+    row(
+        "sync",
+        None,
+        Flag,
+        (Works, Inert),
+        "bring the images to the disk before the dump counts as done",
+    ),
+    row(
         "progress-fd",
         None,
         One("FD"),
-        (NotYet, NotYet),
+        (Works, Works),
         "write progress as JSON lines to this descriptor",
     ),
     // Files.

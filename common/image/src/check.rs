@@ -14,6 +14,7 @@ mod tree;
 
 use crate::{
     checkpoint::Checkpoint,
+    digest,
     dir::ImageDir,
     error::{Error, Result},
     ids::FileId,
@@ -111,17 +112,43 @@ pub fn check_dir(dir: &ImageDir) -> Vec<Finding> {
         }
         Err(error) => Err(error),
     };
-    checked.unwrap_or_else(|error| vec![broken(&error)])
+    let mut findings = checked.unwrap_or_else(|error| vec![broken(&error)]);
+    findings.extend(check_digest(dir));
+    findings
+}
+
+/// What differs from the manifest of the dump, if it has one.
+fn check_digest(dir: &ImageDir) -> Vec<Finding> {
+    let whole = Severity::Error;
+    let finding = |image: &str, what: String| Finding {
+        severity: whole,
+        image: image.to_owned(),
+        entry: None,
+        field: None,
+        what,
+        fix: Some("copy the images again from where they were written"),
+    };
+    match digest::verify(dir) {
+        Ok(differences) => {
+            let named = digest::with_addresses(&differences.unwrap_or_default(), dir);
+            named
+                .iter()
+                .map(|(file, what)| finding(file, what.clone()))
+                .collect()
+        }
+        Err(error) => vec![broken(&error)],
+    }
 }
 
 /// An image that cannot be read, as a finding.
 fn broken(error: &Error) -> Finding {
+    let inventory = Kind::Inventory.file_name(None);
     let (image, entry) = match error {
+        Error::Incomplete { .. } => (&inventory, None),
         Error::Io { file, .. }
         | Error::Missing { file }
         | Error::Head { file, .. }
         | Error::Chain { file, .. } => (file, None),
-        Error::Incomplete { dir } => (dir, None),
         Error::Frame { file, entry, .. }
         | Error::Message { file, entry, .. }
         | Error::Field { file, entry, .. } => (file, usize::try_from(*entry).ok()),

@@ -228,6 +228,9 @@ kinds! {
     StatsDump    STATS        0x5709_3306 Service ("stats-dump", None, "")   stats_entry           - None now;
     StatsRestore STATS        0x5709_3306 Service ("stats-restore", None, "") stats_entry          - None now;
     IrmapCache   IRMAP_CACHE  0x5700_4059 Service ("irmap-cache", None, "")  irmap_cache_entry     - None now;
+    // Ours, which CRIU passes over: hashes of every image, and of every page of a pages file.
+    Digest       RAW          0           Raw    ("crust-digest", None, ".json")           -       - None old;
+    DigestPages  RAW          0           Raw    ("crust-digest-", Decimal, ".pages")      -       - None old;
 
     // Written by older versions only. The first group became fields of core or mm, the second
     // members of files.img.

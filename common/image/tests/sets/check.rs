@@ -305,7 +305,7 @@ fn a_set_that_does_not_load() {
     });
     set.finds(Severity::Error, None, "neither 1 nor 2");
     set.remove(Kind::Inventory, None);
-    set.finds(Severity::Error, None, "inventory.img: the image is missing");
+    set.finds(Severity::Error, None, "there is no inventory.img");
     let text = set.findings()[0].to_string();
     assert!(text.starts_with("error: inventory.img: "), "{text}");
 }
