@@ -9,6 +9,7 @@ use crate::files::tcp::Survivors;
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
+use crate::lasting;
 use crate::mm::cow;
 use crate::network::Locked;
 use crate::predump;
@@ -96,6 +97,12 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         stats.frozen, stats.pages
     ));
     drop(held);
+    if options.digest {
+        lasting::write_digest(&images, log).stage(Code::Afterwards)?;
+        if options.sync {
+            lasting::sync(&images).stage(Code::Afterwards)?;
+        }
+    }
     write_stats(options, &work_dir, &stats).stage(Code::Afterwards)
 }
 
@@ -168,12 +175,19 @@ fn write(
             &shared
         }
     };
+    let directory = images;
     let images = &Stepped(images);
     write_images(ctx, images, frozen, collected, unchanged, interrupt, stats).stage(Code::Write)?;
     let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
     let root = frozen.tasks.first().map(|task| task.pid.get());
     scripts::run(ctx.options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
+    if ctx.options.sync {
+        lasting::sync(directory).stage(Code::Write)?;
+    }
     write_inventory(ctx, images, collected, &plan.run_id).stage(Code::Write)?;
+    if ctx.options.sync {
+        lasting::sync(directory).stage(Code::Write)?;
+    }
     holder.map_or(Ok(()), Holder::commit).stage(Code::Track)?;
     Ok(held)
 }

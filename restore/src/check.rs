@@ -6,6 +6,7 @@
 //! refused something, and answers with findings. It must not open what an open would change.
 
 mod cpu;
+pub mod digest;
 mod needs;
 pub mod pids;
 mod ports;
@@ -111,10 +112,16 @@ pub fn check(options: &Options) -> Result<()> {
 
 fn look(options: &Options, host: &Host, needs: &mut Needs) -> Result<Vec<Finding>> {
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
-    let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
+    let damage = digest::check(options, &images);
+    let checkpoint = match Checkpoint::load(&images).stage(Code::Image) {
+        // The damage tells why.
+        Err(_) if !damage.is_empty() => return Ok(damage),
+        loaded => loaded?,
+    };
     let draft = draft(&checkpoint, host, options);
     *needs = needs::of(&draft.steps);
-    let mut findings = of_images(options, &images, &checkpoint);
+    let mut findings = damage;
+    findings.extend(of_images(options, &images, &checkpoint));
     findings.extend(draft.refusals.iter().map(reason_of));
     findings.extend(ask(&Subject {
         options,

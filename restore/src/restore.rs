@@ -35,6 +35,9 @@ const KILLED: i32 = 128;
 pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let start = Instant::now();
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
+    if options.plan.is_none() {
+        check::expect_nothing(check::digest::check(options, &images))?;
+    }
     let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
     let host = Host::probe().stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));

@@ -97,7 +97,7 @@ codes! {
     /// An image is not what it should be.
     Image = "image", "see crit check for everything that is wrong with the set";
     /// A file does not have the hash that its manifest says.
-    Digest = "digest", "copy the images again from where they were written";
+    Digest = "digest", "copy the images again, or remove crust-digest.json if they were edited on purpose";
     /// The tree's shape or something of it has no way back.
     Plan = "plan", "";
     /// A file that the tree had open is gone or has changed.

@@ -126,7 +126,7 @@ fn check_digest(dir: &ImageDir) -> Vec<Finding> {
         entry: None,
         field: None,
         what,
-        fix: Some("copy the images again from where they were written"),
+        fix: Some("copy the images again, or remove crust-digest.json after an edit"),
     };
     match digest::verify(dir) {
         Ok(differences) => {

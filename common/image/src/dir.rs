@@ -304,6 +304,19 @@ impl ImageDir {
         Ok(removed)
     }
 
+    /// Brings every image, and their names, to the disk.
+    pub fn sync(&self) -> Result<()> {
+        for (kind, id) in self.list()? {
+            let Some(file) = self.open_file(kind, id)? else {
+                continue;
+            };
+            file.sync_all()
+                .map_err(|source| Error::io(&self.shown(&kind.file_name(id)), "sync", source))?;
+        }
+        let doing = "sync the images directory";
+        nix::unistd::fsync(&self.fd).map_err(|errno| Error::io(&self.shown(""), doing, errno))
+    }
+
     /// Removes one image; false if it was not there.
     pub fn remove_image(&self, kind: Kind, id: Option<u64>) -> Result<bool> {
         self.remove(&kind.file_name(id))
