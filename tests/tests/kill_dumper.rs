@@ -81,7 +81,7 @@ fn dumped_whole(sandbox: &Sandbox, guest: &Guest) -> Result<Duration> {
     let images = sandbox.images("whole")?;
     let started = Instant::now();
     sandbox
-        .dump(guest.pid, &images, &["--leave-running"])?
+        .dump(guest.pid, &images, CONNECTED)?
         .succeeded()?;
     let length = started.elapsed();
     fs::remove_dir_all(&images)?;
@@ -91,10 +91,17 @@ fn dumped_whole(sandbox: &Sandbox, guest: &Guest) -> Result<Duration> {
 /// The plain dump.
 const PLAIN: &[&str] = &["--leave-running"];
 
+/// A dump of a guest with connections.
+const CONNECTED: &[&str] = &["--leave-running", "--tcp-established"];
+
 fn survives(sandbox: &Sandbox, case: &str, options: &[&str]) -> Result<()> {
     let guest = sandbox.start_with("interrupted", &[case])?;
+    guest_survives(sandbox, &guest, case, options)
+}
+
+fn guest_survives(sandbox: &Sandbox, guest: &Guest, case: &str, options: &[&str]) -> Result<()> {
     let before = proc_snapshot::Snapshot::of_tree(guest.pid)?;
-    let mut length = dumped_whole(sandbox, &guest)?;
+    let mut length = dumped_whole(sandbox, guest)?;
     let (mut random, kills) = (Random(0x9e37_79b9_7f4a_7c15), kills()?);
     let (mut killed, mut attempts) = (0, 0);
     while killed < kills {
@@ -107,12 +114,12 @@ fn survives(sandbox: &Sandbox, case: &str, options: &[&str]) -> Result<()> {
         let images = sandbox.images(&format!("killed-{attempts}"))?;
         let instant = instant_of(length, &mut random);
         let context = || format!("in attempt {attempts}, killed {instant:?} into the dump");
-        killed += u32::from(kill_dump(sandbox, &guest, &images, options, instant)?);
-        expect_alive(sandbox, &guest).with_context(context)?;
-        expect_running(&guest).with_context(context)?;
+        killed += u32::from(kill_dump(sandbox, guest, &images, options, instant)?);
+        expect_alive(sandbox, guest).with_context(context)?;
+        expect_running(guest).with_context(context)?;
         // The next dump both shows that the target can be dumped and waits for it to have left
         // whatever the dead dumper made it run. Its length is that of the next to be killed.
-        length = dumped_whole(sandbox, &guest).with_context(context)?;
+        length = dumped_whole(sandbox, guest).with_context(context)?;
         let after = proc_snapshot::Snapshot::of_tree(guest.pid)?;
         before.expect_same(&after, &[]).with_context(context)?;
         fs::remove_dir_all(&images)?;
@@ -127,6 +134,13 @@ sandbox_test! {
     fn futex(sandbox) { survives(sandbox, "futex", PLAIN) }
     fn many_threads(sandbox) { survives(sandbox, "threads", PLAIN) }
     fn fifty_threads(sandbox) { survives(sandbox, "threads50", PLAIN) }
+
+    /// No socket is left in repair mode, in which every call of its program fails, and no packet
+    /// is dropped any more.
+    fn connections(sandbox) {
+        let guest = sandbox.start("tcp_busy")?;
+        guest_survives(sandbox, &guest, "connections", CONNECTED)
+    }
 
     /// Neither a mapping nor a descriptor of the write tracking is left.
     fn pre_dump(sandbox) { survives(sandbox, "nanosleep", &["--pre-dump"]) }
