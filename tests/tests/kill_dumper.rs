@@ -80,9 +80,7 @@ fn kill_dump(
 fn dumped_whole(sandbox: &Sandbox, guest: &Guest) -> Result<Duration> {
     let images = sandbox.images("whole")?;
     let started = Instant::now();
-    sandbox
-        .dump(guest.pid, &images, CONNECTED)?
-        .succeeded()?;
+    sandbox.dump(guest.pid, &images, CONNECTED)?.succeeded()?;
     let length = started.elapsed();
     fs::remove_dir_all(&images)?;
     Ok(length)
