@@ -458,7 +458,9 @@ struct Mapping {
 fn joined(mappings: Vec<Mapping>) -> Vec<Mapping> {
     let mut joined: Vec<Mapping> = Vec::new();
     for mapping in mappings {
-        let is_anonymous = mapping.what.trim_end().ends_with("p 00000000 00:00 0");
+        let what = mapping.what.trim_end();
+        let what = what.strip_suffix(" [heap]").unwrap_or(what);
+        let is_anonymous = what.trim_end().ends_with("p 00000000 00:00 0");
         match joined.last_mut() {
             Some(last)
                 if is_anonymous

@@ -48,6 +48,43 @@ impl External {
     }
 }
 
+/// `--ext-unix-sk[=INODE,...]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExtUnixSk {
+    /// Not given: no peer may be outside.
+    #[default]
+    None,
+    /// Given alone: any may.
+    All,
+    /// Those with these inode numbers.
+    Inodes(Vec<u32>),
+}
+
+impl ExtUnixSk {
+    /// From the value, empty if there was none; what is wrong with it otherwise.
+    pub fn parse(given: Option<String>) -> Result<ExtUnixSk, String> {
+        let Some(given) = given else {
+            return Ok(ExtUnixSk::None);
+        };
+        if given.is_empty() {
+            return Ok(ExtUnixSk::All);
+        }
+        let inodes: Result<Vec<u32>, _> = given.split(',').map(str::parse).collect();
+        inodes
+            .map(ExtUnixSk::Inodes)
+            .map_err(|_| format!("--ext-unix-sk takes inode numbers, not '{given}'"))
+    }
+
+    /// Whether a socket with this inode number may be outside.
+    pub fn allows(&self, inode: u32) -> bool {
+        match self {
+            ExtUnixSk::None => false,
+            ExtUnixSk::All => true,
+            ExtUnixSk::Inodes(inodes) => inodes.contains(&inode),
+        }
+    }
+}
+
 /// A value of `--inherit-fd`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InheritedFd {
@@ -92,6 +129,16 @@ mod tests {
         assert_eq!(external.value("unix[7]"), None);
         let of_net: Vec<_> = external.of_type("net").collect();
         assert_eq!(of_net, [(&b"7"[..], &b""[..])]);
+    }
+
+    #[test]
+    fn external_sockets_are_all_or_some() {
+        let parsed = |given: &str| ExtUnixSk::parse(Some(given.to_owned()));
+        assert_eq!(ExtUnixSk::parse(None), Ok(ExtUnixSk::None));
+        assert!(parsed("").expect("all").allows(7));
+        assert!(parsed("3,7").expect("some").allows(7));
+        assert!(!parsed("3,8").expect("some").allows(7));
+        assert!(parsed("3,x").is_err());
     }
 
     #[test]

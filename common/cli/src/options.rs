@@ -2,7 +2,7 @@
 //! built, and one that is not is refused by name.
 
 use crate::config;
-use crate::external::{External, InheritedFd};
+use crate::external::{ExtUnixSk, External, InheritedFd};
 use crate::table::{ROWS, Row, Take, Use};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::ffi::OsString;
@@ -117,6 +117,14 @@ pub struct Options {
     pub progress_fd: Option<i32>,
     /// `--cpu-cap`: what of the processor must be as it was; `none` turns the check off.
     pub cpu_cap: Option<String>,
+    /// `--ext-unix-sk`: which sockets outside may be peers of ours.
+    pub ext_unix_sk: ExtUnixSk,
+    /// `--file-validation`: build ids are compared, not only sizes.
+    pub compare_build_ids: bool,
+    /// `--force-irmap`.
+    pub force_irmap: bool,
+    /// `--irmap-scan-path`, in order.
+    pub irmap_scan_paths: Vec<PathBuf>,
     /// `--external`.
     pub external: External,
     /// `--inherit-fd`, in order.
@@ -299,6 +307,16 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         sync: given.flag("sync"),
         progress_fd: given.number("progress-fd")?,
         cpu_cap: given.text("cpu-cap")?,
+        ext_unix_sk: ExtUnixSk::parse(given.text("ext-unix-sk")?).map_err(Stop::Usage)?,
+        compare_build_ids: given
+            .choice("file-validation", &[("filesize", false), ("buildid", true)])?
+            .unwrap_or(true),
+        force_irmap: given.flag("force-irmap"),
+        irmap_scan_paths: given
+            .all("irmap-scan-path")
+            .into_iter()
+            .map(PathBuf::from)
+            .collect(),
         external: external(given.all("external"))?,
         inherit_fds: inherit_fds(given.all("inherit-fd"))?,
         link_remap: given.flag("link-remap"),

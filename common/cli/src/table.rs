@@ -126,7 +126,7 @@ pub const ROWS: &[Row] = &[
         "status-fd",
         None,
         One("FD"),
-        (Works, NotYet),
+        (Works, Works),
         "write a zero byte to this descriptor when started",
     ),
     row(
@@ -247,7 +247,7 @@ pub const ROWS: &[Row] = &[
         "ext-unix-sk",
         Some('x'),
         Optional("INODES", ""),
-        (NotYet, NotYet),
+        (Works, Works),
         "allow unix sockets connected to the outside",
     ),
     row(
@@ -296,21 +296,21 @@ pub const ROWS: &[Row] = &[
         "force-irmap",
         None,
         Flag,
-        (NotYet, Inert),
+        (Works, Inert),
         "look for watched files by name",
     ),
     row(
         "irmap-scan-path",
         None,
         Many("DIR"),
-        (NotYet, Inert),
+        (Works, Inert),
         "where to look for watched files",
     ),
     row(
         "file-validation",
         None,
         One("MODE"),
-        (NotYet, NotYet),
+        (Works, Works),
         "how files are told to be the same: filesize or buildid (default)",
     ),
     // Network.

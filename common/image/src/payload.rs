@@ -85,7 +85,7 @@ impl PayloadEntry for PipeData {
         let bytes = length(writer, &self.bytes, "bytes")?;
         writer.entry(&PipeDataEntry {
             bytes,
-            ..self.entry
+            ..self.entry.clone()
         })?;
         writer.payload(&self.bytes)
     }

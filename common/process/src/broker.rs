@@ -122,7 +122,9 @@ fn writes_are_safe(nr: i64, args: &[OwnArg<'_>]) -> bool {
         libc::SYS_accept4 => number(1) == Some(0) && number(2) == Some(0),
         libc::SYS_ioctl => {
             let size = number(1).map_or(usize::MAX, |request| (request >> 16 & 0x3fff) as usize);
-            number(1) == Some(INOTIFY_IOC_SETNEXTWD)
+            // Its argument is flags of open(2).
+            number(1) == Some(libc::TIOCGPTPEER)
+                || number(1) == Some(INOTIFY_IOC_SETNEXTWD)
                 || number(2).is_some_and(|value| value < FIRST_ADDRESS)
                 || bytes(2, size.max(LARGEST_UNSIZED))
         }

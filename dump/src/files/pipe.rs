@@ -3,8 +3,9 @@
 //! An entry is an end: its flags tell which. Equal pipe ids, the inode number, mean one pipe. The
 //! data is copied with tee(2), which consumes nothing, through an end that can read, once for each
 //! pipe and only when everything else is known; a pipe of which the tree has no reading end has
-//! data that nobody in the tree can ever see. The image keeps bytes, not packets: of a packet-mode
-//! pipe (O_DIRECT) at most one queued packet can be told, more are refused.
+//! data that nobody in the tree can ever see. The image keeps bytes; where the packets of a pipe in
+//! packet mode (O_DIRECT) end is in a field of our own. Bytes that were written before that mode
+//! was set count as packets too.
 //!
 //! An end held outside the tree is no reason to refuse: a container's standard output is one,
 //! and the user hands it in at restore (`--inherit-fd`). The log says so.
@@ -12,7 +13,6 @@
 use super::write::Source;
 use super::{FileTable, OpenFile, RoomResult};
 use crate::context::Context;
-use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
 use crust_image::kind::Kind;
@@ -105,7 +105,7 @@ fn note_end(
 }
 
 /// Looks at all pipes when all descriptors are known.
-pub fn settle(ctx: &Context, table: &FileTable) -> Result<()> {
+pub fn settle(ctx: &Context, table: &FileTable) {
     let pipes = &table.pipes;
     for buffer in pipes.pipes.values().chain(pipes.fifos.values()) {
         let alone = buffer.reader.is_none() || !buffer.has_writer;
@@ -118,15 +118,7 @@ pub fn settle(ctx: &Context, table: &FileTable) -> Result<()> {
                 ),
             );
         }
-        if let Some(reader) = buffer.reader.as_ref().filter(|_| buffer.packets) {
-            let taken = reader.open(ctx, table)?;
-            if read(taken.as_fd(), true)?.1.len() > 1 {
-                let what = "several packets wait in a packet-mode pipe, whose borders the images cannot hold";
-                ctx.refuse(Refusal::new(buffer.task, buffer.name.clone(), what));
-            }
-        }
     }
-    Ok(())
 }
 
 /// The capacity and the waiting data.
@@ -156,8 +148,10 @@ pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<(
             };
             let doing = || format!("task {}: {}", buffer.task, buffer.name);
             let taken = reader.open(ctx, table).with_context(doing)?;
-            let (size, parts) = read(taken.as_fd(), false).with_context(doing)?;
-            let data = parts.into_iter().next().unwrap_or_default();
+            let (size, parts) = read(taken.as_fd(), buffer.packets).with_context(doing)?;
+            let packets = parts.iter().map(|part| part.len() as u32);
+            let packets = packets.filter(|_| buffer.packets).collect();
+            let data = parts.concat();
             let image = match &mut image {
                 Some(image) => image,
                 None => image.insert(sink.create(kind, None)?),
@@ -167,6 +161,7 @@ pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<(
                 pipe_id: *pipe_id,
                 bytes,
                 size: Some(size),
+                crust_packets: packets,
             })?;
             image.payload(&data)?;
         }

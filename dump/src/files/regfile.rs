@@ -5,7 +5,8 @@
 //! build id only let a restorer see that the file was replaced. The name is that of the /proc link,
 //! which the kernel makes from the dentry: it is checked to lead to the very inode, because the
 //! file may have been deleted (ghost.rs, link_remap.rs), belong to a dead process (remap.rs) or
-//! lie under another mount (refused). No size is stored for a file open for appending, as the
+//! lie under another mount (refused). Of one that `--external file[MNT_ID:INODE]` names only that
+//! is stored, for the restorer to be given one (`--inherit-fd`). No size is stored for a file open for appending, as the
 //! peer does: it may grow between dump and restore.
 
 use super::{FileId, FileTable, Holder, OpenFile, Problem, RoomResult};
@@ -60,8 +61,17 @@ fn encode(
     file: &OpenFile,
     id: FileId,
 ) -> RoomResult<RegFileEntry> {
-    let name = settle_name(ctx, table, file, id)?;
     let stat = file.stat.as_ref();
+    if let Some(name) = external_name(ctx, file) {
+        return Ok(RegFileEntry {
+            id: id.0,
+            fown: no_owner(),
+            name,
+            ext: Some(true),
+            ..RegFileEntry::default()
+        });
+    }
+    let name = settle_name(ctx, table, file, id)?;
     let is_regular = stat.is_some_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFREG);
     let appends = file.flags & libc::O_APPEND as u32 != 0;
     Ok(RegFileEntry {
@@ -74,13 +84,20 @@ fn encode(
             .filter(|_| is_regular && !appends)
             .map(|stat| stat.size),
         mode: stat.map(|stat| stat.mode),
-        build_id: if is_regular {
+        build_id: if is_regular && ctx.options.compare_build_ids {
             build_id_of(file)?
         } else {
             Vec::new()
         },
         ..RegFileEntry::default()
     })
+}
+
+/// The name of a file that the user says is outside of the dump.
+fn external_name(ctx: &Context, file: &OpenFile) -> Option<Vec<u8>> {
+    let stat = file.stat.as_ref()?;
+    let name = format!("file[{:x}:{:x}]", stat.mnt_id?, stat.ino);
+    ctx.options.external.has(&name).then(|| name.into_bytes())
 }
 
 /// Nobody is told of input and output.

@@ -6,8 +6,8 @@
 //! be killed in between, the task would see it, if it peeks. A descriptor in flight is a
 //! description like any other, known perhaps only from here, and gets its id from the table.
 //!
-//! Not kept, as the images have no field: the sender's address of a datagram, credentials. A
-//! datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
+//! The sender's address of a datagram goes into a field of our own. Not kept, as the images have no
+//! field: credentials. A datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
 //! of the same queue misses it.
 
 use super::{FileTable, OpenFile, Problem, RoomResult};
@@ -63,6 +63,7 @@ pub fn collect(
             id_for: id.0,
             length: message.data.len() as u32,
             scm: encode_rights(rights),
+            crust_sender: sender_name(&message.sender),
         };
         table.unix.packets.push(Packet {
             entry,
@@ -70,6 +71,14 @@ pub fn collect(
         });
     }
     Ok(())
+}
+
+/// The name in a sockaddr_un, without the family before it and the zero behind a path.
+fn sender_name(address: &[u8]) -> Option<Vec<u8>> {
+    let name = address.get(size_of::<libc::sa_family_t>()..)?;
+    let path = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = if path.is_empty() { name } else { path };
+    (!name.is_empty()).then(|| name.to_vec())
 }
 
 fn encode_rights(rights: Vec<u32>) -> Vec<ScmEntry> {

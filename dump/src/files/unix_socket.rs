@@ -9,9 +9,14 @@
 //! loses what the client wrote already, so a client that wrote is refused.
 //!
 //! The queue length of a connected socket goes into `backlog`, the kernel's field for both.
+//!
+//! A peer outside the tree is refused, unless the user says that it will be there at the restore
+//! too: with `--ext-unix-sk`, or `--external unix[INODE]` of either end. A datagram socket with a
+//! name is stored then, as an external one to connect to; of any other only its number, and the
+//! restorer must be given the socket itself (`--inherit-fd fd[N]:socket:[INODE]`).
 
 use super::mounts::{Inode, Namespace, below};
-use super::{FileTable, OpenFile, Problem, RoomResult, sock_options, unix_queue};
+use super::{FileTable, OpenFile, Problem, RoomResult, regfile, sock_options, unix_queue};
 use crate::context::Context;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
@@ -22,9 +27,12 @@ use crust_process::proc::text::split_deleted;
 use crust_process::sockdiag::{UnixSocket, collect_unix_sockets, open_sock_diag};
 use crust_proto::criu::{FdTypes, FileEntry, FilePermsEntry, UnixSkEntry};
 use nix::errno::Errno;
-use std::collections::{BTreeMap, HashMap};
+use nix::libc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 
+/// uflags of the peer: a socket outside of the dump (USK_EXTERN).
+const EXTERNAL: u32 = 1;
 /// TCP_LISTEN of the kernel, which unix sockets use too.
 const LISTEN: u8 = 10;
 
@@ -232,12 +240,19 @@ impl FileTable {
             return;
         };
         let mut waiting: HashMap<u32, u32> = HashMap::new();
+        let mut external: BTreeSet<u32> = BTreeSet::new();
         for (ino, ours) in &self.unix.ours {
             let Some(socket) = kernel.get(ino) else {
                 continue;
             };
             if let Some(what) = outside_peer(&self.unix.ours, socket) {
-                ctx.refuse(Refusal::new(ours.task, ours.name.clone(), what));
+                let peer = socket.peer.unwrap_or(0);
+                if is_external(ctx, *ino, peer) {
+                    external.insert(peer);
+                } else {
+                    let hint = "try --ext-unix-sk, if it will be there at the restore";
+                    ctx.refuse(Refusal::new(ours.task, ours.name.clone(), what).hint(hint));
+                }
             }
             for client in &socket.icons {
                 match check_client(&self.unix.ours, kernel, *client) {
@@ -246,6 +261,13 @@ impl FileTable {
                 }
             }
         }
+        let external: Vec<UnixSocket> = external
+            .iter()
+            .filter_map(|ino| kernel.get(ino))
+            .filter(|socket| i32::from(socket.sock_type) == libc::SOCK_DGRAM)
+            .filter(|socket| socket.name.is_some())
+            .cloned()
+            .collect();
         let ids: HashMap<u32, u32> = waiting
             .into_iter()
             .filter_map(|(client, listener)| Some((self.unix.ours.get(&client)?.id.0, listener)))
@@ -259,6 +281,39 @@ impl FileTable {
                 socket.peer = *listener;
             }
         }
+        for socket in external {
+            let id = self.give_id();
+            let net_ns = self.own_ids.net_ns_id;
+            self.entries.push(encode_external(id, &socket, net_ns));
+        }
+    }
+}
+
+/// Whether the user said that the peer of a socket will be there at the restore.
+fn is_external(ctx: &Context, ino: u32, peer: u32) -> bool {
+    let options = ctx.options;
+    let named = |ino: u32| options.external.has(&format!("unix[{ino}]"));
+    options.ext_unix_sk.allows(peer) || named(peer) || named(ino)
+}
+
+/// The entry of a peer outside, which says how to connect to it.
+fn encode_external(id: FileId, socket: &UnixSocket, net_ns: Option<u32>) -> FileEntry {
+    let entry = UnixSkEntry {
+        id: id.0,
+        ino: socket.ino,
+        r#type: u32::from(socket.sock_type),
+        state: u32::from(socket.state),
+        uflags: EXTERNAL,
+        fown: regfile::no_owner(),
+        name: stored_name(socket),
+        ns_id: net_ns,
+        ..UnixSkEntry::default()
+    };
+    FileEntry {
+        r#type: FdTypes::Unixsk as i32,
+        id: id.0,
+        usk: Some(entry),
+        ..FileEntry::default()
     }
 }
 

@@ -39,6 +39,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         let Some(fd) = key_of(file).and_then(|key| number_of(planner, &key)) else {
             continue;
         };
+        planner.files.inherited.insert(file.id);
         let slot = planner.slot();
         let origin = file.origin(file.name());
         let inherit = Op::Routine(Routine::Inherit { fd, slot });

@@ -40,6 +40,7 @@ mod unix_queue;
 mod unix_socket;
 
 pub use pidfd::dead_pidfd_pids;
+pub use tty::plan_session_terminal;
 
 use crate::plan::step::{Origin, SlotId};
 use crate::plan::{Planner, Refusal};
@@ -59,6 +60,12 @@ pub struct Files {
     remaps: remap::Remaps,
     memfds: memfd::Memfds,
     unix: unix_socket::Sockets,
+    /// The terminal that the leader of each session takes, to be filled when terminals are made.
+    session_terminals: BTreeMap<u32, SlotId>,
+    /// Those of them that are made.
+    terminals_made: BTreeSet<SlotId>,
+    /// Those that somebody gave us (`--inherit-fd`).
+    inherited: BTreeSet<FileId>,
     /// Every number of every table.
     numbers: BTreeSet<i32>,
 }

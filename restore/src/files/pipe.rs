@@ -3,8 +3,8 @@
 //! Entries with one pipe_id are ends of one pipe; more than two mean that an end was opened again
 //! through /proc. The broker makes both ends whatever the tree had, sets the size, writes the data,
 //! and closes what nobody has, so that a half closed pipe is one. The size comes before the data:
-//! a smaller pipe would not hold it. pipes-data has bytes and no packets: what was queued in a
-//! pipe in packet mode (O_DIRECT) comes back as one packet for each page.
+//! a smaller pipe would not hold it. pipes-data has bytes, and the packets of a pipe in packet mode
+//! (O_DIRECT) in a field of our own; without it they come back as one packet for each page.
 //!
 //! Not brought back: the owner and times of the pipe's inode.
 
@@ -122,10 +122,17 @@ pub(super) fn plan_data(
         );
         planner.call(Phase::Open, Actor::Broker, call, origin.clone());
     }
+    let packets: u64 = entry.crust_packets.iter().map(|len| u64::from(*len)).sum();
+    if !entry.crust_packets.is_empty() && packets != u64::from(entry.bytes) {
+        let why = format!("crust_packets have {packets} bytes of {}", entry.bytes);
+        planner.refuse(Refusal::new(origin, why));
+        return;
+    }
     if entry.bytes != 0 {
         let routine = Routine::FeedPayload {
             image: kind,
             pipe_id: entry.pipe_id,
+            packets: entry.crust_packets.clone(),
             slot: writer,
         };
         planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin);

@@ -56,6 +56,9 @@ pub(super) fn plan_mapped(
     access: i32,
 ) -> Option<SlotId> {
     let reg = member(planner, file, file.entry.reg.as_ref(), |reg| reg.id)?;
+    if planner.files.inherited.contains(&file.id) {
+        return planner.file_slot(file.id);
+    }
     let own = reg.flags as i32 & libc::O_ACCMODE;
     if reg.flags as i32 & libc::O_PATH == 0 && (own == access || own == libc::O_RDWR) {
         return planner.file_slot(file.id);
@@ -73,10 +76,13 @@ fn kind(reg: &RegFileEntry) -> u32 {
 }
 
 fn check(reg: &RegFileEntry) -> Result<(), String> {
-    check_path(&reg.name)?;
     if reg.ext == Some(true) {
-        return Err("ext is set: a plugin would have to open it".to_owned());
+        return Err(format!(
+            "it was outside of the dump (--external): give one with --inherit-fd fd[N]:{}",
+            shown(&reg.name)
+        ));
     }
+    check_path(&reg.name)?;
     if i64::try_from(reg.pos).is_err() {
         return Err(format!("pos {} is behind the end of any file", reg.pos));
     }
@@ -126,7 +132,7 @@ pub(super) fn open(
     let path = reg.name.clone();
     let (phase, routine) = match &way {
         Way::Path { phase, .. } => {
-            let expect = facts(reg);
+            let expect = facts(planner, reg);
             (
                 *phase,
                 Routine::OpenFile {
@@ -147,7 +153,7 @@ pub(super) fn open(
             },
         ),
         Way::Link { link } => {
-            let (link, expect) = (link.clone(), facts(reg));
+            let (link, expect) = (link.clone(), facts(planner, reg));
             (
                 Phase::Open,
                 Routine::OpenLink {
@@ -161,16 +167,24 @@ pub(super) fn open(
         }
     };
     let origin = file.origin(shown(&reg.name));
+    // The file of a socket is made anew when that is bound, so it is opened behind that.
+    let bound = planner.files.unix.bound.get(&reg.name).copied();
+    let bound = bound.filter(|_| kind(reg) == libc::S_IFSOCK && phase == Phase::Open);
+    let phase = bound.map_or(phase, |_| Phase::Objects);
     let step = planner.push(phase, Actor::Broker, Op::Routine(routine), origin);
+    if let Some(bound) = bound {
+        planner.in_turn(bound, step);
+    }
     remap::tie(planner, &way, step);
     Some((slot, step, phase))
 }
 
-fn facts(reg: &RegFileEntry) -> FileFacts {
+fn facts(planner: &Planner<'_>, reg: &RegFileEntry) -> FileFacts {
+    let compares = planner.options.compare_build_ids;
     FileFacts {
         mode: reg.mode,
         size: reg.size,
-        build_id: reg.build_id.clone(),
+        build_id: reg.build_id.iter().copied().filter(|_| compares).collect(),
     }
 }
 

@@ -12,7 +12,7 @@
 //! our descriptors for it, or with `--shell-job` it becomes the terminal of crust-restore.
 //! Consoles and serial lines are opened by their paths, and get their modes.
 
-use super::calls::{open_flags, reopen, structure};
+use super::calls::{O_LARGEFILE, fcntl, open_flags, reopen, structure};
 use super::regfile::check_path;
 use super::{File, all, find, fown, inherit, kind_of, member};
 use crate::plan::calls::close;
@@ -210,10 +210,16 @@ fn plan_whole(
 ) {
     let slot = planner.slot();
     let unopened = master.info.crust_slave_unopened == Some(true) && ends.len() == 1;
+    let slaves: Vec<&End<'_>> = ends.iter().filter(|end| !end.is_master()).collect();
+    let info = slaves.first().map_or(master.info, |slave| slave.info);
     // What is asked of the slave the master can do as well, but for queues and sessions.
     let pair = Pair {
         master: slot,
-        slave: if unopened { slot } else { planner.slot() },
+        slave: if unopened {
+            slot
+        } else {
+            slot_of(planner, info)
+        },
     };
     let origin = master.file.origin(format!("pseudo terminal {index}"));
     let made = Op::Routine(Routine::MakePty {
@@ -239,13 +245,11 @@ fn plan_whole(
         plan_modes(planner, pair, master, master.info);
         return;
     }
-    let slaves: Vec<&End<'_>> = ends.iter().filter(|end| !end.is_master()).collect();
-    let info = slaves.first().map_or(master.info, |slave| slave.info);
     plan_output(planner, pair, master);
     let moded = plan_modes(planner, pair, master, info);
     plan_input(planner, pair, master, info, moded);
     for slave in &slaves {
-        plan_slave(planner, slave);
+        plan_slave(planner, slave, pair);
     }
     if info.sid != 0 {
         match control(planner, pair.slave, master.file, info) {
@@ -425,21 +429,29 @@ fn modes(termios: &TermiosEntry) -> Arg {
 }
 
 /// A description of the slave. Its mode is set by devpts and put right here.
-fn plan_slave(planner: &mut Planner<'_>, slave: &End<'_>) {
+fn plan_slave(planner: &mut Planner<'_>, slave: &End<'_>, pair: Pair) {
     let slot = planner.slot();
     let origin = slave.file.origin(slave.file.name());
-    let expect = FileFacts {
-        mode: None,
-        size: None,
-        build_id: Vec::new(),
-    };
-    let open = Op::Routine(Routine::OpenFile {
-        path: slave.reg.name.clone(),
-        flags: slave.flags(),
-        expect,
-        slot,
-    });
-    planner.push(Phase::Objects, Actor::Broker, open, origin.clone());
+    let flags = slave.flags() & !libc::O_ASYNC;
+    if flags & O_LARGEFILE == 0 {
+        // Opened through its master (forkpty(3) does so), not by its path, which would show, as
+        // O_CLOEXEC would: the kernel keeps all flags of this request.
+        let flags = open_flags(flags & !libc::O_CLOEXEC | libc::O_NOCTTY);
+        let open = ioctl(pair.master, ("TIOCGPTPEER", libc::TIOCGPTPEER), flags);
+        let open = open.answers(Ret::Fd(slot));
+        planner.call(Phase::Objects, Actor::Broker, open, origin.clone());
+        let cloexec = Arg::named("FD_CLOEXEC", libc::FD_CLOEXEC);
+        let call = fcntl(slot, "F_SETFD", libc::F_SETFD, cloexec);
+        planner.call(Phase::Objects, Actor::Broker, call, origin.clone());
+    } else {
+        let open = Op::Routine(Routine::OpenFile {
+            path: slave.reg.name.clone(),
+            flags,
+            expect: FileFacts::default(),
+            slot,
+        });
+        planner.push(Phase::Objects, Actor::Broker, open, origin.clone());
+    }
     if let Some(mode) = slave.reg.mode {
         let mode = mode & 0o7777;
         let args = vec![Arg::Fd(slot), Arg::Named(format!("{mode:#o}"), mode.into())];
@@ -458,7 +470,46 @@ fn leader_of(planner: &Planner<'_>, sid: u32) -> Option<VirtPid> {
     })
 }
 
-/// The session's leader takes the terminal, and gives it to the group that was in front.
+/// The leader of a new session takes its terminal, which [`plan`] puts into the slot. A process
+/// that is forked in the session later has it too; one that was there before would not.
+pub fn plan_session_terminal(planner: &mut Planner<'_>, leader: VirtPid) {
+    let sid = leader.get();
+    let tty = planner.checkpoint.files.values().find(|file| {
+        let info = file.tty.as_ref().map(|tty| tty.tty_info_id);
+        let info = info.and_then(|id| planner.checkpoint.ttys.get(&id));
+        info.is_some_and(|info| info.sid == sid && info.r#type != TtyType::Ctty as i32)
+    });
+    let Some(id) = tty.map(|tty| FileId(tty.id)) else {
+        return;
+    };
+    let Some(file) = find(planner, id) else {
+        return;
+    };
+    let slot = planner.slot();
+    planner.files.session_terminals.insert(sid, slot);
+    let origin = file.origin(format!("controlling terminal of session {leader}"));
+    let actor = Actor::Task(leader);
+    let take = Op::Take { slot, at: 0 };
+    planner.push(Phase::Fork, actor, take, origin.clone());
+    let args = vec![
+        Arg::Int(0),
+        Arg::Named("TIOCSCTTY".into(), libc::TIOCSCTTY),
+        // A terminal from outside may be that of the session we are in, which loses it.
+        Arg::Int(1),
+    ];
+    for call in [Call::new("ioctl", libc::SYS_ioctl, args), close(0)] {
+        planner.call(Phase::Fork, actor, call, origin.clone());
+    }
+}
+
+/// The slot for a terminal: the one that its session waits for, if one does.
+fn slot_of(planner: &mut Planner<'_>, info: &TtyInfoEntry) -> SlotId {
+    let reserved = planner.files.session_terminals.get(&info.sid).copied();
+    let reserved = reserved.filter(|slot| planner.files.terminals_made.insert(*slot));
+    reserved.unwrap_or_else(|| planner.slot())
+}
+
+/// The session's leader, which has the terminal, gives it to the group that was in front.
 fn control(
     planner: &mut Planner<'_>,
     slot: SlotId,
@@ -467,36 +518,23 @@ fn control(
 ) -> Result<StepId, String> {
     let leader = leader_of(planner, info.sid)
         .ok_or_else(|| format!("sid {} is no session led by a task", info.sid))?;
+    if planner.files.session_terminals.get(&info.sid) != Some(&slot) {
+        return Err(format!("session {leader} has another terminal already"));
+    }
     let origin = file.origin(format!("controlling terminal of session {leader}"));
     let actor = Actor::Task(leader);
-    planner.push(
-        Phase::Objects,
-        actor,
-        Op::Take { slot, at: 0 },
-        origin.clone(),
-    );
-    let take = vec![
-        Arg::Int(0),
-        Arg::Named("TIOCSCTTY".into(), libc::TIOCSCTTY),
-        // A terminal from outside may be that of the session we are in, which loses it.
-        Arg::Int(1),
-    ];
-    let group = structure(&[&info.pgrp.to_le_bytes()]);
-    let give = vec![
-        Arg::Int(0),
-        Arg::Named("TIOCSPGRP".into(), libc::TIOCSPGRP),
-        group,
-    ];
-    let mut calls = vec![Call::new("ioctl", libc::SYS_ioctl, take)];
+    let take = Op::Take { slot, at: 0 };
+    planner.push(Phase::Objects, actor, take, origin.clone());
     if info.pgrp != 0 {
-        calls.push(Call::new("ioctl", libc::SYS_ioctl, give));
+        let args = vec![
+            Arg::Int(0),
+            Arg::Named("TIOCSPGRP".into(), libc::TIOCSPGRP),
+            structure(&[&info.pgrp.to_le_bytes()]),
+        ];
+        let call = Call::new("ioctl", libc::SYS_ioctl, args);
+        planner.call(Phase::Objects, actor, call, origin.clone());
     }
-    calls.push(close(0));
-    let mut last = None;
-    for call in calls {
-        last = Some(planner.call(Phase::Objects, actor, call, origin.clone()));
-    }
-    last.ok_or_else(|| "no step".to_owned())
+    Ok(planner.call(Phase::Objects, actor, close(0), origin))
 }
 
 /// /dev/tty, opened by the leader of the session whose terminal it is.
@@ -579,7 +617,7 @@ fn plan_outside(
     controlled: &mut BTreeMap<u32, StepId>,
 ) {
     let origin = end.file.origin(format!("pseudo terminal {index}"));
-    let slot = planner.slot();
+    let slot = slot_of(planner, end.info);
     let inherited = inherit::number_of(planner, end.key().as_bytes());
     let routine = match inherited {
         Some(fd) => Routine::Inherit { fd, slot },
@@ -604,7 +642,7 @@ fn plan_outside(
 /// A terminal that is no pair of ours: an external one, a console, a serial line.
 fn plan_line(planner: &mut Planner<'_>, end: &End<'_>, controlled: &mut BTreeMap<u32, StepId>) {
     let origin = end.file.origin(end.file.name());
-    let slot = planner.slot();
+    let slot = slot_of(planner, end.info);
     if let Some(fd) = inherit::number_of(planner, end.key().as_bytes()) {
         let inherit = Op::Routine(Routine::Inherit { fd, slot });
         planner.push(Phase::Open, Actor::Broker, inherit, origin);
@@ -620,12 +658,7 @@ fn plan_line(planner: &mut Planner<'_>, end: &End<'_>, controlled: &mut BTreeMap
     let open = Op::Routine(Routine::OpenFile {
         path: end.reg.name.clone(),
         flags: end.flags(),
-        expect: FileFacts {
-            // Of a console only the type is the same everywhere.
-            mode: None,
-            size: None,
-            build_id: Vec::new(),
-        },
+        expect: FileFacts::default(),
         slot,
     });
     planner.push(Phase::Open, Actor::Broker, open, origin.clone());

@@ -63,8 +63,12 @@ fn bind(
     let step = sock
         .address
         .plan_bind(planner, slot, sock.usk, sock.origin("name of"))?;
-    if let Some(freed) = room.freed.get(&sock.address.path()) {
+    let path = sock.address.path();
+    if let Some(freed) = room.freed.get(&path) {
         planner.in_turn(*freed, step);
+    }
+    if !sock.is_deleted() {
+        planner.files.unix.bound.entry(path).or_insert(step);
     }
     Some(step)
 }

@@ -82,6 +82,24 @@ impl Address {
         }
     }
 
+    /// Whether it is what a sender's address shows.
+    pub fn is_named(&self, shown: &[u8]) -> bool {
+        match self {
+            Address::None => false,
+            Address::Abstract(name) => name == shown,
+            Address::Path { name, .. } => name == shown,
+        }
+    }
+
+    /// What another socket sends to, if that fits into an address.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Address::None => None,
+            Address::Abstract(name) => Some(name.clone()),
+            Address::Path { .. } => Some(self.path()).filter(|path| path.len() < SUN_PATH),
+        }
+    }
+
     /// Binds a socket of the broker.
     pub fn plan_bind(
         &self,

@@ -1,8 +1,9 @@
 //! What was queued at unix sockets, with the descriptors in flight (sk-queues.img).
 //!
 //! A packet is sent again from the other end: for a stream that is the peer, for datagrams a
-//! socket connected to the receiver, or one made for the purpose. Senders' names and credentials
-//! are not in the images. The broker does this in `Phase::Memory`, while tasks fill theirs: every file
+//! socket connected to the receiver, or one made for the purpose. A datagram with its sender's name
+//! is sent by the socket of that name, if the tree has it and the receiver listens to it. Other
+//! names and credentials are lost. The broker does this in `Phase::Memory`, while tasks fill theirs: every file
 //! has its slot by then, for any may be in flight, and every connection is made.
 
 use super::calls::set_option;
@@ -53,6 +54,8 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         );
         for (nth, packet) in packets.iter().enumerate() {
             let origin = origin(format!("packet {nth} for {receiver}"));
+            let sender = sender_of(planner, &sockets, *receiver, packet);
+            let (via, to) = sender.unwrap_or_else(|| (via, Vec::new()));
             match rights(planner, packet) {
                 Ok(rights) => {
                     let receiver = receiver.0;
@@ -60,6 +63,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
                         receiver,
                         nth,
                         via,
+                        to,
                         rights,
                     });
                     planner.push(Phase::Memory, Actor::Broker, send, origin);
@@ -68,6 +72,37 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
             }
         }
     }
+}
+
+/// The socket of the tree whose name a datagram has, and the address it sends to, empty if it is
+/// connected there. `None` if there is none, or if the receiver hears only another one.
+fn sender_of(
+    planner: &Planner<'_>,
+    sockets: &BTreeMap<FileId, Sock<'_>>,
+    receiver: FileId,
+    packet: &SkPacket,
+) -> Option<(SlotId, Vec<u8>)> {
+    let name = packet.entry.crust_sender.as_deref()?;
+    let receiver = sockets.get(&receiver)?;
+    let sender = sockets.values().find(|sock| {
+        let is_datagram = sock.usk.r#type as i32 == libc::SOCK_DGRAM;
+        is_datagram && !sock.is_deleted() && sock.address.is_named(name)
+    })?;
+    let slot = planner
+        .files
+        .slots
+        .get(&sender.file.id)
+        .copied()
+        .flatten()?;
+    if sender.usk.peer == receiver.usk.ino {
+        return Some((slot, Vec::new()));
+    }
+    let hears_all = receiver.usk.peer == 0 || receiver.usk.peer == sender.usk.ino;
+    let address = receiver
+        .address
+        .bytes()
+        .filter(|_| hears_all && !receiver.is_deleted())?;
+    Some((slot, address))
 }
 
 /// Makes the sender's buffer large enough; its own size is set afterwards.

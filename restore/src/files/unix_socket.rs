@@ -14,7 +14,7 @@
 
 use super::unix_connect;
 use super::unix_name::Address;
-use super::{File, all, kind_of, member};
+use super::{File, all, kind_of, member, shown};
 use crate::plan::step::{Origin, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::{FileId, FilesId, VirtPid};
@@ -39,6 +39,8 @@ pub(super) const TYPES: [(i32, &str); 3] = [
 pub(super) struct Sockets {
     /// For each socket that receives, the slot by which its queue is filled.
     pub senders: BTreeMap<FileId, SlotId>,
+    /// The step that binds each path, for others who mean the new file there.
+    pub bound: BTreeMap<Vec<u8>, StepId>,
     /// Slots that go when queues are filled.
     pub temporary: Vec<(SlotId, Origin)>,
 }
@@ -88,6 +90,8 @@ pub(super) enum Role {
     Pending(u32),
     /// A datagram socket that sends to this one.
     SendsTo(u32),
+    /// Somebody else's, there before us, to connect to.
+    External,
 }
 
 /// All unix sockets that make sense.
@@ -98,7 +102,9 @@ pub(super) fn all_sockets<'a>(planner: &Planner<'a>) -> Vec<Sock<'a>> {
             .entry
             .usk
             .as_ref()
-            .filter(|_| kind_of(file.entry) == Some(FdTypes::Unixsk))?;
+            .filter(|_| kind_of(file.entry) == Some(FdTypes::Unixsk))
+            // One that was inherited is there already, and connected as it is.
+            .filter(|_| !planner.files.inherited.contains(&file.id))?;
         let address = Address::of(usk).ok()?;
         let owner = owners.get(&file.id).copied();
         Some(Sock {
@@ -249,11 +255,17 @@ fn read<'a>(planner: &mut Planner<'a>) -> Option<Room<'a>> {
         .map(|sock| (sock.file.id, sock))
         .collect();
     for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Unixsk) {
+        let is_inherited = planner.files.inherited.contains(&file.id);
+        if is_inherited || kind_of(file.entry) != Some(FdTypes::Unixsk) {
             continue;
         }
         let usk = member(planner, file, file.entry.usk.as_ref(), |usk| usk.id);
+        let allowed = usk.map(|usk| may_be_external(planner, usk));
         let checked = usk.map(|usk| Address::of(usk).and_then(|_| check(usk)));
+        let checked = match allowed {
+            Some(Err(why)) => Some(Err(why)),
+            _ => checked,
+        };
         let unique = found
             .remove(&file.id)
             .map(|sock| by_ino.insert(sock.usk.ino, sock));
@@ -292,19 +304,26 @@ fn check(usk: &UnixSkEntry) -> Result<(), String> {
     if !TYPES.iter().any(|(kind, _)| *kind as u32 == usk.r#type) {
         return Err(format!("type {} is no type of unix socket", usk.r#type));
     }
-    if usk.uflags & EXTERNAL != 0 {
-        return Err(
-            "uflags: its peer was outside the tree (--ext-unix-sk), which is not built yet"
-                .to_owned(),
-        );
-    }
-    if usk.uflags != 0 {
+    if usk.uflags & !EXTERNAL != 0 {
         return Err(format!("uflags {:#x} cannot be restored yet", usk.uflags));
     }
     if i32::try_from(usk.backlog).is_err() {
         return Err(format!("backlog {} is none", usk.backlog));
     }
     Ok(())
+}
+
+/// A socket outside of the dump is connected to only if the user says that it is there.
+fn may_be_external(planner: &Planner<'_>, usk: &UnixSkEntry) -> Result<(), String> {
+    let options = planner.options;
+    let named = options.external.has(&format!("unix[{}]", usk.ino));
+    if usk.uflags & EXTERNAL == 0 || options.ext_unix_sk.allows(usk.ino) || named {
+        return Ok(());
+    }
+    Err(format!(
+        "it was outside of the dump: is a socket named {} there now? Then say --ext-unix-sk",
+        shown(&usk.name).escape_debug()
+    ))
 }
 
 /// What a socket is; `has_queue`: something waits to be received by it.
@@ -314,6 +333,9 @@ fn role(
     sockets: &BTreeMap<u32, Sock<'_>>,
 ) -> Result<Role, String> {
     let (state, peer) = (sock.usk.state, sock.usk.peer);
+    if sock.usk.uflags & EXTERNAL != 0 {
+        return Ok(Role::External);
+    }
     match (sock.is_stream(), state, peer) {
         (true, LISTEN, 0) if sock.address == Address::None => {
             return Err("state is LISTEN, and it has no name to connect to".to_owned());
@@ -333,7 +355,10 @@ fn role(
         }
     }
     let Some(other) = sockets.get(&peer) else {
-        return Err(format!("peer {peer:#x} is not in the images"));
+        return Err(format!(
+            "peer {peer:#x} is not in the images; was it outside? Then give this socket: --inherit-fd fd[N]:socket:[{}]",
+            sock.usk.ino
+        ));
     };
     if other.usk.r#type != sock.usk.r#type {
         return Err(format!("peer {peer:#x} is of another type"));

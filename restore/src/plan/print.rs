@@ -307,13 +307,18 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         Routine::FeedPayload {
             image,
             pipe_id,
+            packets,
             slot,
         } => {
             write!(
                 out,
                 "feed data of {image} pipe {pipe_id:#x} into {}",
                 Slot(*slot)
-            )
+            )?;
+            if packets.is_empty() {
+                return Ok(());
+            }
+            write!(out, " in packets of {packets:?}")
         }
         Routine::WriteAll { slot, bytes } => {
             write!(
@@ -345,6 +350,7 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             receiver,
             nth,
             via,
+            to,
             rights,
         } => {
             write!(
@@ -352,6 +358,10 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 "send packet {nth} of sk-queues for {receiver:#x} by {}",
                 Slot(*via)
             )?;
+            if !to.is_empty() {
+                out.push_str(" to ");
+                write_str(out, to)?;
+            }
             for right in rights {
                 write!(out, " with {}", Slot(*right))?;
             }

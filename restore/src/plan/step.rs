@@ -323,6 +323,8 @@ pub enum Routine {
         nth: usize,
         /// The socket to send by.
         via: SlotId,
+        /// The receiver's name as sun_path has it; empty if `via` is connected to it.
+        to: Vec<u8>,
         /// Descriptors that go with it, in their order.
         rights: Vec<SlotId>,
     },
@@ -425,6 +427,8 @@ pub enum Routine {
         image: &'static str,
         /// `pipe_id` of the entry.
         pipe_id: u32,
+        /// Lengths of the packets that the bytes are; none for a plain pipe.
+        packets: Vec<u32>,
         /// The descriptor.
         slot: SlotId,
     },

@@ -61,6 +61,8 @@ fn plan_node(planner: &mut Planner<'_>, kin: &Kin, at: usize) -> Option<StepId> 
     if node.leads_session {
         let call = Call::new("setsid", libc::SYS_setsid, vec![]);
         leads = Some(planner.call(Phase::Fork, actor, call, origin));
+        // Before it forks: who is in the session already does not get its terminal.
+        crate::files::plan_session_terminal(planner, node.pid);
     } else if node.leads_group {
         leads = Some(planner.call(Phase::Fork, actor, setpgid(0), origin));
     }

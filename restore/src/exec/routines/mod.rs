@@ -172,6 +172,7 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             receiver,
             nth,
             via,
+            to,
             rights,
         } => {
             let rights: Vec<BorrowedFd<'_>> = rights
@@ -181,7 +182,7 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             let bytes = ctx
                 .payloads
                 .read(ctx.images, Kind::SkQueues, *receiver, *nth)?;
-            payload::send_packet(slots.get(*via)?, &bytes, &rights)
+            payload::send_packet(slots.get(*via)?, to, &bytes, &rights)
         }
         Routine::BindInet { slot, address } => inet::bind_or_tell(slots.get(*slot)?, address),
         Routine::RepairTcp(connection) => {
@@ -192,12 +193,13 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
         Routine::FeedPayload {
             image,
             pipe_id,
+            packets,
             slot,
         } => {
             let bytes = ctx
                 .payloads
                 .read(ctx.images, payload::kind_of(image)?, *pipe_id, 0)?;
-            payload::write_without_blocking(slots.get(*slot)?, &bytes)
+            payload::write_packets(slots.get(*slot)?, &bytes, packets)
         }
         Routine::WriteAll { slot, bytes } => {
             payload::write_without_blocking(slots.get(*slot)?, bytes)

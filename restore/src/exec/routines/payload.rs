@@ -9,7 +9,7 @@ use crust_image::kind::Kind;
 use crust_proto::criu::{PipeDataEntry, SkPacketEntry};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::unistd::write;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -114,8 +114,35 @@ fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Sends one packet, or one segment of a stream, with descriptors.
-pub fn send_packet(via: BorrowedFd<'_>, bytes: &[u8], rights: &[BorrowedFd<'_>]) -> Result<()> {
+/// Writes packets of these lengths one by one, all bytes at once if there are none. The plan has
+/// checked that they make up the bytes.
+pub fn write_packets(fd: BorrowedFd<'_>, bytes: &[u8], packets: &[u32]) -> Result<()> {
+    if packets.is_empty() {
+        return write_without_blocking(fd, bytes);
+    }
+    let mut rest = bytes;
+    for len in packets {
+        let packet = rest.split_at_checked(*len as usize);
+        let (packet, after) = packet.context("the packets are longer than the data")?;
+        write_without_blocking(fd, packet)?;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Sends one packet, or one segment of a stream, with descriptors; to this name (sun_path), or to
+/// where the socket is connected if it is empty.
+pub fn send_packet(
+    via: BorrowedFd<'_>,
+    to: &[u8],
+    bytes: &[u8],
+    rights: &[BorrowedFd<'_>],
+) -> Result<()> {
+    let address = match to.split_first() {
+        None => None,
+        Some((0, name)) => Some(UnixAddr::new_abstract(name).context("an abstract name")?),
+        Some(_) => Some(UnixAddr::new(to).context("a path")?),
+    };
     let raw: Vec<RawFd> = rights.iter().map(AsRawFd::as_raw_fd).collect();
     let control = [ControlMessage::ScmRights(&raw)];
     let mut control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &control };
@@ -123,7 +150,8 @@ pub fn send_packet(via: BorrowedFd<'_>, bytes: &[u8], rights: &[BorrowedFd<'_>])
     let mut done = 0;
     loop {
         let rest = bytes.get(done..).unwrap_or_default();
-        match sendmsg::<()>(via.as_raw_fd(), &[IoSlice::new(rest)], control, flags, None) {
+        let parts = [IoSlice::new(rest)];
+        match sendmsg(via.as_raw_fd(), &parts, control, flags, address.as_ref()) {
             Ok(count) => done += count,
             Err(Errno::EINTR) => continue,
             Err(Errno::EAGAIN | Errno::ENOBUFS) => {
@@ -172,7 +200,7 @@ mod tests {
         let (kind, flags) = (SockType::SeqPacket, SockFlag::empty());
         let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, flags).expect("pair");
         for packet in [&b"one"[..], b"", b"three"] {
-            send_packet(ours.as_fd(), packet, &[]).expect("sent");
+            send_packet(ours.as_fd(), &[], packet, &[]).expect("sent");
         }
         let mut room = [0; 16];
         for len in [3, 0, 5] {
