@@ -653,7 +653,7 @@ mod tests {
         let entry = PipeDataEntry {
             pipe_id: 1,
             bytes: u32::MAX,
-            size: None,
+            ..PipeDataEntry::default()
         };
         writer.entry(&entry).unwrap();
         writer.payload(b"short").unwrap();

@@ -343,6 +343,7 @@ mod tests {
                 pipe_id,
                 bytes: bytes.len() as u32,
                 size: Some(65536),
+                crust_packets: vec![2, 3],
             },
             bytes: bytes.to_vec(),
         };
@@ -356,6 +357,7 @@ mod tests {
                 id_for: 4,
                 length: 3,
                 scm: vec![],
+                crust_sender: Some(b"/run/s".to_vec()),
             },
             bytes: vec![1, 2, 3],
         };
