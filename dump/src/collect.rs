@@ -7,6 +7,7 @@ use crate::cgroup::{CgSets, OWN_SET};
 use crate::context::{Context, Task};
 use crate::files::{Descriptor, FileTable, PathOf};
 use crate::ids::KernelIds;
+use crate::ipc::{Ipc, collect_ipc};
 use crate::mm::absent::collect_absent;
 use crate::mm::vmas::{Backing, Vma, plan_vmas};
 use crate::refusal::Refusal;
@@ -85,6 +86,8 @@ pub struct Collected {
     pub files: FileTable,
     /// The cgroup sets.
     pub cgroups: CgSets,
+    /// SysV objects.
+    pub ipc: Ipc,
 }
 
 /// What is known of a task before anything runs in it.
@@ -265,7 +268,9 @@ impl<'a> Collector<'a> {
         for refusal in refuse_places(&places, self.ctx.options.shell_job) {
             self.ctx.refuse(refusal);
         }
+        let ipc = collect_ipc(self.ctx, &self.ids, &self.subjects)?;
         Ok(Collected {
+            ipc,
             places,
             zombies,
             subjects: self.subjects,
@@ -349,6 +354,9 @@ fn collect_mapped(
     // An ELF file has five areas, and a program may have a thousand of one file.
     let mut known = HashMap::new();
     for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
+        if vma.backing == Backing::Sysv {
+            entry.fdflags = Some(open_mode(&subject.facts.dir, &vma.range)?);
+        }
         if !matches!(vma.backing, Backing::File | Backing::Memfd) {
             continue;
         }

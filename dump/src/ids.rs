@@ -25,6 +25,8 @@ const NAMESPACES: [(&str, u32); 8] = [
     ("user", 7),
     ("cgroup", 8),
 ];
+/// The kind that a tree may have of its own.
+const CARRIED: &str = "ipc";
 /// What a task's children will be in, which differs after unshare(2) of these kinds.
 const FOR_CHILDREN: [(&str, &str); 2] =
     [("pid_for_children", "pid"), ("time_for_children", "time")];
@@ -36,6 +38,8 @@ pub struct KernelIds {
     files: TaskSorter,
     fs: TaskSorter,
     sighand: TaskSorter,
+    /// Namespaces of the tree's own, in the order in which they were met: kind and text of the link.
+    met: Vec<(&'static str, Vec<u8>)>,
     /// Our own namespaces: the kind and the text of the link; kinds the kernel has only.
     own: Vec<(&'static str, Vec<u8>)>,
 }
@@ -50,6 +54,7 @@ impl KernelIds {
             files: TaskSorter::new(TaskObject::Files),
             fs: TaskSorter::new(TaskObject::Fs),
             sighand: TaskSorter::new(TaskObject::Sighand),
+            met: Vec::new(),
             own: NAMESPACES.into_iter().filter_map(link).collect(),
         })
     }
@@ -67,10 +72,23 @@ impl KernelIds {
             |sorter: &mut TaskSorter| -> Result<u32> { Ok(OWN + 1 + sorter.group(pid)?.0 as u32) };
         let (vm, files) = (number(&mut self.vm)?, number(&mut self.files)?);
         let (fs, sighand) = (number(&mut self.fs)?, number(&mut self.sighand)?);
-        Ok((
-            self.encode(vm, files, fs, sighand),
-            self.foreign_namespaces(dir),
-        ))
+        let mut ids = self.encode(vm, files, fs, sighand);
+        let mut foreign = self.foreign_namespaces(dir);
+        if foreign.contains(&CARRIED) {
+            ids.ipc_ns_id = Some(self.number_of(CARRIED, dir.readlink("ns/ipc")?));
+            foreign.retain(|kind| *kind != CARRIED);
+        }
+        Ok((ids, foreign))
+    }
+
+    /// The number of a namespace of the tree's own: they are counted behind the dumper's.
+    fn number_of(&mut self, kind: &'static str, link: Vec<u8>) -> u32 {
+        let known = self.met.iter().position(|(_, met)| *met == link);
+        let at = known.unwrap_or_else(|| {
+            self.met.push((kind, link));
+            self.met.len() - 1
+        });
+        (NAMESPACES.len() + 1 + at) as u32
     }
 
     fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {

@@ -11,6 +11,7 @@ mod freezing;
 mod ids;
 mod interrupt;
 mod inventory;
+mod ipc;
 mod lasting;
 mod mm;
 mod network;

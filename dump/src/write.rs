@@ -194,7 +194,8 @@ fn write_memory(
     let counts: Counts = pages.into_iter().sum();
     (stats.pages, stats.in_parent) = (counts.written, counts.in_parent);
     let first = collected.subjects.len() as u32 + 1;
-    stats.shmem_pages = write_shmem(ctx, images, &collected.files, first, interrupt)?;
+    let (shmem, next) = write_shmem(ctx, images, &collected.files, first, interrupt)?;
+    stats.shmem_pages = shmem + collected.ipc.write(images, next, interrupt)?;
     stats.memory = start.elapsed();
     Ok(())
 }

@@ -6,6 +6,7 @@ mod check;
 mod exec;
 mod files;
 mod host;
+mod ipc;
 mod mm;
 mod network;
 mod plan;

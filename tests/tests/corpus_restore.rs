@@ -95,6 +95,7 @@ sets! {
     proc_zombie "proc_zombie";
     mem_private "mem_private";
     mem_shared "mem_shared";
+    sysv "sysv";
     pipes "pipes";
     unix_stream "unix_stream";
     sigaction "sigaction";

@@ -10,6 +10,7 @@ crust_tests::workloads! {
     proc_zombie: guest "proc_zombie";
     mem_private: guest "mem_private";
     mem_shared: guest "mem_shared";
+    sysv: guest "sysv";
     pipes: guest "pipes";
     unix_stream: guest "unix_stream";
     sigaction: guest "sigaction";

@@ -28,6 +28,7 @@ pub mod sockdiag;
 pub mod steps;
 pub mod stub;
 pub mod survivor;
+pub mod sysv;
 pub mod tcp_repair;
 pub mod terminal;
 pub mod tracee;

@@ -16,42 +16,55 @@ use std::fs::File;
 use std::ops::Range;
 
 /// Writes every object the files know of; its pages files are numbered from `first` on. Gives the
-/// number of pages.
+/// number of pages, and the number of the next pages file.
 pub fn write_shmem(
     ctx: &Context,
     images: &dyn ImageSink,
     files: &FileTable,
     first: u32,
     interrupt: &Interrupt,
-) -> Result<u64> {
-    let check = || interrupt.check();
+) -> Result<(u64, u32)> {
     let mut pages_id = first;
     let mut pages = 0;
     for object in files.shmem() {
         let doing = || format!("dump the memory object {}", object.shmid);
         let source = files.open_shmem(ctx, &object).with_context(doing)?;
-        let mut runs = Extents {
-            file: &source,
-            at: 0,
-            size: object.size,
-        }
-        .peekable();
-        if runs.peek().is_none() {
-            continue;
-        }
-        let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
-        let name = (Kind::PagemapShmem, u64::from(object.shmid));
-        let mut image = create_pagemap(images, name, pages_id, &file, &source, &check)?;
-        for run in runs {
-            let run = run.with_context(doing)?;
-            image
-                .add(run.start, (run.end - run.start) / PAGE, false)
-                .with_context(doing)?;
-        }
-        pages += image.finish().with_context(doing)?.written;
-        pages_id += 1;
+        let shmid = u64::from(object.shmid);
+        let written = write_object(images, shmid, (&source, object.size), pages_id, interrupt)
+            .with_context(doing)?;
+        pages += written.unwrap_or(0);
+        pages_id += u32::from(written.is_some());
     }
-    Ok(pages)
+    Ok((pages, pages_id))
+}
+
+/// Writes the pagemap and pages of one object of so many bytes; `None` if it has no page, and no
+/// image then.
+pub fn write_object(
+    images: &dyn ImageSink,
+    shmid: u64,
+    (source, size): (&File, u64),
+    pages_id: u32,
+    interrupt: &Interrupt,
+) -> Result<Option<u64>> {
+    let check = || interrupt.check();
+    let mut runs = Extents {
+        file: source,
+        at: 0,
+        size,
+    }
+    .peekable();
+    if runs.peek().is_none() {
+        return Ok(None);
+    }
+    let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
+    let name = (Kind::PagemapShmem, shmid);
+    let mut image = create_pagemap(images, name, pages_id, &file, source, &check)?;
+    for run in runs {
+        let run = run?;
+        image.add(run.start, (run.end - run.start) / PAGE, false)?;
+    }
+    Ok(Some(image.finish()?.written))
 }
 
 /// The extents of a file that hold data, in whole pages.

@@ -11,6 +11,7 @@ pub mod inherit;
 mod layout;
 mod pages;
 pub mod shmem;
+mod sysv;
 pub mod vdso;
 mod vmas;
 
@@ -163,6 +164,7 @@ fn plan_room(planner: &mut Planner<'_>, mut room: Room<'_>) {
         .used
         .extend(mapped.map(|vma| (vma.start, vma.end)));
     plan_vdso(planner, &room);
+    sysv::plan_attachments(planner, &room);
     for at in 0..room.vmas.len() {
         if let Some(&vma) = room.vmas.get(at) {
             plan_map(planner, &mut room, &vma);
@@ -221,7 +223,7 @@ fn plan_vdso(planner: &mut Planner<'_>, room: &Room<'_>) {
 fn plan_map(planner: &mut Planner<'_>, room: &mut Room<'_>, vma: &Vma) {
     let origin = room.of_vma(vma);
     let slot = match vma.kind {
-        Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard => return,
+        Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard | Kind::Sysv(_) => return,
         Kind::Anon => None,
         Kind::SharedAnon(shmid) => planner.mm.shared.get(&shmid).copied(),
         Kind::File { id, .. } => match planner.mapped_file(FileId(id), vma.open_flags) {

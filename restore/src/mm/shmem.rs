@@ -52,6 +52,11 @@ fn objects(planner: &Planner<'_>, tasks: &[Task]) -> BTreeMap<u64, (u64, Origin)
 
 /// Copies the stored pages of an object into its file.
 pub fn fill(planner: &mut Planner<'_>, shmid: ShmId, size: u64, to: SlotId) {
+    fill_in(planner, Phase::Open, shmid, size, to);
+}
+
+/// The same for an object that is made in a later phase.
+pub fn fill_in(planner: &mut Planner<'_>, phase: Phase, shmid: ShmId, size: u64, to: SlotId) {
     let origin = Origin::new(
         format!("pagemap-shmem-{shmid}.img"),
         None,
@@ -81,6 +86,6 @@ pub fn fill(planner: &mut Planner<'_>, shmid: ShmId, size: u64, to: SlotId) {
     for (source, runs) in loads {
         let from = pages_slot(planner, source);
         let copy = Op::CopyPages { from, to, runs };
-        planner.push(Phase::Open, Actor::Broker, copy, origin.clone());
+        planner.push(phase, Actor::Broker, copy, origin.clone());
     }
 }

@@ -65,6 +65,8 @@ pub enum Kind {
     },
     /// A shared anonymous object, by its inode number.
     SharedAnon(u64),
+    /// A SysV segment, by its id.
+    Sysv(u32),
     /// The vdso's code.
     Vdso,
     /// The vdso's data.
@@ -210,7 +212,6 @@ fn check_one(index: usize, entry: &VmaEntry, host: &Host) -> Result<Vma, String>
 fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
     let is = |bits: u32| entry.status & bits == bits;
     for (bits, what) in [
-        (status::SYSV, "a SysV segment"),
         (status::SOCKET, "the ring of a packet socket"),
         (status::AIO_RING, "the ring of an AIO context"),
         (status::SHADOW_STACK, "a shadow stack"),
@@ -236,6 +237,10 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
         Ok(Kind::Vdso)
     } else if is(status::VVAR) {
         Ok(Kind::Vvar)
+    } else if is(status::SYSV) {
+        let id = u32::try_from(entry.shmid);
+        id.map(Kind::Sysv)
+            .map_err(|_| format!("shmid {:#x} is no id of a segment", entry.shmid))
     } else if is(status::FILE_PRIVATE) {
         file(false)
     } else if is(status::FILE_SHARED) {
@@ -261,7 +266,7 @@ fn check_flags(entry: &VmaEntry, kind: Kind) -> Result<(), String> {
         ));
     }
     let fits = match (kind, entry.flags & MAP_TYPE) {
-        (Kind::File { shared: true, .. } | Kind::SharedAnon(_), bits) => {
+        (Kind::File { shared: true, .. } | Kind::SharedAnon(_) | Kind::Sysv(_), bits) => {
             bits == libc::MAP_SHARED as u32
         }
         (Kind::Anon, bits) => bits == libc::MAP_PRIVATE as u32 || bits == MAP_DROPPABLE,
@@ -384,10 +389,10 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let sysv = VmaEntry {
-            status: 0x401,
+        let ring = VmaEntry {
+            status: 0x801,
             ..anon(0x10000, 0x11000)
         };
-        assert!(errors(&[sysv])[0].contains("SysV segment"));
+        assert!(errors(&[ring])[0].contains("packet socket"));
     }
 }

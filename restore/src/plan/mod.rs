@@ -12,7 +12,7 @@ pub mod slots;
 pub mod step;
 
 use crate::host::Host;
-use crate::{cgroup, files, mm, task, tree};
+use crate::{cgroup, files, ipc, mm, task, tree};
 use crust_cli::options::Options;
 use crust_image::checkpoint::Checkpoint;
 pub use refusal::Refusal;
@@ -70,6 +70,8 @@ pub struct Planner<'a> {
     pub files: files::Files,
     /// What the memory room remembers.
     pub mm: mm::Mm,
+    /// What the room of SysV objects remembers.
+    pub ipc: ipc::Ipc,
     steps: Vec<Step>,
     slots: u32,
     refusals: Vec<Refusal>,
@@ -84,6 +86,7 @@ impl<'a> Planner<'a> {
             tree: tree::Tree::default(),
             files: files::Files::default(),
             mm: mm::Mm::default(),
+            ipc: ipc::Ipc::default(),
             steps: Vec::new(),
             slots: 0,
             refusals: Vec::new(),

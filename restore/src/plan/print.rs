@@ -241,6 +241,20 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 Slot(*slot)
             )
         }
+        Routine::Sysv {
+            member,
+            object,
+            slot,
+        } => {
+            match member {
+                Some(pid) => write!(out, "in the ipc namespace of task {pid}: {object:?}")?,
+                None => write!(out, "in our ipc namespace: {object:?}")?,
+            }
+            match slot {
+                Some(slot) => write!(out, " -> {}", Slot(*slot)),
+                None => Ok(()),
+            }
+        }
         Routine::MakeCgroup(dir) => {
             out.push_str(if dir.must_exist {
                 "find cgroup "

@@ -92,6 +92,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
             slots.needs.push(*via);
             slots.needs.extend(rights);
         }
+        Routine::Sysv { slot, .. } => slots.gives.extend(slot),
         Routine::MakeCgroup(_)
         | Routine::GhostFile { .. }
         | Routine::RemoveGhost { .. }

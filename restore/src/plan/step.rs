@@ -6,6 +6,7 @@
 //! are all calls. Printed, a plan reads like strace; compared, it is a golden test; refused, it
 //! has touched nothing.
 
+use crate::ipc::Object;
 use crust_image::ids::VirtPid;
 use serde::Serialize;
 use std::fmt;
@@ -261,6 +262,15 @@ pub enum Routine {
         size: u64,
         /// Where the descriptor goes, open for reading and writing.
         slot: SlotId,
+    },
+    /// An object of an ipc namespace is made, changed or removed.
+    Sysv {
+        /// A task in the namespace; `None` for the host's.
+        member: Option<VirtPid>,
+        /// What.
+        object: Object,
+        /// Where a descriptor of the content goes.
+        slot: Option<SlotId>,
     },
     /// A cgroup directory is made, or checked.
     MakeCgroup(Box<CgroupDir>),

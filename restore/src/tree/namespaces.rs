@@ -1,9 +1,11 @@
 //! Namespaces that differ from the dumper's. The ids of a task are compared with those of the
 //! dumper in the inventory: equal means the host's namespace, which is inherited. A uts namespace
-//! that the whole tree shares is made by the root before it forks anybody; every other kind in
+//! that the whole tree shares is made by the root before it forks anybody; ipc namespaces are planned
+//! in ipc.rs; every other kind in
 //! which a task differs is refused by name.
 
 use super::Task;
+use crate::ipc;
 use crate::plan::step::{Actor, Arg, Call, Origin, Phase};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::TaskKobjIdsEntry;
@@ -33,6 +35,7 @@ pub fn plan(planner: &mut Planner<'_>, tasks: &[Task]) {
     if let Some(id) = uts {
         plan_uts(planner, tasks, id);
     }
+    ipc::plan_namespaces(planner, tasks);
     refuse(planner, tasks, uts.is_some());
 }
 
@@ -90,7 +93,7 @@ fn refuse(planner: &mut Planner<'_>, tasks: &[Task], uts_is_made: bool) {
     for task in tasks {
         let Some(ids) = &task.ids else { continue };
         for name in own(ids, host) {
-            if uts_is_made && name == "uts" {
+            if (uts_is_made && name == "uts") || name == "ipc" {
                 continue;
             }
             let image = format!("ids-{}.img", task.pid);

@@ -12,6 +12,7 @@ mod pages;
 mod payload;
 pub mod preflight;
 mod segment;
+mod sysv;
 mod tcp;
 mod terminal;
 mod timer;
@@ -72,6 +73,8 @@ pub struct Ctx<'i> {
     ghosts: ghost::Ghosts,
     payloads: payload::Payloads,
     injector: tcp::Injector,
+    /// Segments made in the host's ipc namespace.
+    segments: Vec<i32>,
 }
 
 impl<'i> Ctx<'i> {
@@ -84,6 +87,7 @@ impl<'i> Ctx<'i> {
             ghosts: ghost::Ghosts::default(),
             payloads: payload::Payloads::default(),
             injector: tcp::Injector::default(),
+            segments: Vec::new(),
         }
     }
 
@@ -117,6 +121,7 @@ impl<'i> Ctx<'i> {
 
     /// After a failure: the same, and nobody wants to hear about what could not be removed.
     pub fn undo(&mut self) {
+        sysv::undo(&mut self.segments);
         self.undo.take_back();
     }
 }
@@ -141,6 +146,14 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             slot,
         } => slots.put(*slot, pages::open_pages(ctx.images, *level, *pages_id)?),
         Routine::SharedAnon { size, slot } => slots.put(*slot, pages::shared_anon(*size)?),
+        Routine::Sysv {
+            member,
+            object,
+            slot,
+        } => match (sysv::make(*member, object, &mut ctx.segments)?, slot) {
+            (Some(fd), Some(slot)) => slots.put(*slot, fd),
+            _ => Ok(()),
+        },
         Routine::MakeCgroup(dir) => cgroup::make(dir, &mut ctx.undo),
         Routine::GhostFile { id, path } => make_ghost(ctx, *id, path),
         Routine::OpenGhost {
