@@ -13,6 +13,7 @@ pub mod corpus;
 pub mod crit_bench;
 pub mod guest;
 pub mod kills;
+pub mod mutation;
 pub mod proc_snapshot;
 pub mod round_trip;
 pub mod sandbox;

@@ -103,13 +103,14 @@ impl Made {
             set_tid_size: 1,
             ..CloneArgs::default()
         };
+        let parent = HostPid::current().get();
         let mask = set_own_mask(ALL_BUT_SIGTRAP).map_err(|e| Error::new(pid, "sigprocmask", e))?;
         step();
         // SAFETY: the arguments outlive the call. The child shares no memory with us; it makes
         // nothing but system calls, so that locks held by other threads do not matter.
         let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
         if got == 0 {
-            wait_for_tracer();
+            wait_for_tracer(parent);
         }
         let forked = Errno::result(got);
         let restored = set_own_mask(mask);
@@ -260,8 +261,9 @@ impl Made {
     }
 }
 
-/// The child's first and only code of its own. The parent's death before the seize ends it.
-fn wait_for_tracer() -> ! {
+/// The child's first and only code of its own. The parent's death before the seize ends it, also
+/// one that came before the child could ask for the signal: then somebody else is its parent.
+fn wait_for_tracer(parent: i32) -> ! {
     // SAFETY: system calls without memory arguments.
     unsafe {
         libc::syscall(
@@ -272,6 +274,9 @@ fn wait_for_tracer() -> ! {
             0,
             0,
         );
+        if libc::getppid() != parent {
+            libc::_exit(libc::EXIT_FAILURE);
+        }
         loop {
             libc::syscall(libc::SYS_pause);
         }

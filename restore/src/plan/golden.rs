@@ -17,7 +17,7 @@ pub(crate) fn data() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data")
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let defaults = Defaults::below_home(None);
     let args = ["--no-default-config", "--tcp-established"].map(OsString::from);
     parse(Tool::Restore, args, &defaults).expect("a command line with few options")

@@ -5,6 +5,8 @@
 pub mod calls;
 #[cfg(test)]
 pub(crate) mod golden;
+#[cfg(test)]
+mod hostile;
 pub mod order;
 pub mod print;
 pub mod refusal;
