@@ -22,7 +22,7 @@ use crust_process::proc::ProcDir;
 use crust_process::proc::maps::MapsVma;
 use crust_process::proc::smaps::{SmapsVma, VmFlag};
 use crust_process::proc::stat::{Stat, parse_stat};
-use crust_proto::criu::{FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
+use crust_proto::criu::{AioRingEntry, FdinfoEntry, FsEntry, MmEntry, TaskKobjIdsEntry};
 use nix::libc;
 use nix::sys::stat::Mode;
 use rayon::prelude::*;
@@ -202,6 +202,7 @@ impl<'a> Collector<'a> {
             told,
             facts,
         };
+        subject.mm.aios = collect_rings(self.ctx, view, &subject.vmas)?;
         self.collect_files(view, &mut subject)?;
         log_subject(self.ctx, view, &subject);
         self.subjects.push(subject);
@@ -281,6 +282,32 @@ impl<'a> Collector<'a> {
     }
 }
 
+/// The AIO contexts, by the headers of their rings (struct aio_ring of fs/aio.c). What the kernel
+/// rounds a context's size up to depends on nothing but the number asked for.
+fn collect_rings(ctx: &Context, view: &Task, vmas: &[Vma]) -> Result<Vec<AioRingEntry>> {
+    const MAGIC: u32 = 0xa10a_10a1;
+    let mut rings = Vec::new();
+    for vma in vmas.iter().filter(|vma| vma.backing == Backing::Aio) {
+        let mut header = [0; 20];
+        view.mem.read_exact_at(vma.range.start, &mut header)?;
+        let (words, _) = header.as_chunks::<4>();
+        let word = |at: usize| words.get(at).map_or(0, |word| u32::from_le_bytes(*word));
+        let (events, magic) = (word(1), word(4));
+        if magic != MAGIC || events < 4 {
+            let object = format!("the AIO ring at {:#x}", vma.range.start);
+            let what = format!("has no header: magic {magic:#x}, {events} events");
+            ctx.refuse(Refusal::new(view.pid, object, what));
+            continue;
+        }
+        rings.push(AioRingEntry {
+            id: vma.range.start,
+            nr_req: (events - 2) / 2,
+            ring_len: u32::try_from(vma.range.end - vma.range.start).unwrap_or(u32::MAX),
+        });
+    }
+    Ok(rings)
+}
+
 /// What the images hold less exactly than the kernel does.
 fn warn_of_areas(ctx: &Context, view: &Task, facts: &TaskFacts) {
     for area in &facts.areas {
@@ -354,7 +381,7 @@ fn collect_mapped(
     // An ELF file has five areas, and a program may have a thousand of one file.
     let mut known = HashMap::new();
     for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
-        if vma.backing == Backing::Sysv {
+        if matches!(vma.backing, Backing::Sysv | Backing::Aio) {
             entry.fdflags = Some(open_mode(&subject.facts.dir, &vma.range)?);
         }
         if !matches!(vma.backing, Backing::File | Backing::Memfd) {

@@ -217,7 +217,7 @@ fn write_task_memory(
     let mut pagemap = Pagemap::open(&subject.facts.dir)?;
     let mut mm = subject.mm.clone();
     for vma in subject.vmas.iter().filter(|vma| vma.has_own_pages()) {
-        if vma.backing == Backing::Vdso {
+        if vma.is_dumped_whole() {
             image.add(
                 vma.range.start,
                 (vma.range.end - vma.range.start) / PAGE,

@@ -11,6 +11,7 @@ crust_tests::workloads! {
     mem_private: guest "mem_private";
     mem_shared: guest "mem_shared";
     sysv: guest "sysv";
+    aio: guest "aio";
     pipes: guest "pipes";
     unix_stream: guest "unix_stream";
     sigaction: guest "sigaction";

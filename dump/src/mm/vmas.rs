@@ -33,6 +33,8 @@ pub mod status {
     pub const SYSV: u32 = 0x400;
     /// The data of the vdso.
     pub const VVAR: u32 = 0x1000;
+    /// The ring of an AIO context.
+    pub const AIO_RING: u32 = 0x2000;
     /// The file is a memfd, or unnamed shared memory.
     pub const MEMFD: u32 = 0x4000;
     /// A guard region inside another area.
@@ -52,6 +54,8 @@ pub enum Backing {
     Memfd,
     /// A SysV segment.
     Sysv,
+    /// The ring of an AIO context.
+    Aio,
     /// The vdso.
     Vdso,
     /// Its data, [vvar] and [vvar_vclock] as one.
@@ -76,7 +80,15 @@ pub struct Vma {
 impl Vma {
     /// Whether pages of it belong to the task and are in its pagemap.
     pub fn has_own_pages(&self) -> bool {
-        !self.shared && !matches!(self.backing, Backing::Vvar | Backing::Vsyscall)
+        // A ring is shared with nobody but the kernel.
+        let own = !self.shared || self.backing == Backing::Aio;
+        own && !matches!(self.backing, Backing::Vvar | Backing::Vsyscall)
+    }
+
+    /// Whether all its pages are dumped, and no pagemap is asked: a restorer on another kernel
+    /// compares the vdso with its own, and a ring is as small.
+    pub fn is_dumped_whole(&self) -> bool {
+        matches!(self.backing, Backing::Vdso | Backing::Aio)
     }
 
     /// Whether a restore may bring its pages later, when they are touched.
@@ -141,7 +153,7 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
         refuse_flags(area)?;
     }
     let vma = &area.vma;
-    let file = matches!(backing, Backing::File | Backing::Memfd);
+    let file = matches!(backing, Backing::File | Backing::Memfd | Backing::Aio);
     let entry = VmaEntry {
         start: vma.start,
         end: vma.end,
@@ -186,9 +198,7 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
         VmaName::Path { path, .. } if path.starts_with(b"/") => Backing::File,
         VmaName::ZeroShared => Backing::File,
         VmaName::SysV { .. } => Backing::Sysv,
-        VmaName::Aio => {
-            return Err("is the ring of an AIO context, which is not supported yet".into());
-        }
+        VmaName::Aio => Backing::Aio,
         VmaName::AnonHugepage => {
             return Err("is memory in huge pages (MAP_HUGETLB), which is not supported yet".into());
         }
@@ -268,6 +278,7 @@ fn status_of(backing: Backing, vma: &MapsVma) -> u32 {
         Backing::Anonymous => status::REGULAR | status::ANON_PRIVATE,
         Backing::File => status::REGULAR | file,
         Backing::Memfd => status::REGULAR | file | status::MEMFD,
+        Backing::Aio => status::AIO_RING,
         Backing::Sysv => status::REGULAR | status::ANON_SHARED | status::SYSV,
         Backing::Vdso => status::REGULAR | status::VDSO | status::ANON_PRIVATE,
         Backing::Vvar => status::REGULAR | status::ANON_PRIVATE | status::VVAR,

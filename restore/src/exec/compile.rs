@@ -39,6 +39,7 @@ pub fn is_batched(op: &Op) -> bool {
         | Op::Reap { .. } => true,
         Op::Fetch { .. }
         | Op::ClearMemory
+        | Op::AioRing { .. }
         | Op::CopyPages { .. }
         | Op::WriteProc { .. }
         | Op::Die { .. }

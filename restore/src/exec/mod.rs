@@ -6,6 +6,7 @@
 //! run of steps as one batch in the task. Any error kills every task made so far and undoes what
 //! the broker has put into the file system; so does our own death, by PTRACE_O_EXITKILL.
 
+mod aio;
 mod broker;
 mod commit;
 mod compile;
@@ -276,6 +277,7 @@ impl<'p> Executor<'p> {
         };
         match &step.op {
             Op::ClearMemory => self.clear_memory(step, pid)?,
+            Op::AioRing { .. } => self.make_aio_ring(step, pid)?,
             Op::Die { status } => self.let_die(step, pid, *status)?,
             Op::Stop { signal } => {
                 let task = self.task(step, pid)?;

@@ -7,6 +7,7 @@
 //! needs; pages; then protection, advice, guards and locks as they were, each of which could
 //! forbid or undo a load; the exe link last, which wants the mapping of the executable.
 
+mod aio;
 pub mod inherit;
 mod layout;
 mod pages;
@@ -165,6 +166,7 @@ fn plan_room(planner: &mut Planner<'_>, mut room: Room<'_>) {
         .extend(mapped.map(|vma| (vma.start, vma.end)));
     plan_vdso(planner, &room);
     sysv::plan_attachments(planner, &room);
+    aio::plan_rings(planner, &room);
     for at in 0..room.vmas.len() {
         if let Some(&vma) = room.vmas.get(at) {
             plan_map(planner, &mut room, &vma);
@@ -223,7 +225,8 @@ fn plan_vdso(planner: &mut Planner<'_>, room: &Room<'_>) {
 fn plan_map(planner: &mut Planner<'_>, room: &mut Room<'_>, vma: &Vma) {
     let origin = room.of_vma(vma);
     let slot = match vma.kind {
-        Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard | Kind::Sysv(_) => return,
+        Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard => return,
+        Kind::Sysv(_) | Kind::AioRing => return,
         Kind::Anon => None,
         Kind::SharedAnon(shmid) => planner.mm.shared.get(&shmid).copied(),
         Kind::File { id, .. } => match planner.mapped_file(FileId(id), vma.open_flags) {

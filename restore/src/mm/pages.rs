@@ -41,6 +41,10 @@ impl From<&PageRun> for StoredRun {
     }
 }
 
+/// Bytes at the start of an AIO ring that the kernel has written for the context it belongs to:
+/// `id` and `nr` of struct aio_ring (fs/aio.c).
+const RING_IDENTITY: u64 = 8;
+
 /// Pages to read, by file, in the order of the file.
 pub type Loads = BTreeMap<Source, Vec<PageLoad>>;
 
@@ -58,7 +62,13 @@ pub fn split(runs: &[StoredRun], vmas: &[Vma]) -> Result<Loads, String> {
             let vma = mapped.get(at).filter(|vma| vma.start <= rest.to);
             let vma = vma.ok_or_else(|| format!("pages at {:#x} lie in no vma", rest.to))?;
             let len = rest.len.min(vma.end - rest.to);
-            let piece = PageLoad { len, ..rest };
+            let mut piece = PageLoad { len, ..rest };
+            if vma.kind == Kind::AioRing && rest.to == vma.start {
+                // Number and size of the new context stay.
+                piece.to += RING_IDENTITY;
+                piece.offset += RING_IDENTITY;
+                piece.len -= RING_IDENTITY;
+            }
             if vma.kind.takes_pages() {
                 add(loads.entry(run.source).or_default(), piece);
             } else if !is_vdso(vma.kind) {

@@ -67,6 +67,8 @@ pub enum Kind {
     SharedAnon(u64),
     /// A SysV segment, by its id.
     Sysv(u32),
+    /// The ring of an AIO context.
+    AioRing,
     /// The vdso's code.
     Vdso,
     /// The vdso's data.
@@ -80,7 +82,8 @@ pub enum Kind {
 impl Kind {
     /// Whether pages of the task's own pagemap belong into it.
     pub fn takes_pages(self) -> bool {
-        matches!(self, Kind::Anon | Kind::File { shared: false, .. })
+        let private = matches!(self, Kind::Anon | Kind::File { shared: false, .. });
+        private || self == Kind::AioRing
     }
 }
 
@@ -213,7 +216,6 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
     let is = |bits: u32| entry.status & bits == bits;
     for (bits, what) in [
         (status::SOCKET, "the ring of a packet socket"),
-        (status::AIO_RING, "the ring of an AIO context"),
         (status::SHADOW_STACK, "a shadow stack"),
         (status::UPROBES, "the page of uprobes"),
     ] {
@@ -237,6 +239,8 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
         Ok(Kind::Vdso)
     } else if is(status::VVAR) {
         Ok(Kind::Vvar)
+    } else if is(status::AIO_RING) {
+        Ok(Kind::AioRing)
     } else if is(status::SYSV) {
         let id = u32::try_from(entry.shmid);
         id.map(Kind::Sysv)
@@ -266,9 +270,10 @@ fn check_flags(entry: &VmaEntry, kind: Kind) -> Result<(), String> {
         ));
     }
     let fits = match (kind, entry.flags & MAP_TYPE) {
-        (Kind::File { shared: true, .. } | Kind::SharedAnon(_) | Kind::Sysv(_), bits) => {
-            bits == libc::MAP_SHARED as u32
-        }
+        (
+            Kind::File { shared: true, .. } | Kind::SharedAnon(_) | Kind::Sysv(_) | Kind::AioRing,
+            bits,
+        ) => bits == libc::MAP_SHARED as u32,
         (Kind::Anon, bits) => bits == libc::MAP_PRIVATE as u32 || bits == MAP_DROPPABLE,
         (Kind::File { shared: false, .. }, bits) => bits == libc::MAP_PRIVATE as u32,
         (Kind::Vdso | Kind::Vvar | Kind::Vsyscall | Kind::Guard, _) => true,

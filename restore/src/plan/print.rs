@@ -78,6 +78,18 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
             "fork {pid} (flags {flags:#x}, exit signal {exit_signal})"
         ),
         Op::ClearMemory => write!(out, "clear memory"),
+        Op::AioRing {
+            at,
+            len,
+            requests,
+            pages,
+            offset,
+        } => write!(
+            out,
+            "AIO context of {requests} requests, {len} bytes at {at:#x}, as stored in {} at \
+             {offset:#x}",
+            Slot(*pages)
+        ),
         Op::MoveVdso { areas } => {
             out.push_str("move vdso");
             for area in areas {

@@ -147,6 +147,20 @@ pub enum Op {
         /// Runs in ascending order of file offset.
         runs: Vec<PageLoad>,
     },
+    /// Task: an AIO context is made, as many requests are completed in it as the stored ring tells
+    /// (fs/aio.c counts on from there), and its ring comes to this address.
+    AioRing {
+        /// Address of the ring, which names the context.
+        at: u64,
+        /// Bytes of the ring.
+        len: u64,
+        /// Requests asked for.
+        requests: u32,
+        /// The pages file.
+        pages: SlotId,
+        /// Where the ring is in it.
+        offset: u64,
+    },
     /// Broker: pages are copied from a pages file into a file (a memfd, a SysV segment's file).
     CopyPages {
         /// The pages file.
