@@ -180,7 +180,6 @@ impl<'a> Collector<'a> {
             self.ctx
                 .refuse(Refusal::new(view.pid, area.object, area.what));
         }
-        warn_of_areas(self.ctx, view, &facts);
         let threads = task.threads.iter().zip(&facts.threads);
         let traced = threads.map(|(thread, facts)| collect_traced(thread, facts.status.seccomp));
         let traced = traced.collect::<Result<_>>()?;
@@ -308,18 +307,6 @@ fn collect_rings(ctx: &Context, view: &Task, vmas: &[Vma]) -> Result<Vec<AioRing
     Ok(rings)
 }
 
-/// What the images hold less exactly than the kernel does.
-fn warn_of_areas(ctx: &Context, view: &Task, facts: &TaskFacts) {
-    for area in &facts.areas {
-        if area.flags.has(VmFlag::LockOnFault) {
-            let at = format_args!("{:x}-{:x}", area.vma.start, area.vma.end);
-            let what = "is locked on fault (mlock2), which will be a plain lock after a restore";
-            let message = format_args!("task {}: the area {at} {what}", view.pid);
-            ctx.log.warn("dump/mm", message);
-        }
-    }
-}
-
 fn log_subject(ctx: &Context, view: &Task, subject: &Subject) {
     ctx.log.debug(format_args!(
         "Collected task {}: {} threads, {} areas, {} descriptors",
@@ -358,7 +345,7 @@ fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
         mm_env_end: stat.env_end,
         exe_file_id: 0,
         mm_saved_auxv: facts.auxv.iter().copied().take(AUXV_WORDS).collect(),
-        vmas: vmas.iter().map(|vma| vma.entry).collect(),
+        vmas: vmas.iter().map(|vma| vma.entry.clone()).collect(),
         dumpable: Some(told.task.dumpable),
         aios: Vec::new(),
         thp_disabled: Some(told.task.thp_disabled),

@@ -9,6 +9,8 @@ crust_tests::workloads! {
     proc_dead: guest "proc_dead";
     proc_zombie: guest "proc_zombie";
     mem_private: guest "mem_private";
+    mem_kinds: guest "mem_kinds";
+    memfd_exec: guest "memfd_exec";
     mem_shared: guest "mem_shared";
     sysv: guest "sysv";
     aio: guest "aio";

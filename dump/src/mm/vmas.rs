@@ -174,6 +174,11 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
         fd: -1,
         madv: madv_of(area),
         fdflags: None,
+        crust_anon_name: match &vma.name {
+            VmaName::Anon(name) | VmaName::AnonShmem(name) => Some(name.clone()),
+            _ => None,
+        },
+        crust_lock_on_fault: area.flags.has(VmFlag::LockOnFault).then_some(true),
     };
     Ok(Vma {
         range: vma.start..vma.end,
@@ -403,7 +408,7 @@ VmFlags: ex
         let text = "7f00010000-7f00012000 rw-s 00001000 00:01 9 /SYSV0000abcd (deleted)\nVmFlags: rd wr sh\n";
         let (vmas, unsupported) = planned(text);
         assert_eq!(unsupported, []);
-        let entry = vmas[0].entry;
+        let entry = &vmas[0].entry;
         assert_eq!((entry.status, entry.flags, entry.shmid), (0x501, 0x21, 9));
         assert_eq!(entry.pgoff, 0x1000);
         assert!(!vmas[0].has_own_pages());

@@ -10,7 +10,7 @@ use crate::plan::calls::prctl;
 use crate::plan::step::{Arg, Phase, Piece};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::FileId;
-use crust_proto::criu::MmEntry;
+use crust_proto::criu::{FileEntry, MmEntry};
 
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
@@ -29,7 +29,15 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         planner.refuse(Refusal::new(origin, why));
         return;
     }
-    let Some(exe) = planner.file_slot(FileId(entry.exe_file_id)) else {
+    let id = FileId(entry.exe_file_id);
+    let is_memfd = |file: &FileEntry| file.memfd.is_some();
+    let exe = if planner.checkpoint.file(id).is_some_and(is_memfd) {
+        // A description for writing would forbid its being executed.
+        planner.mapped_file(id, nix::libc::O_RDONLY as u32)
+    } else {
+        planner.file_slot(id)
+    };
+    let Some(exe) = exe else {
         let why = format!(
             "exe_file_id {} is no file that can be opened",
             entry.exe_file_id

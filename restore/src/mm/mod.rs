@@ -16,7 +16,7 @@ mod sysv;
 pub mod vdso;
 mod vmas;
 
-use crate::plan::calls::close;
+use crate::plan::calls::{close, prctl};
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId, VdsoArea};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
@@ -45,6 +45,9 @@ const MAP: &[(u64, &str)] = &[
 ];
 const MADV_HUGEPAGE: u32 = libc::MADV_HUGEPAGE as u32;
 const MADV_NOHUGEPAGE: u32 = libc::MADV_NOHUGEPAGE as u32;
+/// Since Linux 5.17 (include/uapi/linux/prctl.h).
+const PR_SET_VMA: i32 = 0x5356_4d41;
+const PR_SET_VMA_ANON_NAME: i32 = 0;
 /// Since Linux 6.13 (include/uapi/asm-generic/mman-common.h).
 const MADV_GUARD_INSTALL: i32 = 102;
 /// Advice that is a lasting attribute of a vma; all other numbers act once.
@@ -177,6 +180,7 @@ fn plan_room(planner: &mut Planner<'_>, mut room: Room<'_>) {
     plan_loads(planner, &mut room);
     plan_protection(planner, &room);
     plan_advice(planner, &room, false);
+    plan_names(planner, &room);
     plan_guards(planner, &room);
     plan_locks(planner, &room);
     layout::plan(planner, &mut room);
@@ -399,6 +403,24 @@ fn madvise(vma: &Vma, advice: Arg) -> Call {
     Call::new("madvise", libc::SYS_madvise, args)
 }
 
+/// Names of anonymous memory, which /proc/PID/maps shows.
+fn plan_names(planner: &mut Planner<'_>, room: &Room<'_>) {
+    for vma in &room.vmas {
+        let stored = room.entry.vmas.get(vma.index);
+        let Some(name) = stored.and_then(|stored| stored.crust_anon_name.clone()) else {
+            continue;
+        };
+        let args = [
+            Arg::named("PR_SET_VMA_ANON_NAME", PR_SET_VMA_ANON_NAME),
+            Arg::Hex(vma.start),
+            Arg::Int(vma.len() as i64),
+            Arg::Str(name),
+        ];
+        let call = prctl("PR_SET_VMA", PR_SET_VMA, args);
+        planner.call(Phase::Memory, room.actor, call, room.of_vma(vma));
+    }
+}
+
 /// Guards drop the pages in their range, so they come behind the load; and the kernel refuses
 /// them in locked memory, so they come before the locks.
 fn plan_guards(planner: &mut Planner<'_>, room: &Room<'_>) {
@@ -410,8 +432,15 @@ fn plan_guards(planner: &mut Planner<'_>, room: &Room<'_>) {
 
 fn plan_locks(planner: &mut Planner<'_>, room: &Room<'_>) {
     for vma in room.vmas.iter().filter(|vma| vma.locked()) {
-        let args = vec![Arg::Hex(vma.start), Arg::Int(vma.len() as i64)];
-        let mut call = Call::new("mlock", libc::SYS_mlock, args);
+        let mut args = vec![Arg::Hex(vma.start), Arg::Int(vma.len() as i64)];
+        let stored = room.entry.vmas.get(vma.index);
+        let on_fault = stored.and_then(|stored| stored.crust_lock_on_fault);
+        let mut call = if on_fault == Some(true) {
+            args.push(Arg::named("MLOCK_ONFAULT", libc::MLOCK_ONFAULT));
+            Call::new("mlock2", libc::SYS_mlock2, args)
+        } else {
+            Call::new("mlock", libc::SYS_mlock, args)
+        };
         let guarded = |guard: &&Vma| {
             guard.kind == Kind::Guard && guard.start < vma.end && vma.start < guard.end
         };

@@ -385,7 +385,7 @@ mod tests {
             status: 0x10000,
             ..anon(0x11000, 0x13000)
         };
-        assert!(check(&[anon(0x10000, 0x13000), guard], &recorded()).is_ok());
+        assert!(check(&[anon(0x10000, 0x13000), guard.clone()], &recorded()).is_ok());
         assert_eq!(
             errors(&[anon(0x10000, 0x12000), guard]),
             ["1: guard range 11000-13000 has no mapping at 0x12000"]

@@ -131,7 +131,11 @@ fn check_fs(findings: &mut Findings<'_>) {
     }
     for (pid, mm) in &checkpoint.mms {
         let place = Place::of(Kind::Mm, Some(pid.get().into())).entry(0);
-        check_reg(findings, &place, "exe_file_id", Some(mm.exe_file_id));
+        // A program may run from a memfd.
+        let file = checkpoint.file(FileId(mm.exe_file_id));
+        if file.is_none_or(|file| file.memfd.is_none()) {
+            check_reg(findings, &place, "exe_file_id", Some(mm.exe_file_id));
+        }
     }
 }
 
