@@ -122,9 +122,21 @@ fn is_criu_file(name: &str) -> bool {
     !name.starts_with("google/")
 }
 
+/// Fields for state that the format has no place for: CRIU skips them, and so does its table. They
+/// have a name and a number that no field of CRIU will have.
+fn is_ours(field: &FieldDescriptor) -> bool {
+    const FIRST_OF_OURS: u32 = 1001;
+    let (named, numbered) = (
+        field.name().starts_with("crust_"),
+        field.number() >= FIRST_OF_OURS,
+    );
+    assert_eq!(named, numbered, "{}", field.full_name());
+    named
+}
+
 fn message_rows(pool: &DescriptorPool, message: &MessageDescriptor, rows: &mut BTreeSet<String>) {
     let file = message.parent_file().name().to_owned();
-    for field in message.fields() {
+    for field in message.fields().filter(|field| !is_ours(field)) {
         let (type_, referred) = type_name(&field.kind());
         rows.insert(format!(
             "{file}\t{}\t{}\t{}\t{}\t{type_}\t{referred}\t{}\t{}\t{}",
