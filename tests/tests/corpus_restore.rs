@@ -115,4 +115,5 @@ sets! {
     pidfd "pidfd";
     timerfd "timerfd";
     tcp_est "tcp_est" "--tcp-established";
+    netlink "netlink";
 }

@@ -29,7 +29,6 @@ fn option_refused(sandbox: &Sandbox, name: &str, option: &str) -> Result<()> {
 }
 
 sandbox_test! {
-    fn netlink(sandbox) { refused(sandbox, "netlink", &["netlink", "packet socket"]) }
     fn other_uts_namespace(sandbox) { refused(sandbox, "nsfd", &["namespace", "uts"]) }
     fn fanotify(sandbox) { refused(sandbox, "fanotify", &["fanotify"]) }
     fn established_tcp_without_the_option(sandbox) {

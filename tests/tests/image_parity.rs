@@ -116,6 +116,7 @@ const VARYING: &[(&str, &[&str])] = &[
             "max_window",
             "rcv_wnd",
             "rcv_wup",
+            "portid",
         ],
     ),
     // Which pages are dirty depends on the moment; the runs are compared by nobody but a restore.
@@ -547,4 +548,5 @@ sets! {
     pidfd "pidfd";
     timerfd "timerfd";
     tcp_est "tcp_est";
+    netlink "netlink";
 }

@@ -27,6 +27,7 @@ crust_tests::workloads! {
     tcp_states: guest "tcp_states", dump &["--tcp-established"],
         restore &["--tcp-established"];
     udp: guest "udp";
+    netlink: guest "netlink";
     pty: guest "pty";
     pty_quiet: guest "pty_quiet";
     pty_waiting: guest "pty_waiting";

@@ -12,6 +12,7 @@ pub mod fds;
 pub mod freeze;
 pub mod iptables;
 pub mod kcmp;
+pub mod kept_options;
 pub mod leftover;
 pub mod making;
 pub mod memory;

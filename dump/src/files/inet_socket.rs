@@ -6,11 +6,10 @@
 //! host order. The queues and numbers of a TCP connection are read later (`tcp.rs`), and only if
 //! `--tcp-established` asks for it. Connections that wait in a listener are lost, which needs
 //! `--skip-in-flight`; a corked UDP socket and other protocols are refused. Datagrams that wait
-//! are lost, as UDP may lose them; options for which the image has no field are lost too: the log
-//! names both.
+//! are lost, as UDP may lose them: the log says so.
 
 use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN, SYN_SENT};
-use super::{FileTable, OpenFile, Problem, RoomResult, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, kept_options, sock_options};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_cli::options::Options;
@@ -55,6 +54,7 @@ pub fn dump(
         }
         table.connections.add(file, socket.found(file, &opts)?);
     }
+    let kind = (socket.family, socket.kind, socket.protocol);
     let entry = InetSkEntry {
         id: id.0,
         ino: file.stat()?.ino as u32,
@@ -76,6 +76,8 @@ pub fn dump(
         ns_id: table.own_ids.net_ns_id.filter(|_| socket.is_hashed()),
         shutdown: socket.shutdown().map(Into::into),
         tcp_opts: Some(collect_tcp_options(file.fd, &socket)?),
+        crust_options: kept_options::collect(table, file.fd, kind),
+        crust_congestion: kept_options::collect_congestion(table, file.fd, kind),
     };
     Ok(FileEntry {
         r#type: FdTypes::Inetsk as i32,
@@ -382,57 +384,15 @@ fn is_set(value: i32) -> Option<bool> {
     (value != 0).then_some(true)
 }
 
-/// Options that change what a program sees and have no field, by level, name and default.
-const UNKEPT: &[(i32, i32, i32, &str)] = &[
-    (libc::IPPROTO_IP, libc::IP_TRANSPARENT, 0, "IP_TRANSPARENT"),
-    (libc::IPPROTO_IP, libc::IP_RECVERR, 0, "IP_RECVERR"),
-    (libc::IPPROTO_IP, libc::IP_RECVTTL, 0, "IP_RECVTTL"),
-    (libc::IPPROTO_IP, libc::IP_RECVTOS, 0, "IP_RECVTOS"),
-    (
-        libc::IPPROTO_IPV6,
-        libc::IPV6_RECVPKTINFO,
-        0,
-        "IPV6_RECVPKTINFO",
-    ),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 0, "IPV6_RECVERR"),
-    (
-        libc::IPPROTO_IPV6,
-        libc::IPV6_RECVHOPLIMIT,
-        0,
-        "IPV6_RECVHOPLIMIT",
-    ),
-    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0, "IPV6_TCLASS"),
-    (
-        libc::IPPROTO_TCP,
-        libc::TCP_DEFER_ACCEPT,
-        0,
-        "TCP_DEFER_ACCEPT",
-    ),
-    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 0, "TCP_FASTOPEN"),
-    (
-        libc::IPPROTO_TCP,
-        libc::TCP_USER_TIMEOUT,
-        0,
-        "TCP_USER_TIMEOUT",
-    ),
-];
-
 fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Result<()> {
-    let mut lost: Vec<String> = UNKEPT
-        .iter()
-        .filter(|(level, name, default, _)| {
-            // A level that is not the socket's answers an error.
-            sockopt_int(file.fd, *level, *name).is_ok_and(|value| value != *default)
-        })
-        .map(|(.., name)| (*name).to_owned())
-        .collect();
-    if socket.protocol != libc::IPPROTO_TCP {
-        let waiting = bytes_waiting(file.fd).context("FIONREAD")?;
-        lost.extend((waiting > 0).then(|| format!("a waiting datagram of {waiting} bytes")));
+    if socket.is_tcp() {
+        return Ok(());
     }
-    if !lost.is_empty() {
+    let waiting = bytes_waiting(file.fd).context("FIONREAD")?;
+    if waiting > 0 {
         let (pid, name) = (file.task.pid, file.name());
-        let message = format_args!("task {pid}: {name}: not kept: {}", lost.join(", "));
+        let message =
+            format_args!("task {pid}: {name}: not kept: a waiting datagram of {waiting} bytes");
         ctx.log.warn("dump/files/inet_socket", message);
     }
     Ok(())

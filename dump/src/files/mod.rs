@@ -16,12 +16,15 @@ mod file_lock;
 mod ghost;
 mod inet_socket;
 mod inotify;
+mod kept_options;
 mod kind;
 mod link_remap;
 mod look;
 mod memfd;
 mod mounts;
 mod namespace;
+mod netlink_socket;
+mod packet_socket;
 mod path;
 mod pidfd;
 mod pipe;
@@ -113,6 +116,9 @@ pub struct FileTable {
     pipes: pipe::Pipes,
     unix: unix_socket::Sockets,
     connections: tcp::Connections,
+    netlink: netlink_socket::Listed,
+    packets: packet_socket::Listed,
+    new_sockets: kept_options::News,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
     /// The numbers of the namespaces that the dumper and the tree live in.
@@ -277,6 +283,9 @@ impl FileTable {
             pipes: pipe::Pipes::default(),
             unix: unix_socket::Sockets::default(),
             connections: tcp::Connections::default(),
+            netlink: netlink_socket::Listed::default(),
+            packets: packet_socket::Listed::default(),
+            new_sockets: kept_options::News::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             own_ids,

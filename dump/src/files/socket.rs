@@ -1,6 +1,9 @@
-//! Sockets, by family: unix and internet ones have a room, the others are refused by what they are.
+//! Sockets, by family: those with a room, the others are refused by what they are.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, inet_socket, unix_socket};
+use super::{
+    FileTable, OpenFile, Problem, RoomResult, inet_socket, netlink_socket, packet_socket,
+    unix_socket,
+};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -19,8 +22,8 @@ pub fn dump(
     match family(file.fd)? {
         libc::AF_UNIX => unix_socket::dump(ctx, table, file, id),
         libc::AF_INET | libc::AF_INET6 => inet_socket::dump(ctx, table, file, id),
-        libc::AF_NETLINK => Err(Problem::refused("netlink sockets are not dumped yet")),
-        libc::AF_PACKET => Err(Problem::refused("packet sockets are not dumped yet")),
+        libc::AF_NETLINK => netlink_socket::dump(ctx, table, file, id),
+        libc::AF_PACKET => packet_socket::dump(ctx, table, file, id),
         libc::AF_VSOCK => Err(Problem::refused("is a socket to the hypervisor (vsock)")),
         family => Err(Problem::refused(format!(
             "is a socket of address family {family}"

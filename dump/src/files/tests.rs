@@ -471,12 +471,11 @@ fn an_o_path_fifo_does_not_block() {
 #[test]
 fn unsupported_kinds_are_told_all_at_once() {
     let bench = Bench::new("all", &[]);
-    let make =
-        |family, kind| nix::sys::socket::socket(family, kind, SockFlag::empty(), None).unwrap();
-    let netlink = make(AddressFamily::Netlink, SockType::Raw);
-    let packet = make(AddressFamily::Packet, SockType::Raw);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
     let ctx = bench.context();
-    let (_, entries) = dump(&ctx, &[netlink.as_fd(), packet.as_fd()]);
+    let (_, entries) = dump(&ctx, &[client.as_fd(), server.as_fd()]);
     let told = refused(&ctx);
     assert_eq!((told.len(), entries.len()), (2, 0), "{told:?}");
     let pid = std::process::id();

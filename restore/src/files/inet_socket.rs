@@ -9,7 +9,7 @@
 
 use super::calls::{SETTABLE, set_flags, set_option};
 use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN};
-use super::{File, fown, member, sock_options};
+use super::{File, fown, kept_options, member, sock_options};
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{InetSkEntry, SkShutdown, TcpStreamEntry};
@@ -267,6 +267,10 @@ impl Inet {
         if isk.opts.so_reuseport == Some(true) {
             set(SOL_SOCKET, ("SO_REUSEPORT", libc::SO_REUSEPORT), 1);
         }
+        // Among them IP_TRANSPARENT.
+        calls.extend(kept_options::calls(&isk.crust_options, slot)?);
+        let congestion = isk.crust_congestion.as_ref();
+        calls.extend(kept_options::congestion(congestion, slot)?);
         if !self.is_connection {
             calls.extend(bind_to_device(isk, slot)?);
         }

@@ -21,8 +21,11 @@ mod golden;
 mod inet_socket;
 mod inherit;
 mod inotify;
+mod kept_options;
 mod memfd;
 mod namespace;
+mod netlink_socket;
+mod packet_socket;
 mod pidfd;
 mod pipe;
 mod regfile;
@@ -176,6 +179,8 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Ns) => namespace::plan(planner, file),
         Some(FdTypes::Memfd) => memfd::plan(planner, file),
         Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
+        Some(FdTypes::Netlinksk) => netlink_socket::plan(planner, file),
+        Some(FdTypes::Packetsk) => packet_socket::plan(planner, file),
         Some(FdTypes::Inotify) => inotify::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
         _ => return,
@@ -191,6 +196,8 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Fifo
             | FdTypes::Unixsk
             | FdTypes::Inetsk
+            | FdTypes::Netlinksk
+            | FdTypes::Packetsk
             | FdTypes::Inotify
             | FdTypes::Tty
             | FdTypes::Eventfd
@@ -202,8 +209,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Ns,
         ) => return,
         Some(FdTypes::CtlTty) => ("terminals of old images", ""),
-        Some(FdTypes::Netlinksk) => ("netlink sockets", ""),
-        Some(FdTypes::Packetsk) => ("packet sockets", ""),
         Some(FdTypes::Fanotify) => ("fanotify groups", ""),
         Some(FdTypes::Tunf) => ("tun and tap devices", ""),
         Some(FdTypes::Bpfmap) => ("BPF maps", ""),

@@ -1,17 +1,23 @@
 //! Sockets as sock_diag(7) tells them. Of unix sockets, here: type, state, bound name, peer,
 //! connections waiting to be accepted, queue lengths. Most of it nobody else tells: the peer's
 //! inode and the inodes of unaccepted connections are nowhere in /proc. Internet sockets are in
-//! `inet.rs`.
+//! `inet.rs`, netlink and packet sockets in files of their names.
 //!
 //! Messages are taken apart here rather than by netlink-packet-sock-diag: of its 0.5 the fields
 //! of UNIX_DIAG_VFS are private, and UNIX_DIAG_UID is missing. The dump covers the network
 //! namespace in which the netlink socket was made. Needs CONFIG_UNIX_DIAG; without it ENOENT.
 
 mod inet;
+mod netlink;
+mod packet;
 
 pub use inet::{InetSocket, collect_inet_sockets, destroy_connection};
+pub use netlink::{NetlinkSocket, collect_netlink_sockets};
+pub use packet::{Membership, PacketSocket, Ring, collect_packet_sockets};
 
-use crate::netlink::{self, Message, Writer, split_attribute, split_message, word, words};
+use crate::netlink::{
+    self as messages, Message, Writer, split_attribute, split_message, word, words,
+};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -90,10 +96,20 @@ pub enum SockDiagError {
     Restless,
 }
 
+impl SockDiagError {
+    /// The kernel's word, if it had one: ENOENT where a kind of sockets cannot be listed.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            SockDiagError::Kernel { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
 /// A netlink socket for sock_diag in the network namespace of the calling thread. It stays in
 /// that namespace wherever the thread goes.
 pub fn open_sock_diag() -> Result<OwnedFd, SockDiagError> {
-    netlink::open(SockProtocol::NetlinkSockDiag).map_err(kernel("socket"))
+    messages::open(SockProtocol::NetlinkSockDiag).map_err(kernel("socket"))
 }
 
 /// All unix sockets of the network namespace of `diag`, see [`open_sock_diag`].
@@ -130,15 +146,15 @@ fn dump_once<T>(
     parse: Parse<T>,
 ) -> Result<Option<Vec<T>>, SockDiagError> {
     let mut writer = Writer::default();
-    let flags = netlink::REQUEST | netlink::DUMP;
+    let flags = messages::REQUEST | messages::DUMP;
     writer.message(SOCK_DIAG_BY_FAMILY, flags, sequence, |message| {
         message.raw(request);
     });
-    netlink::send(diag, writer.bytes()).map_err(kernel("send"))?;
+    messages::send(diag, writer.bytes()).map_err(kernel("send"))?;
     let mut answer = Answer::new(parse);
     let mut buffer = vec![0; BUFFER];
     while !answer.done {
-        let len = netlink::receive(diag, &mut buffer).map_err(kernel("receive"))?;
+        let len = messages::receive(diag, &mut buffer).map_err(kernel("receive"))?;
         answer.add(buffer.get(..len).unwrap_or_default(), sequence)?;
     }
     Ok((!answer.interrupted).then_some(answer.sockets))
@@ -187,9 +203,9 @@ impl<T> Answer<T> {
     }
 
     fn add_message(&mut self, message: &Message<'_>) -> Result<(), SockDiagError> {
-        self.interrupted |= message.flags & netlink::INTERRUPTED != 0;
+        self.interrupted |= message.flags & messages::INTERRUPTED != 0;
         match message.kind {
-            netlink::DONE | netlink::ERROR => {
+            messages::DONE | messages::ERROR => {
                 self.done = true;
                 // DONE carries a status of its own since 4.16.
                 message.status().map_err(kernel("answer"))
@@ -229,6 +245,17 @@ fn parse_socket(body: &[u8]) -> Result<UnixSocket, SockDiagError> {
         set_attribute(&mut socket, kind, value).ok_or(SockDiagError::Malformed("attribute"))?;
     }
     Ok(socket)
+}
+
+/// The value of the first attribute of a kind.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let (kind, value, rest) = split_attribute(attributes)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = rest;
+    }
 }
 
 /// UNIX_DIAG_* of include/uapi/linux/unix_diag.h; later ones are skipped. `None` for a short one.
