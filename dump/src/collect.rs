@@ -12,7 +12,7 @@ use crate::mm::absent::collect_absent;
 use crate::mm::vmas::{Backing, Vma, plan_vmas};
 use crate::refusal::Refusal;
 use crate::task::facts::{TaskFacts, collect_facts};
-use crate::task::{Told, Traced, collect_told, collect_traced, refuse_task};
+use crate::task::{Told, Traced, collect_filters, collect_told, collect_traced, refuse_task};
 use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
 use anyhow::{Context as _, Result};
@@ -30,6 +30,8 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+/// MMF_DUMP_FILTER_DEFAULT of include/linux/mm_types.h, as /proc/PID/coredump_filter shows it.
+const DEFAULT_COREDUMP_FILTER: u32 = 0x33;
 /// Words of the auxiliary vector that the peer's reader has room for.
 const AUXV_WORDS: usize = 44;
 
@@ -96,19 +98,71 @@ struct Seen {
     absent: Vec<Range<u64>>,
 }
 
+/// What the thread that traces has learned of a task.
+struct Heard {
+    traced: Vec<Traced>,
+    told: Told,
+}
+
 /// Collects everything; what cannot be dumped goes to the list of refusals.
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
-    let seen = for_each_task(&ctx.tasks, look)?;
+    let (seen, traced) = see(ctx, frozen)?;
+    let heard = hear(ctx, frozen, &seen, traced)?;
     let mut collector = Collector::new(ctx)?;
     let places = alive(frozen).into_iter().zip(0..);
-    for ((in_frozen, in_tasks), seen) in places.zip(seen) {
-        let task = &mut frozen.tasks[in_frozen];
-        let pid = task.pid;
+    for ((in_frozen, in_tasks), (seen, heard)) in places.zip(seen.into_iter().zip(heard)) {
+        let task = &frozen.tasks[in_frozen];
         collector
-            .collect_task(task, (in_frozen, in_tasks), seen)
-            .with_context(|| format!("collect task {pid}"))?;
+            .collect_task(task, (in_frozen, in_tasks), seen, heard)
+            .with_context(|| format!("collect task {}", task.pid))?;
     }
     collector.finish(frozen)
+}
+
+/// Reads /proc on other threads while this one, the tracer, asks ptrace. Neither changes anything.
+fn see(ctx: &Context, frozen: &Frozen) -> Result<(Vec<Seen>, Vec<Vec<Traced>>)> {
+    const WORTH_THREADS: usize = 16;
+    let threads: usize = ctx.tasks.iter().map(|task| task.tids.len()).sum();
+    if threads < WORTH_THREADS {
+        return Ok((for_each_task(&ctx.tasks, look)?, trace_all(frozen)?));
+    }
+    let mut seen = None;
+    let traced = rayon::in_place_scope(|scope| {
+        scope.spawn(|_| seen = Some(for_each_task(&ctx.tasks, look)));
+        trace_all(frozen)
+    });
+    Ok((seen.context("nobody has read /proc")??, traced?))
+}
+
+fn trace_all(frozen: &Frozen) -> Result<Vec<Vec<Traced>>> {
+    let living = frozen.tasks.iter().filter(|task| is_alive(task));
+    living
+        .map(|task| task.threads.iter().map(collect_traced).collect())
+        .collect()
+}
+
+/// What only ptrace and the tasks themselves can tell.
+fn hear(
+    ctx: &Context,
+    frozen: &mut Frozen,
+    seen: &[Seen],
+    mut traced: Vec<Vec<Traced>>,
+) -> Result<Vec<Heard>> {
+    let mut tasks: Vec<&mut FrozenTask> = frozen.tasks.iter_mut().filter(|t| is_alive(t)).collect();
+    for ((task, traced), seen) in tasks.iter().zip(&mut traced).zip(seen) {
+        for ((thread, traced), facts) in task.threads.iter().zip(traced).zip(&seen.facts.threads) {
+            traced.filters = collect_filters(thread, facts.status.seccomp)?;
+        }
+    }
+    let known = ctx.tasks.iter().zip(seen);
+    let known: Vec<_> = known.map(|(view, seen)| (&view.mem, &seen.facts)).collect();
+    let told = collect_told(&mut tasks, &known)?;
+    let heard = traced.into_iter().zip(told);
+    Ok(heard.map(|(traced, told)| Heard { traced, told }).collect())
+}
+
+fn is_alive(task: &FrozenTask) -> bool {
+    !matches!(task.state, TaskState::Zombie(_))
 }
 
 /// Runs `work` on all tasks at once; on one alone without starting threads for it.
@@ -124,7 +178,6 @@ pub fn for_each_task<T: Sync, R: Send>(
 
 /// Indexes of the tasks that are not zombies.
 fn alive(frozen: &Frozen) -> Vec<usize> {
-    let is_alive = |task: &FrozenTask| !matches!(task.state, TaskState::Zombie(_));
     (0..frozen.tasks.len())
         .filter(|index| is_alive(&frozen.tasks[*index]))
         .collect()
@@ -169,21 +222,19 @@ impl<'a> Collector<'a> {
     /// Everything of one task; `places` are its places in the frozen tree and in the context.
     fn collect_task(
         &mut self,
-        task: &mut FrozenTask,
+        task: &FrozenTask,
         places: (usize, usize),
         seen: Seen,
+        heard: Heard,
     ) -> Result<()> {
         let view = self.ctx.tasks.get(places.1).context("it has no view")?;
         let facts = seen.facts;
+        let Heard { traced, told } = heard;
         let (vmas, unsupported) = plan_vmas(&facts.areas);
         for area in unsupported {
             self.ctx
                 .refuse(Refusal::new(view.pid, area.object, area.what));
         }
-        let threads = task.threads.iter().zip(&facts.threads);
-        let traced = threads.map(|(thread, facts)| collect_traced(thread, facts.status.seccomp));
-        let traced = traced.collect::<Result<_>>()?;
-        let told = collect_told(task, &view.mem, &facts)?;
         for refusal in refuse_task(view.pid, task, &facts, &told) {
             self.ctx.refuse(refusal);
         }
@@ -349,6 +400,9 @@ fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
         dumpable: Some(told.task.dumpable),
         aios: Vec::new(),
         thp_disabled: Some(told.task.thp_disabled),
+        coredump_filter: facts
+            .coredump_filter
+            .filter(|filter| *filter != DEFAULT_COREDUMP_FILTER),
     }
 }
 
@@ -426,11 +480,10 @@ fn collect_tree(frozen: &Frozen, subjects: &[Subject]) -> Result<(Vec<Place>, Ve
         let subject = subjects.iter().find(|subject| subject.frozen == index);
         let leader = subject.and_then(|subject| subject.facts.leader());
         let stat = &leader.context("a task without a leader")?.stat;
-        let tids = task
-            .threads
-            .iter()
-            .map(|thread| thread.stopped.tid())
-            .collect();
+        // A dead leader is in the tree all the same (write/leader).
+        let leader = task.dead_leader.map(|_| task.pid);
+        let threads = task.threads.iter().map(|thread| thread.stopped.tid());
+        let tids = leader.into_iter().chain(threads).collect();
         places.push(Place::new(task.pid, is_root, stat, tids));
     }
     Ok((places, zombies))

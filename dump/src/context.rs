@@ -24,7 +24,8 @@ pub struct Context<'a> {
 /// A frozen task as the rooms see it.
 #[derive(Debug)]
 pub struct Task {
-    /// Its id as we see it.
+    /// Its id as we see it, or, if its leader is dead, that of a thread that lives: what /proc and
+    /// kcmp(2) are asked for.
     pub pid: HostPid,
     /// Its id in the root task's pid namespace: what images say.
     pub virt: u32,

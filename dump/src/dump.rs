@@ -239,8 +239,14 @@ pub fn views(frozen: &Frozen) -> Result<Vec<Task>> {
 }
 
 fn view(task: &FrozenTask) -> Result<Task> {
+    let speaker = task.speaker();
+    // A pidfd of a process is one of its leader, of which nothing can be taken when it is dead.
+    let pidfd = match task.dead_leader {
+        None => PidFd::open(speaker)?,
+        Some(_) => PidFd::open_thread(speaker)?,
+    };
     Ok(Task {
-        pid: task.pid,
+        pid: speaker,
         virt: task.pid.get().unsigned_abs(),
         ppid: task.ppid,
         tids: task
@@ -248,8 +254,8 @@ fn view(task: &FrozenTask) -> Result<Task> {
             .iter()
             .map(|thread| thread.stopped.tid())
             .collect(),
-        pidfd: PidFd::open(task.pid)?.into(),
-        mem: TaskMem::open(task.pid)?,
+        pidfd: pidfd.into(),
+        mem: TaskMem::of_thread(task.pid, speaker)?,
     })
 }
 

@@ -28,7 +28,7 @@ fn kind_of(error: &FreezeError) -> Code {
         FreezeError::RootIsZombie(_) => Code::Zombie,
         FreezeError::ContainsUs(_) => Code::ContainsUs,
         FreezeError::Traced { .. } => Code::Traced,
-        FreezeError::DeadLeader(_) => Code::DeadLeader,
+        FreezeError::Vfork { .. } => Code::Vfork,
         FreezeError::Unstoppable { .. } => Code::Unstoppable,
         FreezeError::Os(_) => Code::Freeze,
     }

@@ -13,6 +13,7 @@ use crate::mm::vmas::{Backing, encode_guard};
 use crate::stats::Stats;
 use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
+use crate::task::dead_leader;
 use crate::task::images_personality;
 use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
@@ -25,10 +26,13 @@ use crust_image::{ImageSink, Kind};
 use crust_process::freeze::{Frozen, FrozenTask, FrozenThread, TaskState};
 use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::tracee::Queue;
+use rayon::prelude::*;
 use std::iter;
 use std::ops::Range;
 use std::time::Instant;
 
+/// Threads fewer than this are not worth being shared out.
+const WORTH_THREADS: usize = 32;
 /// The time namespace of the dumper, for which there is an image too.
 const OWN_TIMENS: u64 = 0;
 
@@ -99,18 +103,40 @@ fn write_task(
         .tasks
         .get(subject.frozen)
         .context("it is not frozen")?;
-    for (index, thread) in thread_states(task, subject, chains).iter().enumerate() {
-        let fpregs = fpregs_of(thread, layout)?;
-        let entry = match task.threads.first() {
-            Some(leader) if index == 0 => {
-                encode_leader(&task_state(task.state, subject, leader)?, thread, fpregs)
-            }
-            _ => encode_thread(thread, fpregs),
-        };
-        let tid = u64::from(thread.facts.stat.pid.unsigned_abs());
-        write_entry(images, Kind::Core, Some(tid), &entry)?;
+    let threads = thread_states(task, subject, chains);
+    let speaker = threads.first().zip(task.threads.first());
+    let (first, stopped) = speaker.context("it has no thread")?;
+    let of_task = task_state(task.state, subject, stopped)?;
+    let others = match task.dead_leader {
+        None => {
+            let entry = encode_leader(&of_task, first, fpregs_of(first, layout)?);
+            write_entry(images, Kind::Core, id, &entry)?;
+            threads.get(1..).unwrap_or_default()
+        }
+        Some(status) => {
+            let code = dead_leader::find_syscall(&view.mem, &subject.facts.areas)?;
+            let regs = dead_leader::ending_regs(&first.regs, code, status);
+            let answers = dead_leader::ending_answers(first.answers);
+            let leader = dead_leader::ending_state(first, regs, &answers);
+            let mut entry = encode_leader(&of_task, &leader, fpregs_of(&leader, layout)?);
+            dead_leader::name(&mut entry, dead_leader::read_comm(task.pid)?);
+            write_entry(images, Kind::Core, id, &entry)?;
+            &threads
+        }
+    };
+    let write = |thread: &ThreadState| write_thread(images, thread, layout);
+    if others.len() < WORTH_THREADS {
+        others.iter().try_for_each(write)
+    } else {
+        let others = others.par_iter().with_min_len(WORTH_THREADS / 2);
+        others.try_for_each(write)
     }
-    Ok(())
+}
+
+fn write_thread(images: &dyn ImageSink, thread: &ThreadState, layout: &Layout) -> Result<()> {
+    let entry = encode_thread(thread, fpregs_of(thread, layout)?);
+    let tid = u64::from(thread.facts.stat.pid.unsigned_abs());
+    Ok(write_entry(images, Kind::Core, Some(tid), &entry)?)
 }
 
 /// What was collected of each thread, brought together.

@@ -3,7 +3,8 @@
 //!
 //! The root is put into its set before anybody is forked from it, so that all memory is charged
 //! there; tasks of another set follow when they exist. A path that is crust-restore's own is
-//! inherited. Directories that the images know are made, with their properties, as
+//! inherited. `--cgroup-root` puts the cgroup of the root task, and those below it, elsewhere.
+//! Directories that the images know are made, with their properties, as
 //! `--manage-cgroups` says; with `ignore` nothing is done at all. The dumper's own set is not in
 //! the images: it means ours. Threads outside of the set of their task are refused.
 
@@ -13,7 +14,7 @@ use crate::plan::step::{
 };
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
-use crust_cli::options::CgroupMode;
+use crust_cli::options::{CgroupMode, CgroupRoot};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::{CgControllerEntry, CgSetEntry, CgroupDirEntry, CgroupEntry};
 use nix::libc;
@@ -103,7 +104,61 @@ fn places_of(planner: &Planner<'_>, task: &Task) -> Result<Places, Box<Refusal>>
         .iter()
         .find(|entry| entry.id == set)
         .ok_or_else(|| refuse(format!("cg_set {set} is not in cgroup.img")))?;
-    places(set, &planner.host.cgroups).map_err(refuse)
+    let mut set = set.clone();
+    for member in &mut set.ctls {
+        if let Some(moved) = Rerooting::of(planner, &member.name) {
+            member.path = moved.path_of(&member.path).unwrap_or(member.path.clone());
+        }
+    }
+    places(&set, &planner.host.cgroups).map_err(refuse)
+}
+
+/// What `--cgroup-root` asks for one hierarchy.
+struct Rerooting {
+    /// The path of the root task in the images, without a slash at its end.
+    old: Vec<u8>,
+    /// The path it is to have.
+    new: Vec<u8>,
+}
+
+impl Rerooting {
+    fn of(planner: &Planner<'_>, name: &[u8]) -> Option<Rerooting> {
+        let mut controllers = name.split(|byte| *byte == b',');
+        let roots = planner.options.cgroup_roots.iter().rev();
+        let named = |root: &&CgroupRoot| {
+            let wanted = root.controller.as_deref();
+            wanted.is_some_and(|wanted| name == wanted || controllers.any(|own| own == wanted))
+        };
+        let root = roots
+            .clone()
+            .find(named)
+            .or_else(|| roots.clone().find(|root| root.controller.is_none()))?;
+        let checkpoint = planner.checkpoint;
+        let task = checkpoint.core(planner.tree.root?)?;
+        let set = task.thread_core.as_ref()?.cg_set?;
+        let sets = &checkpoint.cgroup.as_ref()?.sets;
+        let set = sets.iter().find(|entry| entry.id == set)?;
+        let member = set.ctls.iter().find(|member| member.name == name)?;
+        let old = member.path.strip_suffix(b"/").unwrap_or(&member.path);
+        Some(Rerooting {
+            old: old.to_vec(),
+            new: root.path.clone(),
+        })
+    }
+
+    /// Where a path goes; `None` if it is not below that of the root task.
+    fn path_of(&self, path: &[u8]) -> Option<Vec<u8>> {
+        let below = path.strip_prefix(self.old.as_slice())?;
+        if !below.is_empty() && !below.starts_with(b"/") {
+            return None;
+        }
+        let mut moved = self.new.clone();
+        moved.extend_from_slice(below);
+        if moved.is_empty() {
+            moved.push(b'/');
+        }
+        Some(moved)
+    }
 }
 
 fn places(set: &CgSetEntry, mounts: &[CgroupMount]) -> Result<Places, String> {
@@ -161,6 +216,18 @@ fn plan_directories(planner: &mut Planner<'_>, entry: &CgroupEntry) {
         let mut dirs = Vec::new();
         for dir in &controller.dirs {
             flatten(&mount, dir, 0, &mut dirs);
+        }
+        let moved = controller.cnames.join(&b',');
+        if let Some(moved) = Rerooting::of(planner, &moved) {
+            // Directories above the root task's are of no use in another place.
+            dirs.retain_mut(|dir| {
+                let path = dir.path.strip_prefix(mount.as_slice());
+                let Some(path) = path.and_then(|path| moved.path_of(path)) else {
+                    return false;
+                };
+                dir.path = [mount.as_slice(), path.as_slice()].concat();
+                path.as_slice() != b"/"
+            });
         }
         let mut made = BTreeSet::new();
         for dir in dirs {
@@ -339,6 +406,18 @@ mod tests {
         ] {
             assert!(places(&set(vec![bad]), &mounts()).is_err());
         }
+    }
+
+    #[test]
+    fn a_new_root_takes_what_is_below_the_old_one() {
+        let moved = Rerooting {
+            old: b"/a/b".to_vec(),
+            new: b"/x".to_vec(),
+        };
+        assert_eq!(moved.path_of(b"/a/b"), Some(b"/x".to_vec()));
+        assert_eq!(moved.path_of(b"/a/b/c"), Some(b"/x/c".to_vec()));
+        assert_eq!(moved.path_of(b"/a/bc"), None);
+        assert_eq!(moved.path_of(b"/a"), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::plan::plan;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
 use crate::stats::encode_stats;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use crust_cli::code::Code;
 use crust_cli::failure::OfStage;
 use crust_cli::finding::Severity;
@@ -22,7 +22,7 @@ use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
 use crust_process::pid::HostPid;
-use nix::sys::wait::{WaitStatus, waitpid};
+use crust_process::tracee::{self, Wait};
 use std::fs;
 use std::io::Write;
 use std::time::Instant;
@@ -168,14 +168,17 @@ fn write_stats(options: &Options, checkpoint: &Checkpoint, restored: &Restored) 
     Ok(write_entry(&work_dir, Kind::StatsRestore, None, &entry)?)
 }
 
-/// The root is our child: its end is ours.
+/// The root is our child: its end is ours. A stop of it is not told.
 fn wait_for(root: HostPid) -> Result<u8> {
-    loop {
-        match waitpid(nix::unistd::Pid::from(root), None) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
-            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok((KILLED + signal as i32) as u8),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => bail!("wait for the root task {root}: {errno}"),
+    let status = loop {
+        let wait = tracee::wait_blocking(root);
+        if let Wait::Exited(status) = wait.context("wait for the root task")? {
+            break status;
         }
-    }
+    };
+    // A raw wait status: the signal in the low seven bits, else the exit code above them.
+    Ok(match status & 0x7f {
+        0 => (status >> 8 & 0xff) as u8,
+        signal => (KILLED + signal) as u8,
+    })
 }

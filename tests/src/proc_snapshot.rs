@@ -134,7 +134,12 @@ pub fn tree(root: i32) -> Result<Vec<i32>> {
     let mut next = 0;
     while let Some(pid) = pids.get(next).copied() {
         next += 1;
-        for tid in threads(pid)? {
+        let tids = match threads(pid) {
+            // So may a task, but not the root.
+            Err(_) if pid != root => continue,
+            tids => tids?,
+        };
+        for tid in tids {
             let path = format!("/proc/{pid}/task/{tid}/children");
             // A thread may end between the listing and this read.
             let children = fs::read_to_string(path).unwrap_or_default();

@@ -257,7 +257,8 @@ impl Sandbox {
             .any(|pid| Path::new(&format!("/proc/{pid}")).exists())
         {
             match waitpid(Pid::from_raw(-1), None) {
-                Ok(_) | Err(Errno::EINTR) => {}
+                // EINVAL: nix has no name for the real-time signal that ended the one it reaped.
+                Ok(_) | Err(Errno::EINTR | Errno::EINVAL) => {}
                 Err(Errno::ECHILD) => break,
                 Err(errno) => return Err(errno).context("waitpid(-1)"),
             }

@@ -6,6 +6,8 @@ crust_tests::workloads! {
     threads: guest "threads";
     tree: guest "tree";
     dead_leader: guest "dead_leader";
+    kinship: guest "kinship";
+    leader_gone: guest "leader_gone";
     proc_dead: guest "proc_dead";
     proc_zombie: guest "proc_zombie";
     mem_private: guest "mem_private";
@@ -20,8 +22,7 @@ crust_tests::workloads! {
     sigpending: guest "sigpending";
     /// Its timers expire all the time: a signal may just be pending.
     timers: guest "timers", moving &["status ShdPnd"];
-    /// The images have no field for the timer slack.
-    attrs: guest "attrs", lost &["timerslack_ns"];
+    attrs: guest "attrs";
     files: guest "files";
     dir_flags: guest "dir_flags";
     rootdir: guest "rootdir";

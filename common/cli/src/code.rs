@@ -73,8 +73,8 @@ codes! {
     ContainsUs = "contains-us", "start crust-dump outside of the tree, for example by setsid";
     /// A debugger or another dumper holds a task.
     Traced = "traced", "let the tracer go first";
-    /// The leader of a task has exited while its threads live.
-    DeadLeader = "dead-leader", "";
+    /// A thread waits in vfork for its child.
+    Vfork = "vfork", "wait until the child has exec'ed, or give a longer --timeout";
     /// A thread does not stop.
     Unstoppable = "unstoppable", "thaw its cgroup if that is frozen, or give a longer --timeout";
     /// The tree could not be frozen for another reason.

@@ -35,6 +35,15 @@ impl Tool {
     }
 }
 
+/// One `--cgroup-root`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupRoot {
+    /// The controller; `None` for all that no other option names.
+    pub controller: Option<Vec<u8>>,
+    /// The path in its hierarchy, without a slash at its end: empty for the root of it.
+    pub path: Vec<u8>,
+}
+
 /// `--manage-cgroups`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupMode {
@@ -101,6 +110,8 @@ pub struct Options {
     pub leave_stopped: bool,
     /// `--restore-detached`.
     pub restore_detached: bool,
+    /// `--restore-sibling`.
+    pub restore_sibling: bool,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--plan`.
@@ -145,6 +156,8 @@ pub struct Options {
     pub network_lock: NetworkLock,
     /// `--manage-cgroups`; soft by default.
     pub manage_cgroups: CgroupMode,
+    /// `--cgroup-root`, the last one of a controller counts.
+    pub cgroup_roots: Vec<CgroupRoot>,
     /// `--pre-dump`.
     pub pre_dump: bool,
     /// `--pre-copy`: how many rounds at most, 0 without the option.
@@ -296,6 +309,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         leave_running: given.flag("leave-running"),
         leave_stopped: given.flag("leave-stopped"),
         restore_detached: given.flag("restore-detached"),
+        restore_sibling: given.flag("restore-sibling"),
         shell_job: given.flag("shell-job"),
         plan: given.choice(
             "plan",
@@ -331,6 +345,11 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         manage_cgroups: given
             .choice("manage-cgroups", CGROUP_MODES)?
             .unwrap_or(CgroupMode::Soft),
+        cgroup_roots: given
+            .all("cgroup-root")
+            .iter()
+            .map(|text| cgroup_root(text.as_encoded_bytes()))
+            .collect::<Result<_, _>>()?,
         pre_dump: given.flag("pre-dump"),
         pre_copy: given.number("pre-copy")?.unwrap_or(0),
         track_mem: given.flag("track-mem"),
@@ -346,8 +365,29 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
     if options.leave_running && options.leave_stopped {
         return usage("--leave-running and --leave-stopped contradict each other");
     }
+    if options.restore_sibling && !options.restore_detached {
+        return usage("--restore-sibling makes the root no child of ours: add --restore-detached");
+    }
     check_incremental(&given, &options)?;
     Ok(options)
+}
+
+/// `[CONTROLLER:]/PATH`.
+fn cgroup_root(text: &[u8]) -> Result<CgroupRoot, Stop> {
+    let shown = String::from_utf8_lossy(text);
+    let colon = text.windows(2).position(|two| two == b":/");
+    let (controller, path) = match colon {
+        Some(at) => (Some(text[..at].to_vec()), &text[at + 1..]),
+        None => (None, text),
+    };
+    let climbs = path.split(|byte| *byte == b'/').any(|part| part == b"..");
+    if !path.starts_with(b"/") || climbs || path.contains(&0) {
+        return usage(format!(
+            "--cgroup-root {shown}: not [CONTROLLER:]/PATH without .."
+        ));
+    }
+    let path = path.strip_suffix(b"/").unwrap_or(path).to_vec();
+    Ok(CgroupRoot { controller, path })
 }
 
 fn check_incremental(given: &Given<'_>, options: &Options) -> Result<(), Stop> {

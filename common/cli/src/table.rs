@@ -162,7 +162,7 @@ pub const ROWS: &[Row] = &[
         "leave-stopped",
         Some('s'),
         Flag,
-        (Works, NotYet),
+        (Works, Works),
         "leave the tree stopped",
     ),
     row(
@@ -176,8 +176,8 @@ pub const ROWS: &[Row] = &[
         "restore-sibling",
         Some('S'),
         Flag,
-        (Inert, NotYet),
-        "restore the root as our sibling",
+        (Inert, Works),
+        "restore the root as our sibling (with --restore-detached)",
     ),
     row(
         "shell-job",
@@ -425,8 +425,8 @@ pub const ROWS: &[Row] = &[
         "cgroup-root",
         None,
         Many("[CTL:]PATH"),
-        (NotYet, NotYet),
-        "where to root the cgroups",
+        (Inert, Works),
+        "put the root's cgroup, and those below it, here instead",
     ),
     row(
         "cgroup-props",

@@ -343,9 +343,17 @@ impl ImageDir {
     }
 
     fn create_file(&self, name: &str) -> Result<File> {
-        self.remove(name)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-        openat(&self.fd, name, flags, IMAGE_MODE)
+        let create = || openat(&self.fd, name, flags, IMAGE_MODE);
+        // Mostly there is none: a dump has cleared the directory before.
+        let created = match create() {
+            Err(Errno::EEXIST) => {
+                self.remove(name)?;
+                create()
+            }
+            created => created,
+        };
+        created
             .map(File::from)
             .map_err(|errno| Error::io(&self.shown(name), "create", errno))
     }

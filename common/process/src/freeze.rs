@@ -1,13 +1,20 @@
 //! Stops every thread of a process tree and keeps it stopped.
 //!
-//! Threads are seized and interrupted until a whole pass over /proc finds nothing new: a frozen
-//! task can neither fork nor clone, so the set can only shrink to a fixed point. Nothing of the
-//! tasks is changed, and our death lets all of them go.
+//! Threads are seized and interrupted; the children of a task are listed when all of its threads
+//! stand still, for a frozen task can neither fork nor clone. Only a task that dies meanwhile
+//! hands its children to another one, whose list may have been read: then all is looked at again,
+//! until a whole pass meets no death and nothing new. Nothing of the tasks is changed, and our
+//! death lets all of them go.
+//!
+//! A leader that has ended while other threads live (pthread_exit in main) is a zombie that nobody
+//! can trace; its threads are frozen without it.
 
 use crate::error::{Error, Result as OsResult};
+use crate::kcmp::{TaskObject, task_object};
 use crate::leftover;
 use crate::memory::TaskMem;
 use crate::pid::HostPid;
+use crate::proc::ProcDir;
 use crate::proc::children::parse_children;
 use crate::proc::stat::{Stat, parse_stat};
 use crate::proc::status::TaskState as ProcState;
@@ -15,7 +22,9 @@ use crate::regs::Regs;
 use crate::steps::step;
 use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -55,14 +64,21 @@ pub enum FreezeError {
         /// The tracer.
         tracer: i32,
     },
-    /// The leader has exited while other threads live.
-    #[error("task {0}: its leader is dead while other threads live, which is not supported yet")]
-    DeadLeader(HostPid),
-    /// A thread does not stop.
+    /// A thread waits in vfork(2) for its child to exec or to end, and cannot be stopped.
     #[error(
-        "thread {tid} of task {pid} does not stop ({state:?}): it sleeps uninterruptibly, for \
-         example in a vfork whose child has not exec'ed"
+        "thread {tid} of task {pid} is in the middle of a vfork: its child {child} runs in its \
+         memory and has neither exec'ed nor ended"
     )]
+    Vfork {
+        /// The task.
+        pid: HostPid,
+        /// Its thread.
+        tid: HostPid,
+        /// The child.
+        child: HostPid,
+    },
+    /// A thread does not stop.
+    #[error("thread {tid} of task {pid} does not stop ({state:?}): it sleeps uninterruptibly")]
     Unstoppable {
         /// The task.
         pid: HostPid,
@@ -99,7 +115,6 @@ pub struct FrozenThread {
     pub sigmask: SigSet,
     /// Its restartable sequence.
     pub rseq: Option<RseqConfig>,
-    changed: bool,
 }
 
 /// A task of the tree.
@@ -113,6 +128,27 @@ pub struct FrozenTask {
     pub state: TaskState,
     /// Its threads, the leader first; none for a zombie.
     pub threads: Vec<FrozenThread>,
+    /// The raw wait status of a leader that ended before its threads: it is not among them.
+    pub dead_leader: Option<i32>,
+}
+
+impl FrozenTask {
+    fn new(pid: HostPid, ppid: i32, state: TaskState) -> FrozenTask {
+        FrozenTask {
+            pid,
+            ppid,
+            state,
+            threads: Vec::new(),
+            dead_leader: None,
+        }
+    }
+
+    /// The thread by which /proc tells of the task, whose leader may be dead: its memory, files
+    /// and descriptors are those of any living thread. The task's own id for a zombie.
+    pub fn speaker(&self) -> HostPid {
+        let first = self.threads.first();
+        first.map_or(self.pid, |thread| thread.stopped.tid())
+    }
 }
 
 /// A frozen tree. Dropping it lets everything go on.
@@ -137,10 +173,12 @@ pub fn freeze_tree(root: HostPid, timeout: Duration) -> Result<Frozen, FreezeErr
             took: Duration::ZERO,
             since,
         },
+        places: HashMap::new(),
         seized: HashSet::new(),
+        deaths: 0,
         deadline: since + timeout,
     };
-    while freezer.pass(root)? {}
+    while freezer.pass(root)? == Pass::Unsettled {}
     freezer.order(root);
     freezer.frozen.took = since.elapsed();
     Ok(freezer.frozen)
@@ -163,22 +201,40 @@ fn check_root(root: HostPid) -> Result<(), FreezeError> {
     }
 }
 
+/// How a pass over the tree ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// Nothing can have been missed.
+    Settled,
+    /// A task died or was found after others had been looked at.
+    Unsettled,
+}
+
 struct Freezer {
     frozen: Frozen,
+    /// Where each task is in `frozen`.
+    places: HashMap<HostPid, usize>,
     seized: HashSet<HostPid>,
+    /// Tasks and threads met that were dead or died under our hands.
+    deaths: usize,
     deadline: Instant,
 }
 
 impl Freezer {
-    /// One pass over the tree; true if it found a thread or a task not known before.
-    fn pass(&mut self, root: HostPid) -> Result<bool, FreezeError> {
-        let mut found = false;
+    /// One pass over the tree.
+    fn pass(&mut self, root: HostPid) -> Result<Pass, FreezeError> {
+        let (deaths, mut found) = (self.deaths, false);
+        let first = self.frozen.tasks.is_empty();
         let mut todo = vec![root];
         while let Some(pid) = todo.pop() {
             found |= self.freeze_task(pid)?;
             todo.extend(children(pid)?);
         }
-        Ok(found)
+        if deaths == self.deaths && (first || !found) {
+            Ok(Pass::Settled)
+        } else {
+            Ok(Pass::Unsettled)
+        }
     }
 
     fn freeze_task(&mut self, pid: HostPid) -> Result<bool, FreezeError> {
@@ -186,9 +242,10 @@ impl Freezer {
             return Err(FreezeError::ContainsUs(pid));
         }
         let Some(stat) = stat_of(pid, pid)? else {
+            self.deaths += 1;
             return Ok(false);
         };
-        let known = self.frozen.tasks.iter().position(|task| task.pid == pid);
+        let known = self.places.get(&pid).copied();
         let index = match known {
             // A subreaper may have inherited the task since.
             Some(index) => {
@@ -199,37 +256,43 @@ impl Freezer {
                 index
             }
             None if stat.state == ProcState::Zombie && thread_ids(pid)?.len() < 2 => {
-                self.frozen.tasks.push(FrozenTask {
-                    pid,
-                    ppid: stat.ppid,
-                    state: TaskState::Zombie(stat.exit_code),
-                    threads: Vec::new(),
-                });
+                self.deaths += 1;
+                self.add(pid, stat.ppid, TaskState::Zombie(stat.exit_code));
                 return Ok(true);
             }
-            None => {
-                self.frozen.tasks.push(FrozenTask {
-                    pid,
-                    ppid: stat.ppid,
-                    state: TaskState::Alive,
-                    threads: Vec::new(),
-                });
-                self.frozen.tasks.len() - 1
-            }
+            None => self.add(pid, stat.ppid, TaskState::Alive),
         };
         let mut found = known.is_none();
         while self.freeze_new_threads(index)? {
             found = true;
         }
-        if self.frozen.tasks[index].threads.is_empty() {
+        let task = &mut self.frozen.tasks[index];
+        if task.threads.is_empty() {
             // It died between the listing and the seize; the next pass sees what became of it.
-            self.frozen.tasks.remove(index);
+            self.deaths += 1;
+            self.remove(index);
             return Ok(true);
         }
-        if self.frozen.tasks[index].threads[0].stopped.tid() != pid {
-            return Err(FreezeError::DeadLeader(pid));
+        task.dead_leader = None;
+        if task.threads[0].stopped.tid() != pid {
+            task.dead_leader = stat_of(pid, pid)?.map(|stat| stat.exit_code);
         }
         Ok(found)
+    }
+
+    fn add(&mut self, pid: HostPid, ppid: i32, state: TaskState) -> usize {
+        let index = self.frozen.tasks.len();
+        self.frozen.tasks.push(FrozenTask::new(pid, ppid, state));
+        self.places.insert(pid, index);
+        index
+    }
+
+    fn remove(&mut self, index: usize) {
+        let gone = self.frozen.tasks.swap_remove(index);
+        self.places.remove(&gone.pid);
+        if let Some(moved) = self.frozen.tasks.get(index) {
+            self.places.insert(moved.pid, index);
+        }
     }
 
     /// Seizes and stops the threads not yet ours; all are asked before any is waited for.
@@ -251,8 +314,9 @@ impl Freezer {
                 _ => {}
             }
         }
+        let mut reader = None;
         for tid in &asked {
-            self.wait_for(index, *tid)?;
+            self.wait_for(index, *tid, &mut reader)?;
         }
         self.frozen.tasks[index].threads.sort_by_key(|thread| {
             let tid = thread.stopped.tid();
@@ -278,24 +342,37 @@ impl Freezer {
         }
     }
 
-    fn wait_for(&mut self, index: usize, tid: HostPid) -> Result<(), FreezeError> {
+    fn wait_for(
+        &mut self,
+        index: usize,
+        tid: HostPid,
+        reader: &mut Option<Reader>,
+    ) -> Result<(), FreezeError> {
         let pid = self.frozen.tasks[index].pid;
         let stop = match tracee::wait_stopped(tid, Some(self.deadline)) {
             Ok(Wait::Stopped(stop)) => stop,
-            Ok(Wait::Exited(_)) => return Ok(()),
+            Ok(Wait::Exited(_)) => {
+                self.deaths += 1;
+                return Ok(());
+            }
             Err(error) if error.errno == Errno::ETIMEDOUT => {
                 let stat = stat_of(pid, tid)?;
                 let state = stat.map_or(ProcState::Dead, |stat| stat.state);
-                return Err(FreezeError::Unstoppable { pid, tid, state });
+                return Err(match vfork_child(pid)? {
+                    Some(child) => FreezeError::Vfork { pid, tid, child },
+                    None => FreezeError::Unstoppable { pid, tid, state },
+                });
             }
             Err(error) => return Err(error.into()),
         };
         if let Stop::Group(signal) = stop {
             self.frozen.tasks[index].state = TaskState::Stopped(signal);
         }
-        match FrozenThread::read(pid, Stopped::new(tid, stop)) {
+        match Reader::of(reader, pid, tid)
+            .and_then(|reader| FrozenThread::read(reader, Stopped::new(tid, stop)))
+        {
             Ok(thread) => self.frozen.tasks[index].threads.push(thread),
-            Err(error) if error.is_gone() => {}
+            Err(error) if error.is_gone() => self.deaths += 1,
             Err(error) => return Err(error.into()),
         }
         Ok(())
@@ -303,19 +380,19 @@ impl Freezer {
 
     /// Brings parents before their children, siblings in order of their pids.
     fn order(&mut self, root: HostPid) {
-        let mut left: Vec<FrozenTask> = std::mem::take(&mut self.frozen.tasks);
-        left.sort_by_key(|task| std::cmp::Reverse(task.pid));
+        let mut left: HashMap<i32, FrozenTask> = HashMap::new();
+        let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+        for task in std::mem::take(&mut self.frozen.tasks) {
+            children.entry(task.ppid).or_default().push(task.pid.get());
+            left.insert(task.pid.get(), task);
+        }
         let mut todo = vec![root.get()];
         while let Some(pid) = todo.pop() {
-            if let Some(at) = left.iter().position(|task| task.pid.get() == pid) {
-                self.frozen.tasks.push(left.remove(at));
-            }
+            self.frozen.tasks.extend(left.remove(&pid));
+            let mut below = children.remove(&pid).unwrap_or_default();
             // Descending, so that the lowest is popped first.
-            todo.extend(
-                left.iter()
-                    .filter(|task| task.ppid == pid)
-                    .map(|task| task.pid.get()),
-            );
+            below.sort_unstable_by_key(|pid| std::cmp::Reverse(*pid));
+            todo.append(&mut below);
         }
         // Reparented out of the tree while it was being frozen: no part of it any more.
     }
@@ -335,23 +412,56 @@ fn seize_with_seccomp(tid: HostPid) -> OsResult<()> {
     }
 }
 
+/// What is needed to look at the threads of one task.
+struct Reader {
+    pid: HostPid,
+    mem: TaskMem,
+    /// Where threads were stopped that is not inside a stub: many wait at the same place.
+    outside: RefCell<HashSet<u64>>,
+}
+
+impl Reader {
+    /// That of the task, opened by the first thread that has stopped: the leader may be dead.
+    fn of(known: &mut Option<Reader>, pid: HostPid, thread: HostPid) -> OsResult<&Reader> {
+        Ok(match known {
+            Some(reader) => reader,
+            None => known.insert(Reader {
+                pid,
+                mem: TaskMem::of_thread(pid, thread)?,
+                outside: RefCell::default(),
+            }),
+        })
+    }
+
+    /// Leads a thread out of the stub of a dead dumper; gives the registers it has then.
+    fn lead_out(&self, stopped: &mut Stopped) -> OsResult<Regs> {
+        let regs = stopped.regs()?;
+        if self.outside.borrow().contains(&regs.0.rip) {
+            return Ok(regs);
+        }
+        if leftover::lead_out(&self.mem, stopped)? {
+            return stopped.regs();
+        }
+        self.outside.borrow_mut().insert(regs.0.rip);
+        Ok(regs)
+    }
+}
+
 impl FrozenThread {
-    fn read(pid: HostPid, mut stopped: Stopped) -> OsResult<FrozenThread> {
-        leftover::lead_out(&TaskMem::open(pid)?, &mut stopped)?;
-        let found = stopped.regs()?;
+    fn read(reader: &Reader, mut stopped: Stopped) -> OsResult<FrozenThread> {
+        let pid = reader.pid;
+        let found = reader.lead_out(&mut stopped)?;
         let mut thread = FrozenThread {
             regs: found,
             sigmask: stopped.sigmask()?,
             rseq: stopped.rseq()?,
             stopped,
-            changed: false,
         };
         if thread.stopped.signal_in_hand() == 0 && !thread.has_deliverable_signal(pid)? {
             thread.regs.undo_tracer_eintr();
         }
-        thread.abort_rseq(pid)?;
-        thread.changed = thread.regs.0.rip != found.0.rip;
-        if thread.changed {
+        thread.abort_rseq(&reader.mem)?;
+        if thread.regs.0.rip != found.0.rip {
             // Now, not at the thaw: what we read from here on is what the thread goes on with.
             thread.stopped.set_regs(&thread.regs)?;
         }
@@ -371,7 +481,7 @@ impl FrozenThread {
     /// A thread inside a restartable sequence must not be resumed there by us: the kernel forgets
     /// the sequence when the thread runs our code, and would not abort it later. We abort it
     /// right away, as the kernel does at any preemption (kernel/rseq.c, rseq_ip_fixup).
-    fn abort_rseq(&mut self, pid: HostPid) -> OsResult<()> {
+    fn abort_rseq(&mut self, mem: &TaskMem) -> OsResult<()> {
         const RSEQ_CS_OFFSET: u64 = 8;
         let Some(config) = self.rseq else {
             return Ok(());
@@ -379,7 +489,6 @@ impl FrozenThread {
         if self.regs.syscall().is_some() {
             return Ok(());
         }
-        let mem = TaskMem::open(pid)?;
         let cs_at = config.pointer + RSEQ_CS_OFFSET;
         let Ok(cs) = mem.read_u64(cs_at) else {
             return Ok(());
@@ -517,20 +626,37 @@ fn thread_ids(pid: HostPid) -> OsResult<Vec<HostPid>> {
 /// The children of all threads of a task.
 fn children(pid: HostPid) -> OsResult<Vec<HostPid>> {
     let mut children = Vec::new();
+    let mut text = Vec::new();
+    let dir = match ProcDir::open(pid) {
+        Err(error) if error.errno == Errno::ENOENT => return Ok(children),
+        dir => dir?,
+    };
     for tid in thread_ids(pid)? {
-        let path = format!("/proc/{pid}/task/{tid}/children");
-        match fs::read(&path) {
-            Ok(text) => {
+        let name = format!("task/{tid}/children");
+        match dir.read_into(&name, &mut text) {
+            Ok(()) => {
                 let pids = parse_children(&text).map_err(|error| {
-                    Error::new(pid, format!("parse {path}: {error}"), Errno::EPROTO)
+                    Error::new(pid, format!("parse {name}: {error}"), Errno::EPROTO)
                 })?;
                 children.extend(pids.into_iter().filter_map(HostPid::new));
             }
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(Error::io(pid, format!("read {path}"), &error)),
+            Err(error) if matches!(error.errno, Errno::ENOENT | Errno::ESRCH) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(children)
+}
+
+/// The child that runs in its parent's memory.
+fn vfork_child(pid: HostPid) -> OsResult<Option<HostPid>> {
+    for child in children(pid)? {
+        match task_object(TaskObject::Vm, pid, child) {
+            Ok(Ordering::Equal) => return Ok(Some(child)),
+            Err(error) if !error.is_gone() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 fn parse_pid(text: &str) -> Option<HostPid> {

@@ -1,8 +1,8 @@
 //! A thread that a killed dumper left inside its stub is led out of it before anything else.
 //!
 //! It is on its way back to its own code (remote.rs), but another dumper may meet it before it
-//! has got there: its registers are not its own yet, and the stub's slots and table are still
-//! needed. Where it is going stands in the table, so it is put there at once. Stepping it out
+//! has got there: its registers are not its own yet, and the stub and its table are still needed.
+//! Where it is going stands in the table, so it is put there at once. Stepping it out
 //! would not do: a tracer that dies between a PTRACE_SINGLESTEP and the next resume leaves the
 //! trap flag set, and the thread dies of SIGTRAP (exit_ptrace does not clear it, measured on 6.18).
 
@@ -79,7 +79,7 @@ pub fn lead_out(mem: &TaskMem, thread: &mut Stopped) -> Result<bool> {
 
 /// Start of the stub whose instructions are around this address.
 fn stub_around(mem: &TaskMem, rip: u64) -> Option<u64> {
-    let code = stub::heal_code();
+    let code = stub::heal();
     let from = rip.checked_sub(code.len() as u64)?;
     let mut around = vec![0; 2 * code.len()];
     // The stub may end at the end of its mapping.
@@ -94,35 +94,24 @@ fn stub_around(mem: &TaskMem, rip: u64) -> Option<u64> {
 }
 
 fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
-    let slots = code + stub::heal_code().len() as u64;
-    let (rsp, rip) = (mem.read_u64(slots).ok()?, mem.read_u64(slots + 8).ok()?);
-    let entry = match stub::heal_progress((regs.0.rip - code) as usize) {
+    match stub::heal_progress((regs.0.rip - code) as usize) {
         stub::Progress::Calls => {
             let walked = walk_to_heal(mem, regs.0.rbx)?;
-            return Some(Way {
-                healed: healed(mem, regs, walked.heal, rsp, rip)?,
+            Some(Way {
+                healed: healed(mem, regs, walked.heal)?,
                 mask: Some(walked.mask),
                 action: walked.action,
-            });
+            })
         }
-        stub::Progress::Popped(pops) => regs.0.rsp.checked_sub(8 * (pops as u64 + 1))?,
-        stub::Progress::Done => {
-            let mut healed = *regs;
-            healed.0.rsp = rsp;
-            healed.0.rip = rip;
-            healed.0.orig_rax = u64::MAX;
-            return Some(Way {
-                healed,
+        stub::Progress::Popped(pops) => {
+            let entry = regs.0.rsp.checked_sub(8 * (pops as u64 + 1))?;
+            Some(Way {
+                healed: healed(mem, regs, entry)?,
                 mask: None,
                 action: None,
-            });
+            })
         }
-    };
-    Some(Way {
-        healed: healed(mem, regs, entry, rsp, rip)?,
-        mask: None,
-        action: None,
-    })
+    }
 }
 
 /// What a walk through the table has met.
@@ -167,8 +156,8 @@ fn sets_action(mem: &TaskMem, entry: u64) -> Option<bool> {
     Some(new != 0 && old == 0)
 }
 
-fn healed(mem: &TaskMem, regs: &Regs, entry: u64, rsp: u64, rip: u64) -> Option<Regs> {
-    let mut words = [0; 16 * 8];
+fn healed(mem: &TaskMem, regs: &Regs, entry: u64) -> Option<Regs> {
+    let mut words = [0; stub::HEAL_WORDS * 8];
     mem.read_exact_at(entry + 8, &mut words).ok()?;
     let mut words = words
         .chunks_exact(8)
@@ -191,12 +180,14 @@ fn healed(mem: &TaskMem, regs: &Regs, entry: u64, rsp: u64, rip: u64) -> Option<
         &mut r.rdx,
         &mut r.rsi,
         &mut r.rdi,
+        &mut r.rip,
+        &mut r.cs,
         &mut r.eflags,
+        &mut r.rsp,
+        &mut r.ss,
     ] {
         *register = words.next()?;
     }
-    r.rsp = rsp;
-    r.rip = rip;
     r.orig_rax = u64::MAX;
     Some(regs)
 }

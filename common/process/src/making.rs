@@ -93,12 +93,18 @@ fn seize_options() -> u64 {
 
 impl Made {
     /// Forks the root of a tree from ourselves: a copy of our memory, default signal actions, all
-    /// signals blocked but SIGTRAP. The kernel's EEXIST means that the pid is busy.
-    pub fn root(pid: HostPid) -> Result<Made> {
+    /// signals blocked but SIGTRAP. `flags` are further bits of clone3(2); with CLONE_PARENT the
+    /// root is our sibling. The kernel's EEXIST means that the pid is busy.
+    pub fn root(pid: HostPid, flags: u64) -> Result<Made> {
         let set_tid = pid.get();
         let args = CloneArgs {
-            flags: CLONE_CLEAR_SIGHAND,
-            exit_signal: libc::SIGCHLD as u64,
+            flags: CLONE_CLEAR_SIGHAND | flags,
+            // A sibling takes the signal that we have.
+            exit_signal: if flags & libc::CLONE_PARENT as u64 == 0 {
+                libc::SIGCHLD as u64
+            } else {
+                0
+            },
             set_tid: std::ptr::from_ref(&set_tid) as u64,
             set_tid_size: 1,
             ..CloneArgs::default()
@@ -184,9 +190,10 @@ impl Made {
         }
     }
 
-    /// One call by a `syscall` instruction at `gadget`, without the scratch memory and without a
-    /// breakpoint: stops at the entry and the exit of the call, which are no signals.
-    pub fn call_at(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
+    /// Begins one call by a `syscall` instruction at `gadget`, without the scratch memory and
+    /// without a breakpoint: stops at the entry and the exit of the call, which are no signals.
+    /// [`Made::enter_call`] and [`Made::end_call`] follow; other tasks may be led meanwhile.
+    pub fn begin_call(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<()> {
         let mut regs = self.thread.regs()?;
         let r = &mut regs.0;
         [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
@@ -194,17 +201,32 @@ impl Made {
         r.orig_rax = u64::MAX;
         r.rip = gadget;
         self.thread.set_regs(&regs)?;
-        for _ in 0..2 {
-            self.thread.resume_to_syscall()?;
-            match tracee::wait_blocking(self.tid())? {
-                Wait::Stopped(Stop::Signal(SYSCALL_STOP)) => self.thread.drop_signal(),
-                other => {
-                    let doing = format!("system call {nr} by its vdso: {other:?}");
-                    return Err(Error::new(self.tid(), doing, Errno::EPROTO));
-                }
+        self.thread.resume_to_syscall()
+    }
+
+    /// Waits for the entry of the call that was begun, and lets it be made.
+    pub fn enter_call(&mut self) -> Result<()> {
+        self.wait_for_syscall_stop()?;
+        self.thread.resume_to_syscall()
+    }
+
+    /// Waits for the exit of the call and gives what it answered.
+    pub fn end_call(&mut self) -> Result<i64> {
+        self.wait_for_syscall_stop()?;
+        Ok(self.thread.regs()?.0.rax as i64)
+    }
+
+    fn wait_for_syscall_stop(&mut self) -> Result<()> {
+        match tracee::wait_blocking(self.tid())? {
+            Wait::Stopped(Stop::Signal(SYSCALL_STOP)) => {
+                self.thread.drop_signal();
+                Ok(())
+            }
+            other => {
+                let doing = format!("a system call by its vdso: {other:?}");
+                Err(Error::new(self.tid(), doing, Errno::EPROTO))
             }
         }
-        Ok(self.thread.regs()?.0.rax as i64)
     }
 
     /// Sends the process a signal that stops it and lets the stop happen. Changes the thread's

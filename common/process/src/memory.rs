@@ -23,12 +23,21 @@ pub struct TaskMem {
 impl TaskMem {
     /// Opens the memory of a task that we trace or may trace.
     pub fn open(pid: HostPid) -> Result<TaskMem> {
-        let path = format!("/proc/{pid}/mem");
+        TaskMem::of_thread(pid, pid)
+    }
+
+    /// Opens the memory of a task by one of its threads: a leader that has ended has none.
+    pub fn of_thread(pid: HostPid, thread: HostPid) -> Result<TaskMem> {
+        let path = format!("/proc/{thread}/mem");
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(&path)
-            .map_err(|error| Error::io(pid, format!("open {path}"), &error))?;
+            .map_err(|error| match error.raw_os_error() {
+                // The thread is gone, and its directory with it.
+                Some(libc::ENOENT) => Error::new(pid, format!("open {path}"), Errno::ESRCH),
+                _ => Error::io(pid, format!("open {path}"), &error),
+            })?;
         Ok(TaskMem { pid, file })
     }
 

@@ -7,6 +7,8 @@
 //! the batch ends in a fixed tail that restores the signal mask and heals the registers. While we
 //! live, the tail's first entry hands the thread back to us: tgkill of itself with a signal that
 //! the program does not catch is a signal-delivery-stop under a tracer and nothing without one.
+//! Several threads may be inside at once, each with a table of its own ([`run_together`]): on a
+//! busy machine it is the waiting for one thread after the other that takes the time.
 //!
 //! The order of our own steps matters and is argued where it is made. Measured in MECHANISMS 1: 0
 //! of 600 targets died, against 133 to 164 of 200 with a batch that ends in a breakpoint.
@@ -23,10 +25,15 @@ use nix::errno::Errno;
 use std::ops::Range;
 
 const PAGE: u64 = 4096;
-/// What the table may take of the stack. 64 sigactions with their results need 6 KiB.
+/// What a table may take of the stack. 64 sigactions with their results need 6 KiB; without us a
+/// signal handler may run on the rest, while the thread takes its registers out of the tail.
 const TABLE_PAGES: u64 = 4;
-/// Bytes of the tail: two or three calls, the healing entry with its 16 words.
-const TAIL: usize = 3 * stub::HEAL_ENTRY + 8 + 16 * 8;
+/// Tables that a task with many threads may have.
+const MOST_TABLES: u64 = 8;
+/// Bytes of the tail: three calls, the healing entry with its words.
+const TAIL: usize = 3 * stub::HEAL_ENTRY + 8 + stub::HEAL_WORDS * 8;
+/// What stands in place of an answer until the call has answered. No call answers this.
+const UNANSWERED: [u8; 8] = 0x5a5a_5a5a_0000_0001_u64.to_le_bytes();
 /// Behind the tail: the signal mask, the shadowed sigaction, an ignoring one, and the mark.
 const TAIL_DATA: usize = 8 + 2 * SIGACTION + MARK.len();
 /// Ends every table, so that the table of a killed dumper is known for dead bytes.
@@ -81,83 +88,98 @@ pub struct Remote<'m> {
     mem: &'m TaskMem,
     tgid: HostPid,
     code: u64,
-    table: Range<u64>,
-    saved_table: Vec<u8>,
+    /// One for each thread that may be inside at the same time, lowest first.
+    tables: Vec<Range<u64>>,
+    saved_tables: Vec<u8>,
     caught: SigSet,
     closed: bool,
 }
 
-/// A thread that is inside the stub, between batches.
+/// A thread that goes into the stub with its first batch and is inside between batches.
 #[derive(Debug)]
 pub struct Entered<'r, 'm> {
     remote: &'r Remote<'m>,
     thread: &'r mut Stopped,
+    table: Range<u64>,
     own: Regs,
     mask: SigSet,
     signal: i32,
     shadowed: bool,
+    inside: bool,
     left: bool,
 }
 
 impl<'m> Remote<'m> {
-    /// Places the stub. `mem` is the task's, all of whose threads are stopped.
-    pub fn place(mem: &'m TaskMem, site: &Site) -> Result<Remote<'m>> {
+    /// Places the stub. `mem` is the task's, all of whose threads are stopped; `at_once` is how
+    /// many of them should run at the same time. There may be room for fewer, not for none.
+    pub fn place(mem: &'m TaskMem, site: &Site, at_once: usize) -> Result<Remote<'m>> {
         let code = find_code(mem, &site.code)?;
-        let table = find_table(mem, site)?;
-        let mut saved_table = vec![0; (table.end - table.start) as usize];
-        mem.read_exact_at(table.start, &mut saved_table)?;
-        if saved_table.ends_with(MARK) {
-            saved_table.fill(0);
+        let tables = find_tables(mem, site, at_once)?;
+        let mut saved_tables = Vec::new();
+        for table in &tables {
+            let mut saved = vec![0; (table.end - table.start) as usize];
+            mem.read_exact_at(table.start, &mut saved)?;
+            if saved.ends_with(MARK) {
+                saved.fill(0);
+            }
+            saved_tables.append(&mut saved);
         }
         mem.write_all_at(code, stub::heal())?;
         Ok(Remote {
             mem,
             tgid: mem.pid(),
             code,
-            table,
-            saved_table,
+            tables,
+            saved_tables,
             caught: site.caught,
             closed: false,
         })
     }
 
     /// The bytes of the task that differ from its own until [`Remote::close`]: where the code is
-    /// (zero bytes) and where the table is, with what was there.
+    /// (zero bytes) and where the tables are, with what was there.
     pub fn borrowed(&self) -> [(u64, Vec<u8>); 2] {
         [
             (self.code, vec![0; stub::heal().len()]),
-            (self.table.start, self.saved_table.clone()),
+            (self.tables_at(), self.saved_tables.clone()),
         ]
     }
 
-    /// Points a thread of the task at the stub. One thread at a time: the slots are shared.
-    /// `own` are the registers with which the thread shall go on.
-    pub fn enter<'r>(&'r self, thread: &'r mut Stopped, own: &Regs) -> Result<Entered<'r, 'm>> {
-        let mask = thread.sigmask()?;
+    /// How many threads may be inside at the same time.
+    pub fn room(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Prepares a thread of the task for the stub, with the table of this number (below
+    /// [`Remote::room`]), which no other thread has now. `own` are the registers with which the
+    /// thread shall go on, `mask` the signals it blocks.
+    pub fn enter<'r>(
+        &'r self,
+        table: usize,
+        thread: &'r mut Stopped,
+        own: &Regs,
+        mask: SigSet,
+    ) -> Result<Entered<'r, 'm>> {
         let (signal, shadowed) = self.hand_back_signal(mask);
-        let entered = Entered {
+        let no_table = || Error::new(thread.tid(), "find it a table", Errno::EINVAL);
+        let table = self.tables.get(table).cloned().ok_or_else(no_table)?;
+        Ok(Entered {
             remote: self,
             thread,
+            table,
             own: *own,
             mask,
             signal,
             shadowed,
+            inside: false,
             left: false,
-        };
-        let tail = entered.tail_bytes();
-        self.mem.write_all_at(self.tail_at(), &tail)?;
-        let resumed = own.resumed_in_place();
-        let mut slots = [0; stub::HEAL_SLOTS];
-        slots[..8].copy_from_slice(&resumed.0.rsp.to_le_bytes());
-        slots[8..].copy_from_slice(&resumed.0.rip.to_le_bytes());
-        self.mem.write_all_at(self.slots_at(), &slots)?;
-        // The registers point at the tail before the mask changes: the tail restores the mask, so
-        // there is no instant at which our death would leave signals blocked.
-        entered
-            .thread
-            .set_regs(&entered.regs_at(self.quiet_tail_at()))?;
-        entered.thread.set_sigmask(!(1 << (signal - 1)))?;
-        Ok(entered)
+        })
+    }
+
+    /// Whether a thread that blocks these signals has to be alone in the stub: the action of its
+    /// hand-back signal, which all threads share, is set aside meanwhile.
+    pub fn must_be_alone(&self, mask: SigSet) -> bool {
+        self.hand_back_signal(mask).1
     }
 
     /// Puts the borrowed bytes back. Every thread must have left.
@@ -167,27 +189,14 @@ impl<'m> Remote<'m> {
     }
 
     fn put_back(&self) -> Result<()> {
-        self.mem.write_all_at(self.table.start, &self.saved_table)?;
+        self.mem
+            .write_all_at(self.tables_at(), &self.saved_tables)?;
         self.mem
             .write_all_at(self.code, &vec![0; stub::heal().len()])
     }
 
-    fn slots_at(&self) -> u64 {
-        self.code + (stub::heal().len() - stub::HEAL_SLOTS) as u64
-    }
-
-    fn data_at(&self) -> u64 {
-        self.table.end - TAIL_DATA as u64
-    }
-
-    fn tail_at(&self) -> u64 {
-        self.data_at() - TAIL as u64
-    }
-
-    /// The part of the tail that sets the mask and heals: all there is to do for a thread whose
-    /// signal actions are its own.
-    fn quiet_tail_at(&self) -> u64 {
-        self.tail_at() + 2 * stub::HEAL_ENTRY as u64
+    fn tables_at(&self) -> u64 {
+        self.tables.first().map_or(0, |table| table.start)
     }
 
     /// A signal that does nothing to the program when nobody traces it. Only a program that
@@ -219,13 +228,7 @@ impl Entered<'_, '_> {
 
     /// Runs a batch in the thread. Results and buffers are in the batch afterwards.
     pub fn run(&mut self, batch: &mut Batch) -> Result<()> {
-        let mut from = 0;
-        while from < batch.calls.len() {
-            let chunk = Chunk::plan(batch, from, self.room())?;
-            self.run_chunk(batch, &chunk)?;
-            from = chunk.calls.end;
-        }
-        Ok(())
+        run_together(&mut [(self, batch)])
     }
 
     /// Runs a call that opens a descriptor, lets `copy` take a copy of it, and closes it. If we die
@@ -242,23 +245,28 @@ impl Entered<'_, '_> {
         let mut nothing = Batch::new();
         nothing.call(libc::SYS_getpid, []);
         self.run(&mut nothing)?;
-        let (tid, start) = (self.thread.tid(), self.remote.table.start);
+        let (tid, start) = (self.thread.tid(), self.table.start);
         let entry = |index: usize| start + (index * stub::HEAL_ENTRY) as u64;
         let mut bytes = Vec::new();
-        push_entry(&mut bytes, nr, args);
+        let push_unanswered = |bytes: &mut Vec<u8>, nr: i64, args: [u64; 6]| {
+            push_entry(bytes, nr, args);
+            let answer = bytes.len() - UNANSWERED.len();
+            bytes[answer..].copy_from_slice(&UNANSWERED);
+        };
+        push_unanswered(&mut bytes, nr, args);
         let (tgid, signal) = (self.remote.tgid.get() as u64, self.signal as u64);
         let to_us = [tgid, tid.get() as u64, signal, 0, 0, 0];
         push_entry(&mut bytes, libc::SYS_tgkill, to_us);
-        push_entry(
+        push_unanswered(
             &mut bytes,
             libc::SYS_close,
             [expected as u64, 0, 0, 0, 0, 0],
         );
-        let tail = [self.remote.tail_at(), 0, 0, 0, 0, 0];
+        let tail = [self.tail_at(), 0, 0, 0, 0, 0];
         push_entry(&mut bytes, stub::JUMP as i64, tail);
         self.remote.mem.write_all_at(start, &bytes)?;
         self.thread.set_regs(&self.regs_at(start))?;
-        self.run_until(entry(1))?;
+        self.resume_until_answered(entry(0) + 56)?;
         let got = self.remote.mem.read_u64(entry(0) + 56)? as i64;
         let result = match i32::try_from(got) {
             Ok(fd @ 0..) => {
@@ -276,8 +284,20 @@ impl Entered<'_, '_> {
                 Err(Error::new(tid, doing, Errno::from_raw(-got as i32)))
             }
         };
-        self.run_until_handed_back()?;
+        self.resume_until_answered(entry(2) + 56)?;
         result
+    }
+
+    /// Resumes the thread until it comes back with the answer at this address written: a signal of
+    /// the same number from outside brings it back too soon.
+    fn resume_until_answered(&mut self, answer: u64) -> Result<()> {
+        loop {
+            self.thread.resume()?;
+            self.wait_until_handed_back()?;
+            if self.remote.mem.read_u64(answer)? != u64::from_le_bytes(UNANSWERED) {
+                return Ok(());
+            }
+        }
     }
 
     /// The action of the hand-back signal, and its number, if it is shadowed: what the task's own
@@ -300,6 +320,9 @@ impl Entered<'_, '_> {
     }
 
     fn take_out(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.inside) {
+            return Ok(());
+        }
         if self.shadowed {
             self.put_back_action()?;
             self.shadowed = false;
@@ -316,7 +339,7 @@ impl Entered<'_, '_> {
     fn put_back_action(&mut self) -> Result<()> {
         const UNTOUCHED: u64 = 0x7fff_0000;
         const MOMENT: [u64; 2] = [0, 100_000_000];
-        let start = self.remote.table.start;
+        let start = self.table.start;
         let timeout_at = start + 3 * stub::HEAL_ENTRY as u64;
         let mut bytes = Vec::new();
         let signal = self.signal as u64;
@@ -332,7 +355,7 @@ impl Entered<'_, '_> {
         push_entry(
             &mut bytes,
             stub::JUMP as i64,
-            [self.remote.quiet_tail_at(), 0, 0, 0, 0, 0],
+            [self.quiet_tail_at(), 0, 0, 0, 0, 0],
         );
         MOMENT
             .iter()
@@ -356,11 +379,25 @@ impl Entered<'_, '_> {
     }
 
     fn room(&self) -> usize {
-        (self.remote.tail_at() - self.remote.table.start) as usize
+        (self.tail_at() - self.table.start) as usize
+    }
+
+    fn data_at(&self) -> u64 {
+        self.table.end - TAIL_DATA as u64
+    }
+
+    fn tail_at(&self) -> u64 {
+        self.data_at() - TAIL as u64
+    }
+
+    /// The part of the tail that sets the mask and heals: all there is to do for a thread whose
+    /// signal actions are its own.
+    fn quiet_tail_at(&self) -> u64 {
+        self.tail_at() + 2 * stub::HEAL_ENTRY as u64
     }
 
     fn shadow_at(&self) -> u64 {
-        self.remote.data_at() + 8
+        self.data_at() + 8
     }
 
     fn ignore_at(&self) -> u64 {
@@ -393,7 +430,7 @@ impl Entered<'_, '_> {
         } else {
             push_entry(&mut bytes, libc::SYS_getpid, [0; 6]);
         }
-        let args = [SIG_SETMASK, self.remote.data_at(), 0, 8, 0, 0];
+        let args = [SIG_SETMASK, self.data_at(), 0, 8, 0, 0];
         push_entry(&mut bytes, libc::SYS_rt_sigprocmask, args);
         let r = self.own.resumed_in_place().0;
         let healed = [
@@ -413,7 +450,11 @@ impl Entered<'_, '_> {
             r.rdx,
             r.rsi,
             r.rdi,
+            r.rip,
+            r.cs,
             r.eflags,
+            r.rsp,
+            r.ss,
         ];
         healed
             .iter()
@@ -427,42 +468,31 @@ impl Entered<'_, '_> {
         bytes
     }
 
-    fn run_chunk(&mut self, batch: &mut Batch, chunk: &Chunk) -> Result<()> {
+    /// Writes the tail, the first time, and the calls of a chunk, and lets the thread run them.
+    fn start(&mut self, batch: &Batch, chunk: &mut Chunk) -> Result<()> {
         let mem = self.remote.mem;
-        let start = self.remote.table.start;
-        let mut bytes = Vec::with_capacity(chunk.len);
-        if self.shadowed && chunk.calls.start == 0 {
-            // The first entry of all: the tail may put back only what this one has saved. Said
-            // again by later batches it would save our own action, so it runs only while the
-            // shadow is still empty.
-            if self
-                .shadowed_action()?
-                .is_some_and(|(_, action)| action == [0; SIGACTION])
-            {
-                let args = [
-                    self.signal as u64,
-                    self.ignore_at(),
-                    self.shadow_at(),
-                    8,
-                    0,
-                    0,
-                ];
-                push_entry(&mut bytes, libc::SYS_rt_sigaction, args);
-            }
+        if !self.inside {
+            mem.write_all_at(self.tail_at(), &self.tail_bytes())?;
         }
-        let first = bytes.len();
-        let buffers_at = first + (chunk.calls.len() + 1) * stub::HEAL_ENTRY;
+        let start = self.table.start;
+        let mut bytes = Vec::with_capacity(chunk.len);
+        if let Some(args) = self.shadowing(chunk)? {
+            push_entry(&mut bytes, libc::SYS_rt_sigaction, args);
+        }
+        chunk.first = bytes.len();
         let address = |arg: Arg| match arg {
             Arg::Val(value) => value,
-            Arg::Buf(id) => start + (buffers_at + chunk.offset_of(id.0)) as u64,
+            Arg::Buf(id) => start + (chunk.buffers_at() + chunk.offset_of(id.0)) as u64,
         };
         for call in &batch.calls[chunk.calls.clone()] {
             push_entry(&mut bytes, call.nr, call.args.map(address));
         }
+        let last_answer = bytes.len() - UNANSWERED.len();
+        bytes[last_answer..].copy_from_slice(&UNANSWERED);
         push_entry(
             &mut bytes,
             stub::JUMP as i64,
-            [self.remote.tail_at(), 0, 0, 0, 0, 0],
+            [self.tail_at(), 0, 0, 0, 0, 0],
         );
         for (id, _) in &chunk.buffers {
             bytes.extend_from_slice(&batch.bufs[*id]);
@@ -470,40 +500,67 @@ impl Entered<'_, '_> {
         }
         mem.write_all_at(start, &bytes)?;
         self.thread.set_regs(&self.regs_at(start))?;
-        self.run_until_handed_back()?;
+        if !self.inside {
+            // The registers point at the table before the mask changes: the tail restores the
+            // mask, so there is no instant at which our death would leave signals blocked.
+            self.inside = true;
+            self.thread.set_sigmask(!(1 << (self.signal - 1)))?;
+        }
+        self.thread.resume()
+    }
 
-        mem.read_exact_at(start, &mut bytes)?;
+    /// The arguments of the first entry of all, in a program that catches every harmless signal:
+    /// the tail may put back only what this one has saved. Said again by later batches it would
+    /// save our own action, so it runs only while the shadow is still empty.
+    fn shadowing(&self, chunk: &Chunk) -> Result<Option<[u64; 6]>> {
+        if !self.shadowed || chunk.calls.start != 0 {
+            return Ok(None);
+        }
+        let untouched = self
+            .shadowed_action()?
+            .is_some_and(|(_, action)| action == [0; SIGACTION]);
+        let (ignore, shadow) = (self.ignore_at(), self.shadow_at());
+        Ok(untouched.then_some([self.signal as u64, ignore, shadow, 8, 0, 0]))
+    }
+
+    /// Waits until the thread has run what [`Entered::start`] began, and takes the answers over.
+    fn finish(&mut self, batch: &mut Batch, chunk: &Chunk) -> Result<()> {
+        let mut bytes = vec![0; chunk.len];
+        loop {
+            self.wait_until_handed_back()?;
+            self.remote
+                .mem
+                .read_exact_at(self.table.start, &mut bytes)?;
+            let last_answer = chunk.answer_at(chunk.calls.len() - 1);
+            if bytes[last_answer..][..8] != UNANSWERED {
+                break;
+            }
+            // A signal of the same number from outside: the calls are not done.
+            self.thread.resume()?;
+        }
         for (index, call) in batch.calls[chunk.calls.clone()].iter_mut().enumerate() {
-            let at = first + index * stub::HEAL_ENTRY + 56;
+            let at = chunk.answer_at(index);
             call.ret = i64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
         }
         for (id, offset) in &chunk.buffers {
             let buffer = &mut batch.bufs[*id];
-            let at = buffers_at + offset;
+            let at = chunk.buffers_at() + offset;
             let len = buffer.len();
             buffer.copy_from_slice(&bytes[at..at + len]);
         }
         Ok(())
     }
 
-    /// Resumes the thread until the tail's tgkill brings it back.
-    fn run_until_handed_back(&mut self) -> Result<()> {
-        self.run_until(self.remote.tail_at())
-    }
-
-    /// Resumes the thread until a tgkill at this entry of the table, or behind it, brings it back.
-    fn run_until(&mut self, entry: u64) -> Result<()> {
+    /// Waits until the tail's tgkill, or a signal of the same number, brings the thread back.
+    fn wait_until_handed_back(&mut self) -> Result<()> {
         let tid = self.thread.tid();
         loop {
-            self.thread.resume()?;
             match tracee::wait_blocking(tid)? {
                 Wait::Stopped(Stop::Signal(signal)) if signal == self.signal => {
                     // Ours, or one from outside that the program ignores: either way it is not
-                    // to be delivered. Only at our tgkill has rbx reached its entry.
+                    // to be delivered.
                     self.thread.drop_signal();
-                    if self.thread.regs()?.0.rbx >= entry {
-                        return Ok(());
-                    }
+                    return Ok(());
                 }
                 // SIGSTOP cannot be blocked: let it stop the process as it would have, and go on
                 // inside; the kernel stops the thread again when we detach.
@@ -527,6 +584,43 @@ impl Entered<'_, '_> {
                     ));
                 }
             }
+            self.thread.resume()?;
+        }
+    }
+}
+
+/// Runs a batch in each of these threads, all at the same time.
+pub fn run_together(jobs: &mut [(&mut Entered<'_, '_>, &mut Batch)]) -> Result<()> {
+    let mut from = vec![0; jobs.len()];
+    loop {
+        let mut running = Vec::new();
+        let mut failed = None;
+        for (job, (entered, batch)) in jobs.iter_mut().enumerate() {
+            if from[job] >= batch.calls.len() {
+                continue;
+            }
+            let chunk = Chunk::plan(batch, from[job], entered.room());
+            match chunk.and_then(|mut chunk| entered.start(batch, &mut chunk).map(|()| chunk)) {
+                Ok(chunk) => running.push((job, chunk)),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
+        }
+        let done = running.is_empty();
+        // Those that run are waited for even then: nobody sets a running thread's registers.
+        for (job, chunk) in running {
+            let (entered, batch) = &mut jobs[job];
+            match entered.finish(batch, &chunk) {
+                Ok(()) => from[job] = chunk.calls.end,
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match failed {
+            Some(error) => return Err(error),
+            None if done => return Ok(()),
+            None => {}
         }
     }
 }
@@ -547,7 +641,10 @@ struct Chunk {
     calls: Range<usize>,
     /// Buffers used, with their offsets from the first.
     buffers: Vec<(usize, usize)>,
+    /// Most bytes of the table that it takes.
     len: usize,
+    /// Offset of its first call in the table.
+    first: usize,
 }
 
 impl Chunk {
@@ -558,6 +655,7 @@ impl Chunk {
             calls: from..from,
             buffers: Vec::new(),
             len: fixed,
+            first: 0,
         };
         let mut buffers_len = 0;
         for call in &batch.calls[from..] {
@@ -589,6 +687,16 @@ impl Chunk {
             return Err(Error::new(HostPid::current(), doing, Errno::E2BIG));
         }
         Ok(chunk)
+    }
+
+    /// Where a call, counted in the chunk, has its answer in the table.
+    fn answer_at(&self, call: usize) -> usize {
+        self.first + (call + 1) * stub::HEAL_ENTRY - 8
+    }
+
+    /// Buffers lie behind the calls and the jump.
+    fn buffers_at(&self) -> usize {
+        self.first + (self.calls.len() + 1) * stub::HEAL_ENTRY
     }
 
     fn offset_of(&self, buffer: usize) -> usize {
@@ -623,19 +731,21 @@ fn find_code(mem: &TaskMem, mappings: &[Range<u64>]) -> Result<u64> {
     Err(Error::new(mem.pid(), doing, Errno::ENOSPC))
 }
 
-/// A dumper that was killed leaves its code behind, which no thread runs any more: its slots may
-/// differ, the instructions do not.
+/// A dumper that was killed leaves its code behind, which no thread runs any more.
 fn is_left_over_stub(bytes: &[u8]) -> bool {
-    bytes.starts_with(stub::heal_code())
+    bytes.starts_with(stub::heal())
 }
 
 /// The lowest pages of the main stack, which a program reaches last. They are dead if they are
 /// all zero, or if the main thread's stack pointer is on this stack and above them by more than
-/// the red zone (System V ABI 3.2.2); what they hold is put back afterwards all the same.
-fn find_table(mem: &TaskMem, site: &Site) -> Result<Range<u64>> {
+/// the red zone (System V ABI 3.2.2); what they hold is put back afterwards all the same. More
+/// than one table is made only in the second case.
+fn find_tables(mem: &TaskMem, site: &Site, at_once: usize) -> Result<Vec<Range<u64>>> {
     const CLEARANCE: u64 = 2 * PAGE;
+    const TABLE: u64 = TABLE_PAGES * PAGE;
     let stack = &site.stack;
-    let limit = if stack.contains(&site.main_rsp) {
+    let own = stack.contains(&site.main_rsp);
+    let limit = if own {
         site.main_rsp.saturating_sub(CLEARANCE).min(stack.end)
     } else {
         stack.end
@@ -645,13 +755,17 @@ fn find_table(mem: &TaskMem, site: &Site) -> Result<Range<u64>> {
         if table.end > limit {
             continue;
         }
-        if stack.contains(&site.main_rsp) {
-            return Ok(table);
+        if own {
+            let fit = (limit - stack.start) / TABLE;
+            let tables = fit.min(at_once as u64).min(MOST_TABLES);
+            let more = (1..tables).map(|nth| stack.start + nth * TABLE);
+            let more = more.map(|start| start..start + TABLE);
+            return Ok(std::iter::once(table).chain(more).collect());
         }
         let mut bytes = vec![0; (pages * PAGE) as usize];
         mem.read_exact_at(table.start, &mut bytes)?;
         if bytes.iter().all(|byte| *byte == 0) || bytes.ends_with(MARK) {
-            return Ok(table);
+            return Ok(vec![table]);
         }
     }
     let doing = format!(

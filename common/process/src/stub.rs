@@ -8,8 +8,9 @@ use std::arch::global_asm;
 
 // `heal` is for tasks that must live on if we die. The number of an entry is a system call, or
 // JUMP (go on with the table at its first argument), or HEAL (take all registers from the words
-// that follow and go on with the thread's own code). It ends with two slots, for rsp and rip:
-// popfq and the pops need rsp for themselves, so the last two come from beside the code.
+// that follow and go on with the thread's own code). The pops need rsp for themselves, so the last
+// words are a frame for iretq, which gives rip, flags and rsp back in one instruction and is
+// allowed to user code. Nothing is beside the code: threads of a task may be inside it together.
 global_asm!(
     ".pushsection .rodata.crust_stub, \"a\", @progbits",
     ".balign 16",
@@ -49,10 +50,7 @@ global_asm!(
     "pop rdx",
     "pop rsi",
     "pop rdi",
-    "popfq",
-    "mov rsp, [rip + 4f]",
-    "jmp [rip + 4f + 8]",
-    "4: .quad 0, 0",
+    "iretq",
     "crust_stub_heal_end:",
     ".balign 16",
     // `exec` is for tasks that we make: nothing is lost if they die with us, so the end is a
@@ -105,18 +103,13 @@ pub const HEAL_ENTRY: usize = 64;
 /// Bytes of an entry of the exec stub: the same, what is expected (0 nothing, 1 no error, 2 the
 /// value of the next word), and that value.
 pub const EXEC_ENTRY: usize = 80;
-/// Bytes at the end of the healing stub for rsp and rip.
-pub const HEAL_SLOTS: usize = 16;
+/// Words of a healing entry behind its number: 15 registers, then rip, cs, flags, rsp and ss.
+pub const HEAL_WORDS: usize = 20;
 
-/// The healing stub, its slots included.
+/// The healing stub.
 pub fn heal() -> &'static [u8] {
     // SAFETY: both symbols are in the one section emitted above, the end after the start.
     unsafe { between(&raw const crust_stub_heal, &raw const crust_stub_heal_end) }
-}
-
-/// The instructions of the healing stub, without its slots.
-pub fn heal_code() -> &'static [u8] {
-    &heal()[..heal().len() - HEAL_SLOTS]
 }
 
 /// How far a thread inside the healing stub has got.
@@ -126,16 +119,13 @@ pub enum Progress {
     Calls,
     /// rsp is in the healing entry, so many words have been popped.
     Popped(usize),
-    /// All registers are the thread's own but rsp, perhaps, and rip.
-    Done,
 }
 
 /// What the instruction at `offset` of the stub means for the thread's registers.
 pub fn heal_progress(offset: usize) -> Progress {
     const LEA_RSP: [u8; 5] = [0x48, 0x8d, 0x63, 0x08, 0x41];
-    const POPFQ: u8 = 0x9d;
     const REX_B: u8 = 0x41;
-    let code = heal_code();
+    let code = heal();
     let lea = code
         .windows(LEA_RSP.len())
         .position(|bytes| bytes == LEA_RSP);
@@ -144,9 +134,6 @@ pub fn heal_progress(offset: usize) -> Progress {
     };
     let mut pops = 0;
     while at < offset {
-        if code[at] == POPFQ {
-            return Progress::Done;
-        }
         at += if code[at] == REX_B { 2 } else { 1 };
         pops += 1;
     }

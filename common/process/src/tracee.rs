@@ -233,17 +233,23 @@ impl Stopped {
 
     /// Reads the whole extended state in the layout of XSAVE (not compacted), 576 bytes or more.
     pub fn xstate(&self) -> Result<Vec<u8>> {
-        // More than the 11 KiB of AMX, the largest component there is.
-        let mut area = vec![0u8; 32 << 10];
-        let mut iov = libc::iovec {
-            iov_base: area.as_mut_ptr().cast(),
-            iov_len: area.len(),
-        };
-        let data = std::ptr::from_mut(&mut iov) as usize;
-        let what = "PTRACE_GETREGSET(NT_X86_XSTATE)";
-        self.request(libc::PTRACE_GETREGSET, NT_X86_XSTATE, data, what)?;
-        area.truncate(iov.iov_len);
-        Ok(area)
+        // The second is more than with the 8 KiB of AMX, the largest component there is.
+        for room in [4 << 10, 32 << 10] {
+            let mut area = vec![0u8; room];
+            let mut iov = libc::iovec {
+                iov_base: area.as_mut_ptr().cast(),
+                iov_len: area.len(),
+            };
+            let data = std::ptr::from_mut(&mut iov) as usize;
+            let what = "PTRACE_GETREGSET(NT_X86_XSTATE)";
+            self.request(libc::PTRACE_GETREGSET, NT_X86_XSTATE, data, what)?;
+            if iov.iov_len < room {
+                area.truncate(iov.iov_len);
+                return Ok(area);
+            }
+        }
+        let doing = "PTRACE_GETREGSET(NT_X86_XSTATE): larger than any processor has it";
+        Err(Error::new(self.tid, doing, Errno::E2BIG))
     }
 
     /// Sets the extended state from an XSAVE area as long as [`Stopped::xstate`] gives it.

@@ -93,10 +93,10 @@ fn a_batch_runs_in_the_task_and_leaves_it_as_it_was() {
     assert_eq!(task.state, TaskState::Alive);
     let mem = TaskMem::open(task.pid).expect("open memory");
     let before = (bytes_of(&mem, &site.stack), bytes_of(&mem, &site.code[0]));
-    let regs = task.threads[0].regs;
-    let remote = Remote::place(&mem, &site).expect("place the stub");
+    let (regs, mask) = (task.threads[0].regs, task.threads[0].sigmask);
+    let remote = Remote::place(&mem, &site, 1).expect("place the stub");
     let mut entered = remote
-        .enter(&mut task.threads[0].stopped, &regs)
+        .enter(0, &mut task.threads[0].stopped, &regs, mask)
         .expect("enter");
 
     // More than one table's worth, so that the batch is cut.

@@ -24,10 +24,12 @@ const STOPPED: u32 = 3;
 /// SCHED_RESET_ON_FORK of include/uapi/linux/sched.h.
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 const SCHED_FIFO: u32 = 1;
+/// Timer slack of init (init/init_task.c), which everybody inherits.
+const DEFAULT_TIMER_SLACK: u64 = 50_000;
 const SCHED_RR: u32 = 2;
 
 /// A thread as it was collected.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ThreadState<'a> {
     /// Registers it goes on with.
     pub regs: Regs,
@@ -150,6 +152,7 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             blk_sigset_extended: None,
             rseq_entry: thread.rseq.map(encode_rseq),
             cg_set: Some(thread.cg_set),
+            timer_slack_ns: Some(answers.timer_slack).filter(|ns| *ns != DEFAULT_TIMER_SLACK),
         }),
         ..CoreEntry::default()
     }

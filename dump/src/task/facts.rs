@@ -6,7 +6,9 @@ use crust_process::kcmp::{TaskObject, task_object};
 use crust_process::pid::HostPid;
 use crust_process::proc::auxv::parse_auxv;
 use crust_process::proc::cgroup::{CgroupMembership, parse_cgroup};
-use crust_process::proc::ids::{parse_loginuid, parse_oom_score_adj, parse_personality};
+use crust_process::proc::ids::{
+    parse_coredump_filter, parse_loginuid, parse_oom_score_adj, parse_personality,
+};
 use crust_process::proc::maps::VmaName;
 use crust_process::proc::smaps::{SmapsVma, parse_smaps};
 use crust_process::proc::stat::{Stat, parse_stat};
@@ -14,6 +16,7 @@ use crust_process::proc::status::{Status, parse_status};
 use crust_process::proc::timers::{PosixTimer, parse_timers};
 use crust_process::proc::{ParseError, ProcDir};
 use crust_process::remote::Site;
+use rayon::prelude::*;
 use std::cmp::Ordering;
 use std::ops::Range;
 
@@ -52,16 +55,30 @@ pub struct TaskFacts {
     pub loginuid: Option<u32>,
     /// oom_score_adj.
     pub oom_score_adj: i32,
+    /// coredump_filter; `None` on a kernel that writes no core files.
+    pub coredump_filter: Option<u32>,
     /// The label of a security module, if one is active and gave one.
     pub lsm_label: Option<Vec<u8>>,
     /// Its threads, the leader first.
     pub threads: Vec<ThreadFacts>,
 }
 
-/// Reads everything of a task with these threads (the leader first).
+/// Threads fewer than this are not worth being shared out.
+const WORTH_THREADS: usize = 32;
+
+/// Reads everything of a task with these threads, of which the first speaks for it.
 pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
     let dir = ProcDir::open(pid)?;
-    let threads: Result<Vec<_>> = tids.iter().map(|tid| collect_thread(&dir, *tid)).collect();
+    let own = OwnNamespaces::read(&dir);
+    let thread = |tid: &HostPid| collect_thread(&dir, &own, *tid);
+    let threads: Result<Vec<_>> = if tids.len() < WORTH_THREADS {
+        tids.iter().map(thread).collect()
+    } else {
+        tids.par_iter()
+            .with_min_len(WORTH_THREADS / 2)
+            .map(thread)
+            .collect()
+    };
     let mut text = Vec::new();
     let mut timers = parsed(&dir, "timers", &mut text, parse_timers)?;
     // The kernel tells the newest first; restorers that cannot choose an id count upwards.
@@ -75,17 +92,20 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
         personality: parsed(&dir, "personality", &mut text, parse_personality)?,
         loginuid: parsed(&dir, "loginuid", &mut text, parse_loginuid).ok(),
         oom_score_adj: parsed(&dir, "oom_score_adj", &mut text, parse_oom_score_adj)?,
+        coredump_filter: parsed(&dir, "coredump_filter", &mut text, parse_coredump_filter)
+            .ok()
+            .flatten(),
         lsm_label: lsm_label(&dir),
         dir,
     })
 }
 
-fn collect_thread(task: &ProcDir, tid: HostPid) -> Result<ThreadFacts> {
+fn collect_thread(task: &ProcDir, own: &OwnNamespaces, tid: HostPid) -> Result<ThreadFacts> {
     let dir = task.task(tid)?;
     let apart = if tid == task.pid() {
         Vec::new()
     } else {
-        collect_apart(task, &dir)?
+        collect_apart(task, own, &dir)?
     };
     let mut text = Vec::new();
     let stat = parsed(&dir, "stat", &mut text, parse_stat)?;
@@ -99,23 +119,35 @@ fn collect_thread(task: &ProcDir, tid: HostPid) -> Result<ThreadFacts> {
     })
 }
 
-/// What a thread does not share with its leader: unshare(2) and setns(2) act on single threads,
-/// and the images have one of each for the whole task.
-fn collect_apart(task: &ProcDir, thread: &ProcDir) -> Result<Vec<String>> {
+/// Namespaces that one thread may change for itself. The others go with something else: a mount
+/// namespace only with a working directory of its own, user and time namespaces only with a
+/// single thread (unshare(2), setns(2)).
+const NAMESPACES: [&str; 4] = ["net", "uts", "ipc", "cgroup"];
+
+/// Those of the thread that speaks for the task.
+struct OwnNamespaces([Option<Vec<u8>>; NAMESPACES.len()]);
+
+impl OwnNamespaces {
+    fn read(dir: &ProcDir) -> OwnNamespaces {
+        OwnNamespaces(NAMESPACES.map(|kind| dir.readlink(&format!("ns/{kind}")).ok()))
+    }
+}
+
+/// What a thread does not share with its task: unshare(2) and setns(2) act on single threads, and
+/// the images have one of each for the whole task.
+fn collect_apart(task: &ProcDir, own: &OwnNamespaces, thread: &ProcDir) -> Result<Vec<String>> {
     const OBJECTS: [(TaskObject, &str); 2] = [
         (TaskObject::Files, "descriptor table"),
         (TaskObject::Fs, "working directory and root"),
     ];
-    const NAMESPACES: [&str; 7] = ["net", "mnt", "uts", "ipc", "user", "cgroup", "time"];
     let mut apart = Vec::new();
     for (object, name) in OBJECTS {
         if task_object(object, task.pid(), thread.pid())? != Ordering::Equal {
             apart.push(name.into());
         }
     }
-    for kind in NAMESPACES {
-        let link = format!("ns/{kind}");
-        if task.readlink(&link).ok() != thread.readlink(&link).ok() {
+    for (kind, own) in NAMESPACES.iter().zip(&own.0) {
+        if thread.readlink(&format!("ns/{kind}")).ok() != *own {
             apart.push(format!("{kind} namespace"));
         }
     }

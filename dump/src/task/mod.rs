@@ -5,6 +5,7 @@
 
 pub mod core;
 pub mod creds;
+pub mod dead_leader;
 pub mod facts;
 pub mod questions;
 pub mod regs;
@@ -17,11 +18,12 @@ use anyhow::{Context, Result};
 use crust_process::freeze::{FrozenTask, FrozenThread};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
-use crust_process::remote::Remote;
+use crust_process::remote::{Remote, run_together};
 use crust_process::tracee::{Queue, SeccompFilter, SigInfo};
 use crust_proto::criu::UserDescT;
 use facts::TaskFacts;
-use questions::{TaskAnswers, ThreadAnswers, collect_task, collect_thread};
+use questions::{Answers, Questions, TaskAnswers, ThreadAnswers};
+use std::ops::Range;
 
 /// Status mode 2.
 const SECCOMP_FILTER: u32 = 2;
@@ -52,8 +54,8 @@ pub struct Told {
     pub threads: Vec<ThreadAnswers>,
 }
 
-/// Reads what ptrace tells of a thread.
-pub fn collect_traced(thread: &FrozenThread, seccomp_mode: Option<u32>) -> Result<Traced> {
+/// Reads what ptrace tells of a thread, but its filters.
+pub fn collect_traced(thread: &FrozenThread) -> Result<Traced> {
     let stopped = &thread.stopped;
     let mut pending = Vec::new();
     if stopped.signal_in_hand() != 0 {
@@ -61,10 +63,6 @@ pub fn collect_traced(thread: &FrozenThread, seccomp_mode: Option<u32>) -> Resul
         pending.push(stopped.siginfo_in_hand()?);
     }
     pending.extend(stopped.pending(Queue::Private)?);
-    let filters = match seccomp_mode {
-        Some(SECCOMP_FILTER) => seccomp::collect_filters(stopped)?,
-        _ => Vec::new(),
-    };
     let mut tls = Vec::new();
     for entry in regs::THREAD_AREAS {
         tls.extend(stopped.thread_area(entry)?.map(regs::encode_thread_area));
@@ -76,37 +74,122 @@ pub fn collect_traced(thread: &FrozenThread, seccomp_mode: Option<u32>) -> Resul
         xstate,
         tls,
         pending,
-        filters,
+        filters: Vec::new(),
     })
 }
 
-/// Asks a task and all its threads about themselves, by system calls run inside them.
-pub fn collect_told(task: &mut FrozenTask, mem: &TaskMem, facts: &TaskFacts) -> Result<Told> {
-    let pid = task.pid;
-    let rsp = task.threads.first().map_or(0, |leader| leader.regs.0.rsp);
-    let remote = Remote::place(mem, &facts.site(rsp))?;
-    let told = ask_all(task, &remote, facts);
-    remote.close()?;
-    told.with_context(|| format!("ask task {pid} about itself"))
+/// The filters of a thread whose status tells that it has some.
+pub fn collect_filters(thread: &FrozenThread, mode: Option<u32>) -> Result<Vec<SeccompFilter>> {
+    match mode {
+        Some(SECCOMP_FILTER) => Ok(seccomp::collect_filters(&thread.stopped)?),
+        _ => Ok(Vec::new()),
+    }
 }
 
-fn ask_all(task: &mut FrozenTask, remote: &Remote, facts: &TaskFacts) -> Result<Told> {
-    let timers: Vec<u64> = facts.timers.iter().map(|timer| timer.id as u64).collect();
-    let mut threads = task.threads.iter_mut();
-    let leader = threads.next().context("it has no thread")?;
-    let mut entered = remote.enter(&mut leader.stopped, &leader.regs)?;
-    let told = collect_task(&mut entered, task.pid, &timers, &facts.fds)?;
-    entered.leave()?;
-    let mut others = Vec::new();
-    for thread in threads {
-        let tid = thread.stopped.tid();
-        let mut entered = remote.enter(&mut thread.stopped, &thread.regs)?;
-        others.push(collect_thread(&mut entered, tid)?);
+/// Asks these tasks and all their threads about themselves, by system calls run inside them: as
+/// many threads at the same time as there is room for in their tasks.
+pub fn collect_told(
+    tasks: &mut [&mut FrozenTask],
+    known: &[(&TaskMem, &TaskFacts)],
+) -> Result<Vec<Told>> {
+    let mut remotes = Vec::new();
+    for (task, (mem, facts)) in tasks.iter().zip(known) {
+        let remote = place(task, mem, facts);
+        remotes.push(remote.with_context(|| format!("ask task {} about itself", task.pid))?);
+    }
+    let told = ask_all(tasks, &remotes, known);
+    for remote in remotes {
+        remote.close()?;
+    }
+    told
+}
+
+fn place<'m>(task: &FrozenTask, mem: &'m TaskMem, facts: &TaskFacts) -> Result<Remote<'m>> {
+    // The leader's stack pointer tells how deep the main stack is in use; a dead one's is gone.
+    let leader = task.threads.first().filter(|_| task.dead_leader.is_none());
+    let rsp = leader.map_or(0, |leader| leader.regs.0.rsp);
+    Ok(Remote::place(mem, &facts.site(rsp), task.threads.len())?)
+}
+
+fn ask_all(
+    tasks: &mut [&mut FrozenTask],
+    remotes: &[Remote<'_>],
+    known: &[(&TaskMem, &TaskFacts)],
+) -> Result<Vec<Told>> {
+    let mut answers: Vec<Vec<Answers>> = tasks.iter().map(|_| Vec::new()).collect();
+    loop {
+        let wave: Vec<Range<usize>> = tasks
+            .iter()
+            .zip(remotes)
+            .zip(&answers)
+            .map(|((task, remote), done)| next_threads(task, remote, done.len()))
+            .collect();
+        if wave.iter().all(Range::is_empty) {
+            break;
+        }
+        ask_wave(tasks, remotes, known, &wave, &mut answers)?;
+    }
+    answers.into_iter().map(told_of).collect()
+}
+
+/// The threads of a task to ask next, from this one on.
+fn next_threads(task: &FrozenTask, remote: &Remote<'_>, from: usize) -> Range<usize> {
+    let left = task.threads.get(from..).unwrap_or_default();
+    let alone = |thread: &FrozenThread| remote.must_be_alone(thread.sigmask);
+    let together = left.iter().take(remote.room());
+    let count = together.take_while(|thread| !alone(thread)).count();
+    from..from + count.max(left.len().min(1))
+}
+
+fn ask_wave(
+    tasks: &mut [&mut FrozenTask],
+    remotes: &[Remote<'_>],
+    known: &[(&TaskMem, &TaskFacts)],
+    wave: &[Range<usize>],
+    answers: &mut [Vec<Answers>],
+) -> Result<()> {
+    let (mut entered, mut questions) = (Vec::new(), Vec::new());
+    for (at, task) in tasks.iter_mut().enumerate() {
+        let (remote, range) = (&remotes[at], &wave[at]);
+        let threads = task.threads.iter_mut().enumerate();
+        let threads = threads.skip(range.start).take(range.len());
+        for (table, (index, thread)) in threads.enumerate() {
+            questions.push((at, questions_to(index, thread, known[at].1)));
+            let (own, mask) = (thread.regs, thread.sigmask);
+            entered.push(remote.enter(table, &mut thread.stopped, &own, mask)?);
+        }
+    }
+    let batches = questions.iter_mut().map(|(_, asked)| asked.batch());
+    run_together(&mut entered.iter_mut().zip(batches).collect::<Vec<_>>())?;
+    for (entered, (at, questions)) in entered.into_iter().zip(questions) {
+        let shadowed = entered.shadowed_action()?;
         entered.leave()?;
+        answers[at].push(questions.answers(shadowed)?);
+    }
+    Ok(())
+}
+
+/// The first thread speaks for the task.
+fn questions_to(index: usize, thread: &FrozenThread, facts: &TaskFacts) -> Questions {
+    let tid = thread.stopped.tid();
+    if index > 0 {
+        return Questions::to_thread(tid);
+    }
+    let timers: Vec<u64> = facts.timers.iter().map(|timer| timer.id as u64).collect();
+    Questions::to_task(tid, &timers, &facts.fds)
+}
+
+fn told_of(answers: Vec<Answers>) -> Result<Told> {
+    let (mut task, mut threads) = (None, Vec::new());
+    for answer in answers {
+        match answer {
+            Answers::Task(answer) => task = Some(*answer),
+            Answers::Thread(answer) => threads.push(answer),
+        }
     }
     Ok(Told {
-        task: told,
-        threads: others,
+        task: task.context("a task has no thread")?,
+        threads,
     })
 }
 

@@ -7,7 +7,6 @@ use crate::task::signals::{SIGACTION_LEN, SIGNALS, STACK_LEN, has_action};
 use crust_process::batch::{Arg, Batch, BufId, CallId};
 use crust_process::error::{Error, Result};
 use crust_process::pid::HostPid;
-use crust_process::remote::Entered;
 use nix::libc;
 
 /// The resources of getrlimit(2) that the kernel numbers from 0 on.
@@ -43,6 +42,8 @@ pub struct ThreadAnswers {
     pub securebits: u32,
     /// sched_getscheduler(2), with SCHED_RESET_ON_FORK.
     pub sched_policy: u32,
+    /// PR_GET_TIMERSLACK, in nanoseconds.
+    pub timer_slack: u64,
 }
 
 /// What a task tells of itself.
@@ -72,17 +73,172 @@ pub struct TaskAnswers {
     pub leader: ThreadAnswers,
 }
 
-/// Asks the leader about itself and the task. `timers` are the ids of the task's POSIX timers,
-/// `fds` its descriptors.
-pub fn collect_task(
-    entered: &mut Entered,
-    pid: HostPid,
-    timers: &[u64],
-    fds: &[i32],
-) -> Result<TaskAnswers> {
-    let mut asked = Asked::new(pid);
-    let actions: Vec<_> = (1..=SIGNALS)
-        .filter(|signal| has_action(*signal))
+/// What is asked of a thread, and of its whole task by the first one; to be run in the thread.
+pub struct Questions {
+    asked: Asked,
+    of_task: Option<TaskQuestions>,
+    of_thread: ThreadQuestions,
+}
+
+/// What a thread answered.
+pub enum Answers {
+    /// Of the task and of the thread that spoke for it.
+    Task(Box<TaskAnswers>),
+    /// Of a thread.
+    Thread(ThreadAnswers),
+}
+
+impl Questions {
+    /// Questions to the thread that speaks for the task. `timers` are the ids of the task's POSIX
+    /// timers, `fds` its descriptors.
+    pub fn to_task(tid: HostPid, timers: &[u64], fds: &[i32]) -> Questions {
+        let mut asked = Asked::new(tid);
+        let of_task = TaskQuestions::ask(&mut asked, timers, fds);
+        let of_thread = ThreadQuestions::ask(&mut asked);
+        Questions {
+            asked,
+            of_task: Some(of_task),
+            of_thread,
+        }
+    }
+
+    /// Questions to another thread.
+    pub fn to_thread(tid: HostPid) -> Questions {
+        let mut asked = Asked::new(tid);
+        let of_thread = ThreadQuestions::ask(&mut asked);
+        Questions {
+            asked,
+            of_task: None,
+            of_thread,
+        }
+    }
+
+    /// The calls to run.
+    pub fn batch(&mut self) -> &mut Batch {
+        &mut self.asked.batch
+    }
+
+    /// What came of them. `shadowed` is the action that was set aside while they ran.
+    pub fn answers(self, shadowed: Option<(i32, [u8; SIGACTION_LEN])>) -> Result<Answers> {
+        let batch = self.asked.checked()?;
+        let of_thread = self.of_thread.answers(&batch);
+        Ok(match self.of_task {
+            None => Answers::Thread(of_thread),
+            Some(of_task) => Answers::Task(Box::new(of_task.answers(&batch, shadowed, of_thread))),
+        })
+    }
+}
+
+/// The questions about a whole task.
+struct TaskQuestions {
+    actions: Vec<(u32, BufId)>,
+    itimers: Vec<BufId>,
+    timers: Vec<(BufId, CallId)>,
+    rlimits: Vec<BufId>,
+    dumpable: CallId,
+    thp: CallId,
+    subreaper: BufId,
+    membarriers: CallId,
+    brk: CallId,
+    fds: Vec<CallId>,
+}
+
+impl TaskQuestions {
+    fn ask(asked: &mut Asked, timers: &[u64], fds: &[i32]) -> TaskQuestions {
+        TaskQuestions {
+            actions: ask_actions(asked),
+            itimers: (0..ITIMERS)
+                .map(|which| asked.fill(libc::SYS_getitimer, [Arg::Val(which)], 32, "getitimer"))
+                .collect(),
+            timers: timers.iter().map(|id| asked.posix_timer(*id)).collect(),
+            rlimits: (0..RLIMITS)
+                .map(|resource| {
+                    let args = [Arg::Val(0), Arg::Val(resource), Arg::Val(0)];
+                    asked.fill(libc::SYS_prlimit64, args, 16, "prlimit64")
+                })
+                .collect(),
+            dumpable: asked.prctl(libc::PR_GET_DUMPABLE as u64, "prctl(PR_GET_DUMPABLE)"),
+            thp: asked.may(
+                libc::SYS_prctl,
+                [
+                    Arg::Val(PR_GET_THP_DISABLE),
+                    0.into(),
+                    0.into(),
+                    0.into(),
+                    0.into(),
+                ],
+            ),
+            subreaper: asked.prctl_fills(
+                libc::PR_GET_CHILD_SUBREAPER as u64,
+                4,
+                "prctl(PR_GET_CHILD_SUBREAPER)",
+            ),
+            membarriers: asked.may(
+                libc::SYS_membarrier,
+                [
+                    Arg::Val(MEMBARRIER_CMD_GET_REGISTRATIONS),
+                    0.into(),
+                    0.into(),
+                ],
+            ),
+            // 0 is below any heap: the call only tells.
+            brk: asked.must(libc::SYS_brk, [Arg::Val(0)], "brk"),
+            fds: fds
+                .iter()
+                .map(|fd| {
+                    let args = [(*fd).into(), libc::F_GETFD.into()];
+                    asked.must(libc::SYS_fcntl, args, "fcntl(F_GETFD)")
+                })
+                .collect(),
+        }
+    }
+
+    fn answers(
+        self,
+        batch: &Batch,
+        shadowed: Option<(i32, [u8; SIGACTION_LEN])>,
+        leader: ThreadAnswers,
+    ) -> TaskAnswers {
+        let optional = |call: CallId| batch.result(call).unwrap_or(0);
+        TaskAnswers {
+            actions: self
+                .actions
+                .into_iter()
+                .map(|(signal, buf)| match shadowed {
+                    Some((own, action)) if own == signal as i32 => (signal, action),
+                    _ => (signal, batch.array(buf)),
+                })
+                .collect(),
+            itimers: std::array::from_fn(|which| timer_value(batch, self.itimers[which])),
+            posix_timers: self
+                .timers
+                .into_iter()
+                .map(|(buf, overrun)| (timer_value(batch, buf), optional(overrun) as u32))
+                .collect(),
+            rlimits: self
+                .rlimits
+                .into_iter()
+                .map(|buf| (word(batch, buf, 0), word(batch, buf, 8)))
+                .collect(),
+            dumpable: batch.ret(self.dumpable) as i32,
+            child_subreaper: word32(batch, self.subreaper) != 0,
+            // Bit 0 is the flag; newer kernels add more bits about its scope.
+            thp_disabled: optional(self.thp) != 0,
+            membarriers: optional(self.membarriers) as u32,
+            brk: batch.ret(self.brk) as u64,
+            cloexec: self
+                .fds
+                .into_iter()
+                .map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0)
+                .collect(),
+            leader,
+        }
+    }
+}
+
+fn ask_actions(asked: &mut Asked) -> Vec<(u32, BufId)> {
+    let signals = (1..=SIGNALS).filter(|signal| has_action(*signal));
+    signals
         .map(|signal| {
             let buf = asked.batch.zeroed(SIGACTION_LEN);
             let args = [
@@ -91,101 +247,10 @@ pub fn collect_task(
                 buf.into(),
                 Arg::Val(8),
             ];
-            (
-                signal,
-                asked.must(libc::SYS_rt_sigaction, args, "rt_sigaction"),
-                buf,
-            )
+            asked.must(libc::SYS_rt_sigaction, args, "rt_sigaction");
+            (signal, buf)
         })
-        .collect();
-    let itimers: Vec<BufId> = (0..ITIMERS)
-        .map(|which| asked.fill(libc::SYS_getitimer, [Arg::Val(which)], 32, "getitimer"))
-        .collect();
-    let timers: Vec<_> = timers.iter().map(|id| asked.posix_timer(*id)).collect();
-    let rlimits: Vec<BufId> = (0..RLIMITS)
-        .map(|resource| {
-            let args = [Arg::Val(0), Arg::Val(resource), Arg::Val(0)];
-            asked.fill(libc::SYS_prlimit64, args, 16, "prlimit64")
-        })
-        .collect();
-    let dumpable = asked.prctl(libc::PR_GET_DUMPABLE as u64, "prctl(PR_GET_DUMPABLE)");
-    let thp = asked.may(
-        libc::SYS_prctl,
-        [
-            Arg::Val(PR_GET_THP_DISABLE),
-            0.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ],
-    );
-    let subreaper = asked.prctl_fills(
-        libc::PR_GET_CHILD_SUBREAPER as u64,
-        4,
-        "prctl(PR_GET_CHILD_SUBREAPER)",
-    );
-    let membarriers = asked.may(
-        libc::SYS_membarrier,
-        [
-            Arg::Val(MEMBARRIER_CMD_GET_REGISTRATIONS),
-            0.into(),
-            0.into(),
-        ],
-    );
-    // 0 is below any heap: the call only tells.
-    let brk = asked.must(libc::SYS_brk, [Arg::Val(0)], "brk");
-    let fds: Vec<CallId> = fds
-        .iter()
-        .map(|fd| {
-            asked.must(
-                libc::SYS_fcntl,
-                [(*fd).into(), libc::F_GETFD.into()],
-                "fcntl(F_GETFD)",
-            )
-        })
-        .collect();
-    let leader = ThreadQuestions::ask(&mut asked);
-
-    let batch = asked.run(entered)?;
-    let shadowed = entered.shadowed_action()?;
-    let optional = |call: CallId| batch.result(call).unwrap_or(0);
-    Ok(TaskAnswers {
-        actions: actions
-            .into_iter()
-            .map(|(signal, _, buf)| match shadowed {
-                Some((own, action)) if own == signal as i32 => (signal, action),
-                _ => (signal, batch.array(buf)),
-            })
-            .collect(),
-        itimers: std::array::from_fn(|which| timer_value(&batch, itimers[which])),
-        posix_timers: timers
-            .into_iter()
-            .map(|(buf, overrun)| (timer_value(&batch, buf), optional(overrun) as u32))
-            .collect(),
-        rlimits: rlimits
-            .into_iter()
-            .map(|buf| (word(&batch, buf, 0), word(&batch, buf, 8)))
-            .collect(),
-        dumpable: batch.ret(dumpable) as i32,
-        child_subreaper: word32(&batch, subreaper) != 0,
-        // Bit 0 is the flag; newer kernels add more bits about its scope.
-        thp_disabled: optional(thp) != 0,
-        membarriers: optional(membarriers) as u32,
-        brk: batch.ret(brk) as u64,
-        cloexec: fds
-            .into_iter()
-            .map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0)
-            .collect(),
-        leader: leader.answers(&batch),
-    })
-}
-
-/// Asks a thread that is not the leader about itself.
-pub fn collect_thread(entered: &mut Entered, tid: HostPid) -> Result<ThreadAnswers> {
-    let mut asked = Asked::new(tid);
-    let questions = ThreadQuestions::ask(&mut asked);
-    let batch = asked.run(entered)?;
-    Ok(questions.answers(&batch))
+        .collect()
 }
 
 /// The questions asked of every thread.
@@ -196,6 +261,7 @@ struct ThreadQuestions {
     pdeath_signal: BufId,
     securebits: CallId,
     policy: CallId,
+    timer_slack: CallId,
 }
 
 impl ThreadQuestions {
@@ -223,6 +289,7 @@ impl ThreadQuestions {
                 [Arg::Val(0)],
                 "sched_getscheduler",
             ),
+            timer_slack: asked.prctl(libc::PR_GET_TIMERSLACK as u64, "prctl(PR_GET_TIMERSLACK)"),
         }
     }
 
@@ -234,6 +301,7 @@ impl ThreadQuestions {
             pdeath_signal: word32(batch, self.pdeath_signal),
             securebits: batch.ret(self.securebits) as u32,
             sched_policy: batch.ret(self.policy) as u32,
+            timer_slack: batch.ret(self.timer_slack) as u64,
         }
     }
 }
@@ -305,8 +373,8 @@ impl Asked {
         )
     }
 
-    fn run(mut self, entered: &mut Entered) -> Result<Batch> {
-        entered.run(&mut self.batch)?;
+    /// The batch when it has run, if no call failed that must not.
+    fn checked(self) -> Result<Batch> {
         for (call, what) in &self.required {
             if let Err(errno) = self.batch.result(*call) {
                 // The kernel's own errno says more than EPROTO, even if it should never come.

@@ -120,8 +120,9 @@ fn create(task: &mut FrozenTask, view: &Task) -> Result<Tracker> {
     let leader = task.threads.first_mut().context("it has no thread")?;
     let site = site_of(&dir, leader.regs.0.rsp)?;
     let start_time = start_time(view.pid)?;
-    let remote = Remote::place(&view.mem, &site)?;
-    let mut entered = remote.enter(&mut leader.stopped, &leader.regs)?;
+    let remote = Remote::place(&view.mem, &site, 1)?;
+    let (own, mask) = (leader.regs, leader.sigmask);
+    let mut entered = remote.enter(0, &mut leader.stopped, &own, mask)?;
     let pidfd = std::os::fd::AsFd::as_fd(&view.pidfd);
     let tracker = Tracker::create(&mut entered, &dir, start_time, pidfd);
     entered.leave()?;

@@ -21,9 +21,10 @@ impl<'p> Executor<'p> {
         match &step.op {
             Op::Call(call) => self.broker_call(step, call),
             Op::Fetch { from, number, slot } => self.fetch(step, *from, *number, *slot),
-            Op::Fork { pid, .. } => {
+            Op::Fork { pid, flags, .. } => {
                 let pid_here = super::host_pid(step, *pid)?;
-                let root = Made::root(pid_here).map_err(|error| busy_or(step, *pid, error))?;
+                let root =
+                    Made::root(pid_here, *flags).map_err(|error| busy_or(step, *pid, error))?;
                 self.insert_task(*pid, root);
                 Ok(())
             }

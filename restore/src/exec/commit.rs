@@ -2,7 +2,7 @@
 //! zombies die, and at last the scratch memory goes, registers are set and everybody is let go.
 
 use super::{AREA, ExecError, Executor, Task, compile, host_pid, vdso};
-use crate::plan::step::{Op, Phase, Step, ThreadState, VdsoArea};
+use crate::plan::step::{Op, Phase, Step, ThreadState};
 use crust_image::ids::VirtPid;
 use crust_process::fds::PidFd;
 use crust_process::making::{Made, Outcome};
@@ -10,6 +10,7 @@ use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
 use crust_process::scratch::{Check, Table};
 use nix::errno::Errno;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 /// RSEQ_FLAG_UNREGISTER of rseq(2).
@@ -20,6 +21,17 @@ const KERNEL_SIGACTION: usize = 32;
 const LAST_SIGNAL: u64 = 64;
 const SIGKILL: u64 = libc::SIGKILL as u64;
 const SIGSTOP: u64 = libc::SIGSTOP as u64;
+
+/// What a call is for, its number and its arguments.
+type RawCall = (String, i64, [u64; 6]);
+
+/// A task on its way out of the scratch memory.
+struct Leaving {
+    pid: VirtPid,
+    /// Address of a `syscall` instruction.
+    gadget: u64,
+    calls: Vec<RawCall>,
+}
 
 impl<'p> Executor<'p> {
     /// Address of the parked vdso.
@@ -186,12 +198,10 @@ impl<'p> Executor<'p> {
             .root
             .and_then(|root| HostPid::new(root.get() as i32));
         let root = root.ok_or_else(|| ExecError::new("find the root of the plan", Errno::ESRCH))?;
-        let pids: Vec<VirtPid> = self.tasks.keys().copied().collect();
-        for pid in &pids {
-            self.leave_scratch(*pid)?;
-        }
+        self.leave_scratch()?;
+        let host_xstate = self.host_xstate()?;
         for task in self.tasks.values().filter(|task| !task.dead) {
-            set_states(task)?;
+            set_states(task, host_xstate)?;
         }
         self.routines
             .finish()
@@ -215,18 +225,47 @@ impl<'p> Executor<'p> {
         Ok(())
     }
 
-    /// By the vdso's own `syscall`, for the stub's page is what goes.
-    fn leave_scratch(&mut self, pid: VirtPid) -> Result<(), ExecError> {
-        let (base, len) = (self.scratch.base(), self.scratch.len() as u64);
-        let lane = self.lanes.get(&pid).copied().unwrap_or(0);
-        let Some(task) = self.tasks.get(&pid).filter(|task| !task.dead) else {
-            return Ok(());
+    /// The last calls of all tasks, the unmapping of the scratch memory behind them: by the vdso's
+    /// own `syscall`, for the stub's page is what goes. All tasks make their first call at the
+    /// same time, then their second.
+    fn leave_scratch(&mut self) -> Result<(), ExecError> {
+        let vdsos = self.vdsos();
+        let living = self.tasks.iter().filter(|(_, task)| !task.dead);
+        let mut leaving = Vec::new();
+        for (pid, task) in living {
+            let vdso = vdsos.get(pid).copied().ok_or_else(|| {
+                let what = format!("find a system call instruction in {pid}");
+                ExecError::new(what, "the images have no vdso like this kernel's")
+            })?;
+            leaving.push(Leaving {
+                pid: *pid,
+                gadget: vdso + self.vdso.syscall_at,
+                calls: self.calls_at_end(*pid, task)?,
+            });
+        }
+        let most = leaving.iter().map(|task| task.calls.len()).max();
+        for nth in 0..most.unwrap_or(0) {
+            self.make_calls(&leaving, nth)?;
+        }
+        Ok(())
+    }
+
+    /// The size of the extended state, which is that of any task of this host.
+    fn host_xstate(&self) -> Result<usize, ExecError> {
+        let Some(task) = self.tasks.values().find(|task| !task.dead) else {
+            return Ok(0);
         };
-        let last_calls = task.last_calls.clone();
-        let gadget = self.vdso_of(pid)? + self.vdso.syscall_at;
-        let mut raw_calls = Vec::new();
+        let area = task.leader.stopped().xstate();
+        let area = area.map_err(|error| ExecError::new("read the extended state", error))?;
+        Ok(area.len())
+    }
+
+    /// The calls that a task makes without the scratch memory.
+    fn calls_at_end(&self, pid: VirtPid, task: &Task<'p>) -> Result<Vec<RawCall>, ExecError> {
+        let lane = self.lanes.get(&pid).copied().unwrap_or(0);
         let mut table = Table::new(&self.scratch, self.areas[lane]);
-        for step in last_calls {
+        let mut calls = Vec::new();
+        for &step in &task.last_calls {
             let Op::LastCall(call) = &step.op else {
                 continue;
             };
@@ -235,39 +274,56 @@ impl<'p> Executor<'p> {
                 *to = compile::argument(self, &mut table, step, arg)?
                     .ok_or_else(|| ExecError::step(step, call.name, Errno::E2BIG))?;
             }
-            raw_calls.push((format!("restore {}", step.origin), call.nr, args));
+            calls.push((format!("restore {}", step.origin), call.nr, args));
         }
         let broker_fd = [self.plan.broker_fd as u64, 0, 0, 0, 0, 0];
-        raw_calls.push(("close our pidfd".into(), libc::SYS_close, broker_fd));
+        calls.push(("close our pidfd".into(), libc::SYS_close, broker_fd));
+        let (base, len) = (self.scratch.base(), self.scratch.len() as u64);
         let scratch = [base, len, 0, 0, 0, 0];
-        raw_calls.push(("unmap the scratch memory".into(), libc::SYS_munmap, scratch));
-        let Some(task) = self.tasks.get_mut(&pid) else {
-            return Ok(());
-        };
-        for (what, nr, args) in raw_calls {
-            let error = |why: String| ExecError::new(format!("{what} in {pid}"), why);
-            let answer = task.leader.call_at(gadget, nr, args);
-            let answer = answer.map_err(|why| error(why.to_string()))?;
-            // The table may be shared, and closed by the first of its users.
-            let closed_before = nr == libc::SYS_close && answer == -i64::from(libc::EBADF);
-            if answer < 0 && !closed_before {
-                return Err(error(Errno::from_raw(-answer as i32).to_string()));
+        calls.push(("unmap the scratch memory".into(), libc::SYS_munmap, scratch));
+        Ok(calls)
+    }
+
+    /// The call of this number of every task that has one.
+    fn make_calls(&mut self, leaving: &[Leaving], nth: usize) -> Result<(), ExecError> {
+        type Part = fn(&mut Made, u64, i64, [u64; 6]) -> crust_process::error::Result<i64>;
+        let parts: [Part; 3] = [
+            |made, gadget, nr, args| made.begin_call(gadget, nr, args).map(|()| 0),
+            |made, _, _, _| made.enter_call().map(|()| 0),
+            |made, _, _, _| made.end_call(),
+        ];
+        for part in parts {
+            for task in leaving {
+                let Some((what, nr, args)) = task.calls.get(nth) else {
+                    continue;
+                };
+                let error = |why: String| ExecError::new(format!("{what} in {}", task.pid), why);
+                let Some(made) = self.tasks.get_mut(&task.pid) else {
+                    continue;
+                };
+                let answer = part(&mut made.leader, task.gadget, *nr, *args);
+                let answer = answer.map_err(|why| error(why.to_string()))?;
+                // The table may be shared, and closed by the first of its users.
+                let closed_before = *nr == libc::SYS_close && answer == -i64::from(libc::EBADF);
+                if answer < 0 && !closed_before {
+                    return Err(error(Errno::from_raw(-answer as i32).to_string()));
+                }
             }
         }
         Ok(())
     }
 
-    /// Where the vdso is in a task: where the plan has moved it.
-    fn vdso_of(&self, pid: VirtPid) -> Result<u64, ExecError> {
-        let areas = self.plan.steps.iter().find_map(|step| match &step.op {
-            Op::MoveVdso { areas } if step.actor == super::Actor::Task(pid) => Some(areas),
+    /// Where the vdso is in each task: where the plan has moved it.
+    fn vdsos(&self) -> BTreeMap<VirtPid, u64> {
+        let moved = self.plan.steps.iter().filter_map(|step| match &step.op {
+            Op::MoveVdso { areas } => Some((step.actor, areas)),
             _ => None,
         });
-        let start = areas.and_then(|areas: &Vec<VdsoArea>| self.vdso.start_in(areas));
-        start.ok_or_else(|| {
-            let what = format!("find a system call instruction in {pid}");
-            ExecError::new(what, "the images have no vdso like this kernel's")
-        })
+        let starts = moved.filter_map(|(actor, areas)| match actor {
+            super::Actor::Task(pid) => Some((pid, self.vdso.start_in(areas)?)),
+            _ => None,
+        });
+        starts.collect()
     }
 
     /// First our death must not kill anybody any more, then everybody goes. Until the last one is
@@ -312,7 +368,7 @@ impl<'p> Executor<'p> {
     }
 }
 
-fn set_states(task: &Task<'_>) -> Result<(), ExecError> {
+fn set_states(task: &Task<'_>, host_xstate: usize) -> Result<(), ExecError> {
     for (tid, state) in &task.states {
         let made = match tid {
             None => &task.leader,
@@ -321,19 +377,22 @@ fn set_states(task: &Task<'_>) -> Result<(), ExecError> {
                 None => continue,
             },
         };
-        set_state(made, state).map_err(|error| ExecError::new("set registers", error))?;
+        set_state(made, state, host_xstate)
+            .map_err(|error| ExecError::new("set registers", error))?;
     }
     Ok(())
 }
 
-fn set_state(made: &Made, state: &ThreadState) -> crust_process::error::Result<()> {
+/// `host_xstate` is the size that the extended state has on this host.
+fn set_state(
+    made: &Made,
+    state: &ThreadState,
+    host_xstate: usize,
+) -> crust_process::error::Result<()> {
     let stopped = made.stopped();
     if !state.xstate.is_empty() {
-        let mut area = stopped.xstate()?;
-        let host = area.len();
-        area.clear();
-        area.extend_from_slice(&state.xstate);
-        area.resize(host, 0);
+        let mut area = state.xstate.clone();
+        area.resize(host_xstate, 0);
         stopped.set_xstate(&area)?;
     }
     stopped.set_regs(&Regs::from_words(&state.gpregs))?;

@@ -223,16 +223,16 @@ impl<'p> Executor<'p> {
         let mut moved = false;
         let mut running = Vec::new();
         for (lane, queue) in lanes.iter_mut() {
-            let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) else {
-                continue;
-            };
-            moved = true;
-            if self.run_special(step)? {
-                queue.pop_front();
-                self.done.extend(step.done);
-                continue;
+            while let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) {
+                moved = true;
+                if self.run_special(step)? {
+                    queue.pop_front();
+                    self.done.extend(step.done);
+                } else {
+                    running.push(self.start_batch(step.actor, *lane, queue)?);
+                    break;
+                }
             }
-            running.push(self.start_batch(step.actor, *lane, queue)?);
         }
         for compiled in running {
             self.finish_batch(compiled)?;
@@ -264,7 +264,8 @@ impl<'p> Executor<'p> {
     fn lane_of(&self, actor: Actor) -> Option<usize> {
         match actor {
             Actor::Broker => None,
-            Actor::Task(pid) | Actor::Thread { pid, .. } => self.lanes.get(&pid).copied(),
+            Actor::Task(pid) => self.lanes.get(&pid).copied(),
+            Actor::Thread { tid, .. } => self.lanes.get(&tid).copied(),
         }
     }
 
@@ -465,26 +466,26 @@ fn host_pid(step: &Step, pid: VirtPid) -> Result<HostPid, ExecError> {
 }
 
 /// Tasks that share a descriptor table are one lane: descriptor 0 is the landing place of one of
-/// them at a time.
+/// them at a time. A thread only sets its own state, and has a lane for itself.
 fn lanes_of(plan: &Plan) -> HashMap<VirtPid, usize> {
     let mut lanes = HashMap::new();
     let mut count = 0;
+    let mut new = || {
+        count += 1;
+        count - 1
+    };
     for step in &plan.steps {
-        let Op::Fork { pid, flags, .. } = &step.op else {
-            continue;
+        let (id, lane) = match (&step.op, step.actor) {
+            (Op::Fork { pid, flags, .. }, Actor::Task(parent))
+                if flags & libc::CLONE_FILES as u64 != 0 =>
+            {
+                (*pid, lanes.get(&parent).copied())
+            }
+            (Op::Fork { pid, .. }, _) => (*pid, None),
+            (Op::Thread { tid }, _) => (*tid, None),
+            _ => continue,
         };
-        let shared = (flags & libc::CLONE_FILES as u64 != 0).then_some(step.actor);
-        let lane = match shared {
-            Some(Actor::Task(parent)) => lanes.get(&parent).copied(),
-            _ => None,
-        };
-        lanes.insert(
-            *pid,
-            lane.unwrap_or_else(|| {
-                count += 1;
-                count - 1
-            }),
-        );
+        lanes.insert(id, lane.unwrap_or_else(&mut new));
     }
     lanes
 }

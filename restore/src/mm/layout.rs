@@ -7,7 +7,7 @@
 use super::{Room, hold, release};
 use crate::host::Host;
 use crate::plan::calls::prctl;
-use crate::plan::step::{Arg, Phase, Piece};
+use crate::plan::step::{Actor, Arg, Op, Phase, Piece};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::FileId;
 use crust_proto::criu::{FileEntry, MmEntry};
@@ -77,6 +77,16 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         let origin = room.origin(format!("transparent huge pages of task {}", room.pid));
         let call = prctl("PR_SET_THP_DISABLE", PR_SET_THP_DISABLE, [Arg::Int(1)]);
         planner.call(Phase::Memory, room.actor, call, origin);
+    }
+    if let Some(filter) = entry.coredump_filter {
+        let op = Op::WriteProc {
+            pid: room.pid,
+            tid: None,
+            file: "coredump_filter",
+            text: format!("{filter:#x}"),
+        };
+        let origin = room.origin(format!("what a core file of task {} holds", room.pid));
+        planner.push(Phase::Memory, Actor::Broker, op, origin);
     }
 }
 

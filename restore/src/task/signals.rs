@@ -73,7 +73,12 @@ pub type Stops = BTreeMap<VirtPid, Vec<StepId>>;
 pub fn plan_stops(planner: &mut Planner<'_>, tasks: &[Live<'_>]) -> Stops {
     let mut stops = Stops::new();
     for live in tasks {
-        let (State::Stopped(number), Some(leader)) = (live.task.state, live.leader()) else {
+        let number = match live.task.state {
+            State::Stopped(number) => number,
+            State::Alive if planner.options.leave_stopped => libc::SIGSTOP,
+            _ => continue,
+        };
+        let Some(leader) = live.leader() else {
             continue;
         };
         let origin = leader.origin("stop");

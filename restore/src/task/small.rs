@@ -50,6 +50,30 @@ pub fn plan_thread(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     signals::plan_altstack(planner, thread);
     plan_segments(planner, thread);
     plan_comm(planner, thread);
+    plan_timer_slack(planner, thread);
+}
+
+/// A field of our own; without it the thread has what it inherits, the kernel's default.
+fn plan_timer_slack(planner: &mut Planner<'_>, thread: &Thread<'_>) {
+    let Some(slack) = thread.own.timer_slack_ns else {
+        return;
+    };
+    let origin = thread.origin("timer slack");
+    // To the call 0 means the default, and only a real-time thread has no slack at all.
+    if slack == 0 {
+        return;
+    }
+    match i64::try_from(slack) {
+        Ok(slack) => {
+            let args = [Arg::Int(slack)];
+            let call = prctl("PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, args);
+            planner.call(Phase::Threads, thread.actor(), call, origin);
+        }
+        Err(_) => {
+            let why = format!("timer_slack_ns {slack} is no time");
+            planner.refuse(Refusal::new(origin, why));
+        }
+    }
 }
 
 fn plan_robust_list(planner: &mut Planner<'_>, thread: &Thread<'_>) {
@@ -267,7 +291,9 @@ pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
 /// The parent of a detached root is crust-restore, which ends at once: the signal would be sent
 /// then, on behalf of nobody.
 fn loses_parent(planner: &Planner<'_>, thread: &Thread<'_>) -> bool {
-    planner.options.restore_detached && planner.tree.root == Some(thread.pid)
+    let options = planner.options;
+    let ends = options.restore_detached && !options.restore_sibling;
+    ends && planner.tree.root == Some(thread.pid)
 }
 
 #[cfg(test)]

@@ -38,7 +38,11 @@ pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
 pub fn plan_root(planner: &mut Planner<'_>, root: &Task) {
     let op = Op::Fork {
         pid: root.pid,
-        flags: 0,
+        flags: if planner.options.restore_sibling {
+            libc::CLONE_PARENT as u64
+        } else {
+            0
+        },
         exit_signal: libc::SIGCHLD,
     };
     let origin = root.origin(format!("task {}", root.pid));
