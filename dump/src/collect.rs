@@ -400,7 +400,7 @@ fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
         dumpable: Some(told.task.dumpable),
         aios: Vec::new(),
         thp_disabled: Some(told.task.thp_disabled),
-        coredump_filter: facts
+        crust_coredump_filter: facts
             .coredump_filter
             .filter(|filter| *filter != DEFAULT_COREDUMP_FILTER),
     }

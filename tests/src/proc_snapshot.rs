@@ -18,6 +18,7 @@ use std::{
 #[derive(Debug, PartialEq, Eq)]
 pub struct Snapshot {
     facts: BTreeMap<String, String>,
+    dead_leader: bool,
 }
 
 /// Order of first appearance of objects whose numbers do not survive.
@@ -186,7 +187,21 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     Ok(tids)
 }
 
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
 impl Snapshot {
+    /// Waits, if the root's leader had ended before its threads, until it has ended again: it is
+    /// restored as a thread that is about to.
+    pub fn wait_for_dead_leader(&self, root: i32) {
+        while self.dead_leader && !is_zombie(root) {
+            std::thread::yield_now();
+        }
+    }
+
     /// Reads the facts of the tree below `root`.
     pub fn of_tree(root: i32) -> Result<Self> {
         let mut taken = Taken::default();
@@ -198,7 +213,10 @@ impl Snapshot {
                 .task(pid)
                 .with_context(|| format!("read /proc/{pid}"))?;
         }
-        Ok(Self { facts: taken.facts })
+        Ok(Self {
+            facts: taken.facts,
+            dead_leader: is_zombie(root),
+        })
     }
 
     /// Differences as lines `key: before -> after`.

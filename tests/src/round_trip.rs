@@ -29,6 +29,7 @@ pub fn restored(sandbox: &Sandbox, case: &Case) -> Result<()> {
     sandbox.dump_and_kill(&guest, &images, case.dump)?;
     sandbox.assert_only(&[])?;
     sandbox.restore(&images, case.restore)?.succeeded()?;
+    before.wait_for_dead_leader(guest.pid);
     let differs = [case.lost, case.moving].concat();
     before.expect_same(&Snapshot::of_tree(guest.pid)?, &differs)?;
     guest.expect_ok(sandbox)?;

@@ -156,6 +156,24 @@ const JUSTIFIED: &[(&str, &str, &str, &str)] = &[
         "whether a FIN is acknowledged by the time of the dump depends on the moment",
     ),
     (
+        "attrs",
+        "core-0.img",
+        ".entries[].thread_core.crust_timer_slack_ns",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
+        "attrs",
+        "mm-0.img",
+        ".entries[].crust_coredump_filter",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
+        "unix_stream",
+        "sk-#1.img",
+        ".entries[].crust_sender",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
         "timers",
         "core-0.img",
         ".entries[].tc.signals_s.signals[]",

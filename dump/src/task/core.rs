@@ -152,7 +152,7 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             blk_sigset_extended: None,
             rseq_entry: thread.rseq.map(encode_rseq),
             cg_set: Some(thread.cg_set),
-            timer_slack_ns: Some(answers.timer_slack).filter(|ns| *ns != DEFAULT_TIMER_SLACK),
+            crust_timer_slack_ns: Some(answers.timer_slack).filter(|ns| *ns != DEFAULT_TIMER_SLACK),
         }),
         ..CoreEntry::default()
     }

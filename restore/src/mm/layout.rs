@@ -78,7 +78,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         let call = prctl("PR_SET_THP_DISABLE", PR_SET_THP_DISABLE, [Arg::Int(1)]);
         planner.call(Phase::Memory, room.actor, call, origin);
     }
-    if let Some(filter) = entry.coredump_filter {
+    if let Some(filter) = entry.crust_coredump_filter {
         let op = Op::WriteProc {
             pid: room.pid,
             tid: None,

@@ -55,7 +55,7 @@ pub fn plan_thread(planner: &mut Planner<'_>, thread: &Thread<'_>) {
 
 /// A field of our own; without it the thread has what it inherits, the kernel's default.
 fn plan_timer_slack(planner: &mut Planner<'_>, thread: &Thread<'_>) {
-    let Some(slack) = thread.own.timer_slack_ns else {
+    let Some(slack) = thread.own.crust_timer_slack_ns else {
         return;
     };
     let origin = thread.origin("timer slack");
@@ -70,7 +70,7 @@ fn plan_timer_slack(planner: &mut Planner<'_>, thread: &Thread<'_>) {
             planner.call(Phase::Threads, thread.actor(), call, origin);
         }
         Err(_) => {
-            let why = format!("timer_slack_ns {slack} is no time");
+            let why = format!("crust_timer_slack_ns {slack} is no time");
             planner.refuse(Refusal::new(origin, why));
         }
     }
