@@ -560,9 +560,11 @@ mod tests {
     #[test]
     fn a_live_task_equals_itself_and_differs_from_its_change() -> Result<()> {
         let before = Snapshot {
+            dead_leader: false,
             facts: BTreeMap::from([("a".to_owned(), "1".to_owned())]),
         };
         let after = Snapshot {
+            dead_leader: false,
             facts: BTreeMap::from([("a".to_owned(), "2".to_owned())]),
         };
         before.expect_same(&before, &[])?;
