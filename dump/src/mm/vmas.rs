@@ -204,8 +204,12 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
         VmaName::ZeroShared => Backing::File,
         VmaName::SysV { .. } => Backing::Sysv,
         VmaName::Aio => Backing::Aio,
+        // The kernel gives even private memory in huge pages a file.
+        VmaName::AnonHugepage if !vma.perms.shared => Backing::Anonymous,
         VmaName::AnonHugepage => {
-            return Err("is memory in huge pages (MAP_HUGETLB), which is not supported yet".into());
+            return Err(
+                "is shared memory in huge pages (MAP_HUGETLB), which is not supported yet".into(),
+            );
         }
         VmaName::Path { path, .. } => {
             return Err(format!(
@@ -238,7 +242,11 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         (VmFlag::PfnMap, "is the memory of a device"),
         (VmFlag::MixedMap, "is the memory of a device"),
     ];
-    if let Some((_, what)) = REFUSED.iter().find(|(flag, _)| area.flags.has(*flag)) {
+    let refused = |(flag, _): &&(VmFlag, &str)| {
+        let is_private_huge = *flag == VmFlag::HugeTlb && is_anon_hugepage(area);
+        area.flags.has(*flag) && !is_private_huge
+    };
+    if let Some((_, what)) = REFUSED.iter().find(refused) {
         return Err((*what).into());
     }
     if let Some(key @ 1..) = area.protection_key {
@@ -255,6 +263,20 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     }
 }
 
+fn is_anon_hugepage(area: &SmapsVma) -> bool {
+    area.vma.name == VmaName::AnonHugepage && !area.vma.perms.shared
+}
+
+/// MAP_HUGETLB with the size as mmap(2) has it: its logarithm in bits 26 to 31.
+fn huge_flags(area: &SmapsVma) -> u32 {
+    if !area.flags.has(VmFlag::HugeTlb) {
+        return 0;
+    }
+    let size = area.kernel_page_kb.unwrap_or(0).saturating_mul(1024);
+    let shift = size.checked_ilog2().unwrap_or(0);
+    libc::MAP_HUGETLB as u32 | shift << libc::MAP_HUGE_SHIFT
+}
+
 fn flags_of(area: &SmapsVma, file: bool) -> u32 {
     let shared = area.vma.perms.shared;
     let droppable = area.flags.has(VmFlag::Droppable);
@@ -264,7 +286,8 @@ fn flags_of(area: &SmapsVma, file: bool) -> u32 {
         (false, false) => libc::MAP_PRIVATE as u32,
     };
     let bit = |on: bool, flag: i32| if on { flag as u32 } else { 0 };
-    base | bit(!file, libc::MAP_ANONYMOUS)
+    base | huge_flags(area)
+        | bit(!file, libc::MAP_ANONYMOUS)
         | bit(area.flags.has(VmFlag::GrowsDown), libc::MAP_GROWSDOWN)
         | bit(area.flags.has(VmFlag::Locked), libc::MAP_LOCKED)
         | bit(area.flags.has(VmFlag::NoReserve), libc::MAP_NORESERVE)
