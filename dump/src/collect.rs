@@ -96,7 +96,12 @@ pub struct Collected {
 struct Seen {
     facts: TaskFacts,
     absent: Vec<Range<u64>>,
+    /// Its namespaces that are not ours.
+    foreign: Vec<&'static str>,
 }
+
+/// The numbers of the objects of a task, and its namespaces that cannot be carried.
+type Numbers = (TaskKobjIdsEntry, Vec<&'static str>);
 
 /// What the thread that traces has learned of a task.
 struct Heard {
@@ -106,32 +111,42 @@ struct Heard {
 
 /// Collects everything; what cannot be dumped goes to the list of refusals.
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
-    let (seen, traced) = see(ctx, frozen)?;
-    let heard = hear(ctx, frozen, &seen, traced)?;
-    let mut collector = Collector::new(ctx)?;
+    let mut ids = KernelIds::new()?;
+    let (seen, traced) = see(ctx, frozen, &ids)?;
+    let numbers = number(&mut ids, &seen)?;
+    let heard = hear(ctx, frozen, &seen, &numbers, traced)?;
+    let mut collector = Collector::new(ctx, ids)?;
     let places = alive(frozen).into_iter().zip(0..);
-    for ((in_frozen, in_tasks), (seen, heard)) in places.zip(seen.into_iter().zip(heard)) {
+    let known = seen.into_iter().zip(heard).zip(numbers);
+    for ((in_frozen, in_tasks), ((seen, heard), ids)) in places.zip(known) {
         let task = &frozen.tasks[in_frozen];
         collector
-            .collect_task(task, (in_frozen, in_tasks), seen, heard)
+            .collect_task(task, (in_frozen, in_tasks), seen, heard, ids)
             .with_context(|| format!("collect task {}", task.pid))?;
     }
     collector.finish(frozen)
 }
 
 /// Reads /proc on other threads while this one, the tracer, asks ptrace. Neither changes anything.
-fn see(ctx: &Context, frozen: &Frozen) -> Result<(Vec<Seen>, Vec<Vec<Traced>>)> {
+fn see(ctx: &Context, frozen: &Frozen, ids: &KernelIds) -> Result<(Vec<Seen>, Vec<Vec<Traced>>)> {
     const WORTH_THREADS: usize = 16;
     let threads: usize = ctx.tasks.iter().map(|task| task.tids.len()).sum();
     if threads < WORTH_THREADS {
-        return Ok((for_each_task(&ctx.tasks, look)?, trace_all(frozen)?));
+        let seen = for_each_task(&ctx.tasks, |task| look(task, ids))?;
+        return Ok((seen, trace_all(frozen)?));
     }
     let mut seen = None;
     let traced = rayon::in_place_scope(|scope| {
-        scope.spawn(|_| seen = Some(for_each_task(&ctx.tasks, look)));
+        scope.spawn(|_| seen = Some(for_each_task(&ctx.tasks, |task| look(task, ids))));
         trace_all(frozen)
     });
     Ok((seen.context("nobody has read /proc")??, traced?))
+}
+
+/// Tasks in the order of the tree: the first to have an object gives it its number.
+fn number(ids: &mut KernelIds, seen: &[Seen]) -> Result<Vec<Numbers>> {
+    let number = |seen: &Seen| ids.collect(&seen.facts.dir, seen.foreign.clone());
+    seen.iter().map(number).collect()
 }
 
 fn trace_all(frozen: &Frozen) -> Result<Vec<Vec<Traced>>> {
@@ -146,6 +161,7 @@ fn hear(
     ctx: &Context,
     frozen: &mut Frozen,
     seen: &[Seen],
+    numbers: &[Numbers],
     mut traced: Vec<Vec<Traced>>,
 ) -> Result<Vec<Heard>> {
     let mut tasks: Vec<&mut FrozenTask> = frozen.tasks.iter_mut().filter(|t| is_alive(t)).collect();
@@ -156,7 +172,15 @@ fn hear(
     }
     let known = ctx.tasks.iter().zip(seen);
     let known: Vec<_> = known.map(|(view, seen)| (&view.mem, &seen.facts)).collect();
-    let told = collect_told(&mut tasks, &known)?;
+    let spaces: HashSet<u32> = numbers.iter().map(|(ids, _)| ids.vm_id).collect();
+    let told = if spaces.len() == tasks.len() {
+        collect_told(&mut tasks, &known)?
+    } else {
+        // Two tasks in one address space would use the same table at the same time.
+        let one_by_one = tasks.chunks_mut(1).zip(known.chunks(1));
+        let told: Result<Vec<_>> = one_by_one.map(|(t, k)| collect_told(t, k)).collect();
+        told?.into_iter().flatten().collect()
+    };
     let heard = traced.into_iter().zip(told);
     Ok(heard.map(|(traced, told)| Heard { traced, told }).collect())
 }
@@ -183,14 +207,18 @@ fn alive(frozen: &Frozen) -> Vec<usize> {
         .collect()
 }
 
-fn look(task: &Task) -> Result<Seen> {
+fn look(task: &Task, ids: &KernelIds) -> Result<Seen> {
     let mut facts = collect_facts(task.pid, &task.tids)?;
     let is_tracked = |area: &SmapsVma| area.flags.has(VmFlag::UffdWp);
     if facts.areas.iter().any(is_tracked) && end_tracking(task.pid)? {
         facts = collect_facts(task.pid, &task.tids)?;
     }
     let absent = collect_absent(&facts.dir, &facts.stack())?;
-    Ok(Seen { facts, absent })
+    Ok(Seen {
+        foreign: ids.foreign_namespaces(&facts.dir),
+        facts,
+        absent,
+    })
 }
 
 /// What grows while the tasks are collected one after the other.
@@ -206,8 +234,7 @@ struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    fn new(ctx: &'a Context<'a>) -> Result<Collector<'a>> {
-        let ids = KernelIds::new()?;
+    fn new(ctx: &'a Context<'a>, ids: KernelIds) -> Result<Collector<'a>> {
         Ok(Collector {
             ctx,
             files: FileTable::new(ids.encode_own())?,
@@ -226,6 +253,7 @@ impl<'a> Collector<'a> {
         places: (usize, usize),
         seen: Seen,
         heard: Heard,
+        numbers: Numbers,
     ) -> Result<()> {
         let view = self.ctx.tasks.get(places.1).context("it has no view")?;
         let facts = seen.facts;
@@ -244,7 +272,7 @@ impl<'a> Collector<'a> {
             absent: seen.absent,
             traced,
             cg_sets: self.cg_sets(&facts),
-            ids: self.collect_ids(view, &facts)?,
+            ids: self.check_ids(view, numbers),
             mm: encode_mm(&facts, &vmas, &told),
             fs: encode_fs(&facts),
             fdinfo: None,
@@ -269,8 +297,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    fn collect_ids(&mut self, view: &Task, facts: &TaskFacts) -> Result<TaskKobjIdsEntry> {
-        let (ids, foreign) = self.ids.collect(&facts.dir)?;
+    fn check_ids(&mut self, view: &Task, (ids, foreign): Numbers) -> TaskKobjIdsEntry {
         for kind in foreign {
             let what = "is not ours, which is not supported yet";
             self.ctx.refuse(Refusal::new(
@@ -284,7 +311,7 @@ impl<'a> Collector<'a> {
             self.ctx
                 .refuse(Refusal::new(view.pid, "its address space", what));
         }
-        Ok(ids)
+        ids
     }
 
     /// Files in the peer's order: mappings and executable, descriptors, directories.

@@ -64,16 +64,20 @@ impl KernelIds {
         self.encode(OWN, OWN, OWN, OWN)
     }
 
-    /// The numbers of a task's objects. Its namespaces get the dumper's numbers: one that differs
-    /// is in the second list, by its name in /proc/PID/ns, for a refusal.
-    pub fn collect(&mut self, dir: &ProcDir) -> Result<(TaskKobjIdsEntry, Vec<&'static str>)> {
+    /// The numbers of a task's objects. `foreign` are the namespaces that differ from the
+    /// dumper's; all get the dumper's numbers but one that is carried, and what is left in the
+    /// list is for a refusal.
+    pub fn collect(
+        &mut self,
+        dir: &ProcDir,
+        mut foreign: Vec<&'static str>,
+    ) -> Result<(TaskKobjIdsEntry, Vec<&'static str>)> {
         let pid = dir.pid();
         let number =
             |sorter: &mut TaskSorter| -> Result<u32> { Ok(OWN + 1 + sorter.group(pid)?.0 as u32) };
         let (vm, files) = (number(&mut self.vm)?, number(&mut self.files)?);
         let (fs, sighand) = (number(&mut self.fs)?, number(&mut self.sighand)?);
         let mut ids = self.encode(vm, files, fs, sighand);
-        let mut foreign = self.foreign_namespaces(dir);
         if foreign.contains(&CARRIED) {
             ids.ipc_ns_id = Some(self.number_of(CARRIED, dir.readlink("ns/ipc")?));
             foreign.retain(|kind| *kind != CARRIED);
@@ -91,7 +95,8 @@ impl KernelIds {
         (NAMESPACES.len() + 1 + at) as u32
     }
 
-    fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {
+    /// The namespaces of a task that are not the dumper's, by their names in /proc/PID/ns.
+    pub fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {
         // A link that cannot be read is not ours: a pid namespace without its first process.
         let differs = |name: &str, own: &[u8]| {
             dir.readlink(&format!("ns/{name}"))

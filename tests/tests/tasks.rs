@@ -90,6 +90,15 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
+    fn an_address_space_of_two_tasks_is_refused_by_name(sandbox) {
+        let guest = sandbox.start("clone_vm")?;
+        let other = *tree(guest.pid)?.last().context("no child")?;
+        let images = sandbox.images("shared")?;
+        let outcome = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
+        outcome.says(&[&format!("task {other}"), "address space", "CLONE_VM"])?;
+        guest.expect_ok(sandbox)
+    }
+
     /// The end of the root is that of crust-restore.
     fn a_restore_in_the_foreground_ends_as_the_root_does(sandbox) {
         let (guest, images) = dumped(sandbox, "loop")?;
