@@ -1,6 +1,6 @@
 //! `crit anonymize`: a copy of a dump without its secrets, to hand to others for a bug report.
 //!
-//! The sizes of memory, data and text stay what they were. Pages, queued data and file contents become zeros; text (paths by
+//! The sizes of memory, data and text stay what they were. Pages, queued data, file contents and raw images (of networks, of a tmpfs) become zeros; text (paths by
 //! component, names, hosts) and addresses become other ones, the same for the same, different for
 //! different; floating point and general registers but those that say where a thread stands become
 //! zero. Ids, numbers of processes, areas and flags stay: the set still fits together.
@@ -9,6 +9,7 @@ mod names;
 
 use crate::cli;
 use crate::dump::Dump;
+use crate::output::open_regular;
 use crate::raw::explain;
 use crate::transaction::Transaction;
 use anyhow::{Context, Result, bail};
@@ -48,11 +49,12 @@ fn fill(dump: &Dump, out: &std::path::Path) -> Result<()> {
         let Some((kind, _)) = Kind::of_file_name(OsStr::new(&name)) else {
             continue;
         };
-        if kind == Kind::Pages {
-            let length = fs::metadata(dump.path().join(&name))?.len();
+        if kind.spec().framing == Framing::Raw || kind == Kind::PagesShmemOld {
+            // Pages, and what other tools made of a network or a tmpfs.
+            let file =
+                open_regular(&dump.path().join(&name)).with_context(|| format!("{name}: open"))?;
+            let length = file.metadata()?.len();
             transaction.put(&name, |out| zeros(out, length))?;
-        } else if kind.spec().framing == Framing::Raw || kind == Kind::PagesShmemOld {
-            eprintln!("crit: warning: {name} is left out: its content cannot be told apart");
         } else {
             let Some(from) = dump.read_file(&name)? else {
                 continue;

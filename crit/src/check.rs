@@ -2,14 +2,15 @@
 //! before it does anything.
 
 use crate::cli;
+use crate::color::{RED, YELLOW, painted};
 use crate::dump::Dump;
 use crate::memory::open_dir;
 use crate::output::write_output;
 use anyhow::Result;
-use crust_image::check::{Finding, Severity, check_dir};
+use crust_image::check::{Severity, check_dir};
 use std::process::ExitCode;
 
-pub fn check(arguments: &cli::Check) -> Result<ExitCode> {
+pub fn check(arguments: &cli::Check, color: bool) -> Result<ExitCode> {
     let dump = Dump::open(&arguments.dir)?;
     let findings = check_dir(&open_dir(dump.path())?);
     let count = |severity: Severity| {
@@ -27,9 +28,13 @@ pub fn check(arguments: &cli::Check) -> Result<ExitCode> {
         let shown = findings
             .iter()
             .filter(|finding| !arguments.quiet || finding.severity == Severity::Error);
-        shown
-            .map(Finding::to_string)
-            .try_for_each(|line| writeln!(out, "{line}"))?;
+        for finding in shown {
+            let paint = match finding.severity {
+                Severity::Error => RED,
+                Severity::Warning => YELLOW,
+            };
+            writeln!(out, "{}", painted(&finding.to_string(), paint, color))?;
+        }
         if !arguments.quiet {
             writeln!(out, "{errors} errors, {warnings} warnings")?;
         }

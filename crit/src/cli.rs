@@ -1,5 +1,6 @@
 //! The command line: the verbs and options of CRIU's crit with their meanings, and ours.
 
+use crate::color::When;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -7,6 +8,15 @@ use std::path::PathBuf;
 #[derive(Parser)]
 #[command(name = "crit", version, disable_help_subcommand = true)]
 pub struct Arguments {
+    /// Colours: on a terminal and without NO_COLOR, always, or never
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true
+    )]
+    pub color: When,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -161,7 +171,10 @@ pub struct Mem {
 #[derive(Subcommand)]
 pub enum MemVerb {
     /// List the areas
-    Maps,
+    Maps {
+        #[command(flatten)]
+        areas: Areas,
+    },
     /// Print bytes
     Read {
         /// Decimal or 0x
@@ -179,15 +192,35 @@ pub enum MemVerb {
     Search(MemSearch),
     /// Change bytes
     Write(MemWrite),
-    /// Write a range into a sparse file
+    /// Write areas into a sparse file, and tell where each one is
+    ///
+    /// With --range the file is that range. Else the areas, all of them or those the filters leave,
+    /// stand in it back to back. What was never touched is a hole; what is not in the dump and not
+    /// to be had from a mapped file either is left out with a note.
     Export {
-        /// START-END in hex, as maps shows it
-        #[arg(long)]
-        range: Option<String>,
-        /// The file
+        #[command(flatten)]
+        areas: Areas,
+        /// The file, or a directory that exists: then a file for each area
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
+}
+
+/// Which areas.
+#[derive(Args)]
+pub struct Areas {
+    /// Only areas with these rights, e.g. rw
+    #[arg(long, value_name = "RIGHTS")]
+    pub prot: Option<String>,
+    /// Only areas of this kind; may be given several times
+    #[arg(long, value_parser = ["heap", "stack", "anon", "file", "shared", "vdso", "kernel"])]
+    pub kind: Vec<String>,
+    /// Only areas in whose name this stands: a part of a path, [stack], ...
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
+    /// Only START-END, in hex as maps shows it
+    #[arg(long, value_name = "RANGE")]
+    pub range: Option<String>,
 }
 
 #[derive(Args)]
@@ -200,15 +233,8 @@ pub struct MemSearch {
     /// The pattern is a regular expression over bytes
     #[arg(long)]
     pub regex: bool,
-    /// Only areas with these rights, e.g. rw
-    #[arg(long)]
-    pub prot: Option<String>,
-    /// Only areas of this kind: heap, stack, anon, file, shared, vdso
-    #[arg(long)]
-    pub kind: Vec<String>,
-    /// Only START-END in hex
-    #[arg(long)]
-    pub range: Option<String>,
+    #[command(flatten)]
+    pub areas: Areas,
     /// In the mapped files too, where their pages were not dumped
     #[arg(long)]
     pub files: bool,
@@ -310,7 +336,7 @@ pub struct Remap {
 
 #[derive(Args)]
 pub struct Get {
-    /// The image
+    /// The image, or ARCHIVE/NAME for one in an archive
     pub image: PathBuf,
     /// E.g. entries[0].reg.name, [id=3].type or [*].pid
     pub path: String,
@@ -348,13 +374,14 @@ pub struct Edit {
 
 #[derive(Args)]
 pub struct Decode {
-    /// Images or directories of them, for --ndjson
-    #[arg(value_name = "FILES", requires = "ndjson")]
+    /// Images, directories of them, or archives. Several images give one object with an image under
+    /// each name, or, when -o names a directory that exists, a file NAME.json each
+    #[arg(value_name = "FILES", conflicts_with = "input")]
     pub files: Vec<PathBuf>,
     /// One line for each entry, with the name of its image
     #[arg(long)]
     pub ndjson: bool,
-    /// The image [default: stdin]
+    /// The image, or ARCHIVE/NAME for one in an archive [default: stdin]
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Where the JSON goes [default: stdout]
@@ -376,7 +403,7 @@ pub struct Decode {
 
 #[derive(Args)]
 pub struct Show {
-    /// The image
+    /// The image, or ARCHIVE/NAME for one in an archive
     #[arg(value_name = "FILE")]
     pub input: PathBuf,
     /// Leave payloads out
@@ -395,7 +422,8 @@ pub struct Encode {
     /// The JSON [default: stdin]
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// The image [default: stdout]. An existing one is replaced only when all went well
+    /// The image [default: stdout]. An existing one is replaced only when all went well. For JSON of
+    /// several images a directory that exists
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// The version of the image's head [default: the JSON's "image_version", else 1.1]
@@ -405,14 +433,14 @@ pub struct Encode {
 
 #[derive(Args)]
 pub struct Info {
-    /// The image
+    /// The image, or ARCHIVE/NAME for one in an archive
     #[arg(value_name = "FILE")]
     pub input: PathBuf,
 }
 
 #[derive(Args)]
 pub struct Explore {
-    /// The image directory
+    /// The image directory, or an archive of one
     pub dir: PathBuf,
     /// What to show
     pub what: View,

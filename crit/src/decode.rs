@@ -1,14 +1,16 @@
 //! `crit decode` and `crit show`: image to JSON, a payload never held in memory.
 
 use crate::cli;
-use crate::output::{input_name, is_stdout, open_input, write_output};
+use crate::decode_many;
+use crate::output::{input_name, is_stdout, open_input, write_json_out, write_output};
+use crate::pack::is_archive;
 use crate::raw::explain;
 use anyhow::Result;
 use crust_image::json::{DecodeOptions, Error, Layout, Payloads, Writer, image_to_json};
 use std::io::Write;
 use std::path::Path;
 
-pub fn decode(arguments: &cli::Decode) -> Result<()> {
+pub fn decode(arguments: &cli::Decode, color: bool) -> Result<()> {
     let options = DecodeOptions {
         pretty: arguments.pretty,
         payloads: if arguments.nopl {
@@ -19,13 +21,21 @@ pub fn decode(arguments: &cli::Decode) -> Result<()> {
         keep_version: arguments.keep_version,
         lenient: arguments.lenient,
     };
+    let input = match arguments.files.as_slice() {
+        [] => arguments.input.as_deref(),
+        [one] if is_one_image(one)? => Some(one.as_path()),
+        several => {
+            return decode_many::decode(several, arguments.output.as_deref(), options, color);
+        }
+    };
     let output = arguments.output.as_deref();
-    write_output(output, |out| {
-        write_json(arguments.input.as_deref(), out, options, is_stdout(output))
-    })
+    if is_stdout(output) {
+        return write_json_out(color, |out| write_json(input, out, options, true));
+    }
+    write_output(output, |out| write_json(input, out, options, false))
 }
 
-pub fn show(arguments: &cli::Show) -> Result<()> {
+pub fn show(arguments: &cli::Show, color: bool) -> Result<()> {
     let options = DecodeOptions {
         pretty: true,
         payloads: if arguments.nopl {
@@ -36,9 +46,13 @@ pub fn show(arguments: &cli::Show) -> Result<()> {
         keep_version: false,
         lenient: arguments.lenient,
     };
-    write_output(None, |out| {
+    write_json_out(color, |out| {
         write_json(Some(&arguments.input), out, options, true)
     })
+}
+
+fn is_one_image(path: &Path) -> Result<bool> {
+    Ok(!path.is_dir() && (!path.is_file() || !is_archive(path)?))
 }
 
 fn write_json(

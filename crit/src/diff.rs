@@ -7,6 +7,7 @@
 mod pages;
 
 use crate::cli::{self, View};
+use crate::color::{GREEN, RED, YELLOW, painted};
 use crate::dump::Dump;
 use crate::explore;
 use crate::output::write_output;
@@ -28,7 +29,7 @@ pub struct Difference {
     pub right: Option<Value>,
 }
 
-pub fn diff(arguments: &cli::Diff) -> Result<ExitCode> {
+pub fn diff(arguments: &cli::Diff, color: bool) -> Result<ExitCode> {
     let (left, right) = (Dump::open(&arguments.left)?, Dump::open(&arguments.right)?);
     let (first, second) = rayon::join(
         || comparable(&left, arguments),
@@ -45,10 +46,10 @@ pub fn diff(arguments: &cli::Diff) -> Result<ExitCode> {
             writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
             return Ok(());
         }
-        differences
-            .iter()
-            .map(Difference::text)
-            .try_for_each(|line| Ok(writeln!(out, "{line}")?))
+        differences.iter().try_for_each(|difference| {
+            let painted = painted(&difference.text(), difference.color(), color);
+            Ok(writeln!(out, "{painted}")?)
+        })
     })?;
     Ok(ExitCode::from(u8::from(!differences.is_empty())))
 }
@@ -63,6 +64,14 @@ impl Difference {
             }
         }
         Value::Object(members)
+    }
+
+    fn color(&self) -> &'static str {
+        match (&self.left, &self.right) {
+            (Some(_), Some(_)) => YELLOW,
+            (Some(_), None) => RED,
+            (None, _) => GREEN,
+        }
     }
 
     fn text(&self) -> String {

@@ -1,6 +1,7 @@
 //! A dump as the reading verbs see it: images by kind and id, as dynamic messages, and the joins
 //! between them.
 
+use crate::output::open_regular;
 use crate::pack::extract_aside;
 use crate::raw::explain;
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use crust_image::dynamic::{Message, Value};
 use crust_image::json::Image;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,7 @@ impl Dump {
     /// The bytes of a file of the dump, `None` when there is none of that name.
     pub fn read_file(&self, name: &str) -> Result<Option<Box<dyn Read>>> {
         let path = self.dir.join(name);
-        match File::open(&path) {
+        match open_regular(&path) {
             Ok(file) => Ok(Some(Box::new(BufReader::with_capacity(1 << 16, file)))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("{}: open", path.display())),

@@ -4,7 +4,8 @@
 //! the old one's place. Its version (the head) stays what it was.
 
 use crate::cli;
-use crate::output::write_output;
+use crate::output::{open_regular, write_json_out, write_output};
+use crate::pack::member;
 use crate::path::Path as FieldPath;
 use crate::raw::explain;
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,7 @@ use crust_image::json::{
 };
 use serde_json::Value;
 use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,7 +28,11 @@ pub struct Opened {
 
 /// Reads an image in the compact or the pretty form.
 pub fn read_image(path: &Path, pretty: bool) -> Result<Opened> {
-    let bytes = fs::read(path).with_context(|| format!("{}: read", path.display()))?;
+    let mut bytes = Vec::new();
+    match open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
+        Err(error) if error.kind() == ErrorKind::NotADirectory => bytes = member(path)?,
+        other => drop(other.with_context(|| format!("{}: read", path.display()))?),
+    }
     let shown = path.display().to_string();
     let reader = FrameReader::open(bytes.as_slice()).map_err(|error| explain(error, &shown))?;
     let version = reader.version();
@@ -54,13 +60,13 @@ pub fn encode_value(path: &Path, value: &Value, version: Version) -> Result<Vec<
     Ok(bytes)
 }
 
-pub fn get(arguments: &cli::Get) -> Result<()> {
+pub fn get(arguments: &cli::Get, color: bool) -> Result<()> {
     let image = read_image(&arguments.image, arguments.pretty)?;
     let path = FieldPath::parse(&arguments.path)?;
     let found = path
         .get(&image.value)
         .with_context(|| arguments.image.display().to_string())?;
-    write_output(None, |out| {
+    write_json_out(color && !arguments.raw, |out| {
         for value in found {
             if let (true, Value::String(text)) = (arguments.raw, value) {
                 writeln!(out, "{text}")?;

@@ -11,16 +11,16 @@ mod views;
 
 use crate::cli::{self, View};
 use crate::dump::Dump;
-use crate::output::write_output;
+use crate::output::{write_json_out, write_output};
 use anyhow::Result;
 use crust_image::json::{Layout, Writer, write_value};
 use serde_json::Value;
 
-pub fn explore(arguments: &cli::Explore) -> Result<()> {
+pub fn explore(arguments: &cli::Explore, color: bool) -> Result<()> {
     let dump = Dump::open(&arguments.dir)?;
     if arguments.json {
         let view = json(&dump, arguments.what)?;
-        return write_output(None, |out| {
+        return write_json_out(color, |out| {
             let mut writer = Writer::new(out, Layout::Pretty);
             write_value(&mut writer, &view)?;
             writer.newline()?;

@@ -6,7 +6,7 @@
 
 use crate::cli;
 use crate::dump::Dump;
-use crate::memory::open_dir;
+use crate::memory::open_for_change;
 use crate::transaction::Transaction;
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
@@ -22,7 +22,7 @@ use std::path::Path;
 
 pub fn flatten(arguments: &cli::Flatten) -> Result<()> {
     let dump = Dump::open(&arguments.dir)?;
-    let dir = open_dir(dump.path())?;
+    let dir = open_for_change(dump.path())?;
     let chain = DumpChain::open(&dir)?;
     let out = &arguments.out;
     fs::create_dir(out).with_context(|| format!("{}: create", out.display()))?;
@@ -132,7 +132,7 @@ fn whole_pagemap(mut image: Image, runs: &[PageRun]) -> Result<Image> {
 }
 
 pub fn dedup(arguments: &cli::Dedup) -> Result<()> {
-    let dir = open_dir(&arguments.dir)?;
+    let dir = open_for_change(&arguments.dir)?;
     let chain = DumpChain::open(&dir)?;
     if chain.levels() == 1 {
         bail!("{}: it has no parent", arguments.dir.display());
@@ -149,6 +149,7 @@ pub fn dedup(arguments: &cli::Dedup) -> Result<()> {
 
 /// Frees the pages of an object that a nearer dump has too.
 fn dedup_object(chain: &DumpChain<'_>, kind: Kind, id: u64) -> Result<u64> {
+    // Ranges that nearer dumps have, by their starts, without overlap.
     let mut nearer: Vec<(u64, u64)> = Vec::new();
     let mut freed = 0;
     for level in 0..chain.levels() {
@@ -160,11 +161,10 @@ fn dedup_object(chain: &DumpChain<'_>, kind: Kind, id: u64) -> Result<u64> {
         let mut file: Option<File> = None;
         for (run, offset) in pagemap.placed_runs() {
             let Some(offset) = offset else { continue };
-            for (start, end) in &nearer {
+            let first = nearer.partition_point(|(_, end)| *end <= run.vaddr);
+            let behind = nearer.get(first..).unwrap_or_default().iter();
+            for (start, end) in behind.take_while(|(start, _)| *start < run.end()) {
                 let (from, to) = (run.vaddr.max(*start), run.end().min(*end));
-                if from >= to {
-                    continue;
-                }
                 let path = dir.path().join(&name);
                 let file = match &mut file {
                     Some(file) => file,
@@ -184,6 +184,12 @@ fn dedup_object(chain: &DumpChain<'_>, kind: Kind, id: u64) -> Result<u64> {
         }
         let present = pagemap.placed_runs().filter(|(_, offset)| offset.is_some());
         nearer.extend(present.map(|(run, _)| (run.vaddr, run.end())));
+        nearer.sort_unstable();
+        nearer.dedup_by(|next, kept| {
+            let joins = next.0 <= kept.1;
+            kept.1 = if joins { kept.1.max(next.1) } else { kept.1 };
+            joins
+        });
     }
     Ok(freed)
 }

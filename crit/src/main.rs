@@ -8,9 +8,11 @@
 mod anonymize;
 mod check;
 mod cli;
+mod color;
 mod comfort;
 mod core;
 mod decode;
+mod decode_many;
 mod diff;
 mod dump;
 mod edit;
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     } else {
         1
     };
-    match run(command) {
+    match run(command, arguments.color.is_wanted()) {
         Ok(status) => status,
         // Whoever read our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::from(141),
@@ -58,24 +60,24 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
+fn run(command: cli::Command, color: bool) -> anyhow::Result<ExitCode> {
     match command {
         cli::Command::Decode(options) if options.ndjson => ndjson::decode(&options)?,
-        cli::Command::Decode(options) => decode::decode(&options)?,
-        cli::Command::Show(options) => decode::show(&options)?,
+        cli::Command::Decode(options) => decode::decode(&options, color)?,
+        cli::Command::Show(options) => decode::show(&options, color)?,
         cli::Command::Encode(options) if options.ndjson => ndjson::encode(&options)?,
         cli::Command::Encode(options) => encode::encode(&options)?,
         cli::Command::Info(options) => info::info(&options)?,
-        cli::Command::X(options) => explore::explore(&options)?,
-        cli::Command::Get(options) => edit::get(&options)?,
+        cli::Command::X(options) => explore::explore(&options, color)?,
+        cli::Command::Get(options) => edit::get(&options, color)?,
         cli::Command::Set(options) => edit::set(&options)?,
         cli::Command::Del(options) => edit::del(&options)?,
         cli::Command::Edit(options) => edit::edit(&options)?,
         cli::Command::Remap(options) => remap::remap(&options)?,
-        cli::Command::Check(options) => return check::check(&options),
-        cli::Command::Query(options) => query::query(&options)?,
+        cli::Command::Check(options) => return check::check(&options, color),
+        cli::Command::Query(options) => query::query(&options, color)?,
         cli::Command::Core(options) => core::core(&options)?,
-        cli::Command::Diff(options) => return diff::diff(&options),
+        cli::Command::Diff(options) => return diff::diff(&options, color),
         cli::Command::Anonymize(options) => anonymize::anonymize(&options)?,
         cli::Command::Flatten(options) => flatten::flatten(&options)?,
         cli::Command::Dedup(options) => flatten::dedup(&options)?,
@@ -83,7 +85,7 @@ fn run(command: cli::Command) -> anyhow::Result<ExitCode> {
         cli::Command::Unpack(options) => pack::unpack(&options)?,
         cli::Command::Completions(options) => comfort::completions(&options)?,
         cli::Command::Man(options) => comfort::man(&options)?,
-        cli::Command::Mem(options) => mem::mem(&options)?,
+        cli::Command::Mem(options) => mem::mem(&options, color)?,
         cli::Command::Transform(options) => transform::transform(&options)?,
     }
     Ok(ExitCode::SUCCESS)

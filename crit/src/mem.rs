@@ -1,5 +1,7 @@
 //! `crit mem DIR -p PID`: read, search, write and export the memory of a dumped task.
 
+mod export;
+mod filter;
 mod search;
 mod write;
 
@@ -10,19 +12,19 @@ use crate::output::write_output;
 use crate::task_memory::{Area, Source, TaskMemory};
 use anyhow::{Context, Result, bail};
 use crust_image::pages::DumpChain;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
+use filter::Filter;
+use std::io::Write;
 
 /// How much is read at once.
 pub(crate) const CHUNK: usize = 1 << 20;
 
-pub fn mem(arguments: &cli::Mem) -> Result<()> {
+pub fn mem(arguments: &cli::Mem, color: bool) -> Result<()> {
     let dump = Dump::open(&arguments.dir)?;
     let dir = open_dir(dump.path())?;
     let chain = DumpChain::open(&dir)?;
     let mut memory = TaskMemory::open(&dump, &chain, arguments.pid, arguments.root.clone())?;
     match &arguments.verb {
-        MemVerb::Maps => maps(&memory),
+        MemVerb::Maps { areas } => maps(&Filter::new(areas)?.of(&memory)),
         MemVerb::Read {
             address,
             length,
@@ -41,12 +43,14 @@ pub fn mem(arguments: &cli::Mem) -> Result<()> {
                 })
             })
         }
-        MemVerb::Search(options) => search::search(&mut memory, options),
+        MemVerb::Search(options) => search::search(&mut memory, options, color),
         MemVerb::Write(options) => {
             dump.must_be_a_directory()?;
             write::write(&arguments.dir, &mut memory, arguments.pid, options)
         }
-        MemVerb::Export { range, output } => export(&mut memory, range.as_deref(), output),
+        MemVerb::Export { areas, output } => {
+            export::export(&mut memory, &Filter::new(areas)?, output)
+        }
     }
 }
 
@@ -71,9 +75,9 @@ pub fn range(text: &str) -> Result<(u64, u64)> {
     }
 }
 
-fn maps(memory: &TaskMemory<'_>) -> Result<()> {
+fn maps(areas: &[Area]) -> Result<()> {
     write_output(None, |out| {
-        for area in &memory.areas {
+        for area in areas {
             let shared = if area.is_shared() { 's' } else { 'p' };
             let offset = area.offset;
             writeln!(
@@ -158,42 +162,4 @@ fn hex_dump(
     } else {
         line(at, &held)
     }
-}
-
-/// A range as it is, or every area that was dumped into a sparse file at its offset from the first.
-fn export(memory: &mut TaskMemory<'_>, text: Option<&str>, output: &Path) -> Result<()> {
-    let (start, end) = match text {
-        Some(text) => range(text)?,
-        None => bail!("give the range to export (see `crit mem ... maps`)"),
-    };
-    let mut file =
-        std::fs::File::create(output).with_context(|| format!("{}: create", output.display()))?;
-    file.set_len(end - start)?;
-    let areas: Vec<Area> = memory
-        .areas
-        .iter()
-        .filter(|area| area.start < end && start < area.end)
-        .cloned()
-        .collect();
-    if areas.is_empty() {
-        bail!("no area of the task lies in {start:x}-{end:x}");
-    }
-    let mut buffer = vec![0; CHUNK];
-    for area in areas {
-        let mut address = area.start.max(start);
-        while address < area.end.min(end) {
-            let want = (area.end.min(end) - address).min(CHUNK as u64) as usize;
-            let (count, source) =
-                memory.read_at(address, buffer.get_mut(..want).unwrap_or_default())?;
-            if count == 0 {
-                break;
-            }
-            if matches!(source, Source::Dumped | Source::File) {
-                file.seek(SeekFrom::Start(address - start))?;
-                file.write_all(buffer.get(..count).unwrap_or_default())?;
-            }
-            address += count as u64;
-        }
-    }
-    Ok(())
 }

@@ -1,12 +1,13 @@
 //! The memory of a dumped task: the pages of its images, of parent dumps and of shared objects,
 //! put over its areas. Nothing is held; bytes are read where they lie.
 
-use anyhow::{Context, Result};
-use crust_image::pages::{DumpChain, PageRun};
+use anyhow::{Context, Result, bail};
+use crust_image::pages::{DumpChain, PAGE_SIZE, PageRun};
 use crust_image::{ImageDir, Kind};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 /// Runs of pages and the files they lie in.
 pub struct Pages<'a> {
@@ -85,7 +86,23 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// Opens a dump for reading memory.
-pub fn open_dir(path: &std::path::Path) -> Result<ImageDir> {
-    Ok(ImageDir::open(path)?)
+/// Opens a dump for reading memory, whatever the size of its pages.
+pub fn open_dir(path: &Path) -> Result<ImageDir> {
+    let mut dir = ImageDir::open(path)?;
+    // An image that cannot be read is told by whoever needs it.
+    let _ = dir.ask_page_size();
+    Ok(dir)
+}
+
+/// Opens a dump for writing pages, which must be of 4 KiB.
+pub fn open_for_change(path: &Path) -> Result<ImageDir> {
+    let dir = open_dir(path)?;
+    if dir.page_scale() > 1 {
+        bail!(
+            "{}: pages of {} bytes can be read, but only those of {PAGE_SIZE} bytes changed",
+            path.display(),
+            dir.page_scale() * PAGE_SIZE
+        );
+    }
+    Ok(dir)
 }

@@ -7,8 +7,8 @@
 //! counts, `index` does not.
 
 use crate::cli;
-use crate::output::{input_name, open_input, write_output};
-use crate::query::is_image;
+use crate::decode_many::Images;
+use crate::output::{input_name, open_input, open_regular, write_output};
 use crate::raw::explain;
 use crate::transaction::Transaction;
 use anyhow::{Context, Result, bail};
@@ -21,7 +21,7 @@ use crust_image::json::{
 use rayon::prelude::*;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,12 @@ use std::path::{Path, PathBuf};
 /// other, in constant memory.
 const SMALL: u64 = 4 << 20;
 /// How many are decoded before they are written.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
+
+/// Whether an image is decoded in memory.
+pub fn is_small(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.len() <= SMALL)
+}
 
 pub fn decode(arguments: &cli::Decode) -> Result<()> {
     let options = DecodeOptions {
@@ -42,21 +47,26 @@ pub fn decode(arguments: &cli::Decode) -> Result<()> {
         keep_version: true,
         lenient: arguments.lenient,
     };
-    let mut images = Vec::new();
-    for path in arguments.files.iter().chain(&arguments.input) {
-        collect(path, &mut images)?;
+    let inputs: Vec<&PathBuf> = arguments.files.iter().chain(&arguments.input).collect();
+    let stream = match inputs.as_slice() {
+        [] => Some(None),
+        [one] if !one.is_file() && !one.is_dir() => Some(Some(one.as_path())),
+        _ => None,
+    };
+    if let Some(stream) = stream {
+        return write_output(arguments.output.as_deref(), |out| {
+            let name = input_name(stream);
+            lines(open_input(stream)?, &name, &name, out, options)
+        });
     }
+    let images = Images::collect(inputs.into_iter())?;
     write_output(arguments.output.as_deref(), |out| {
-        if images.is_empty() {
-            return lines(open_input(None)?, "stdin", "stdin", out, options);
-        }
-        for batch in images.chunks(BATCH) {
-            let small = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.len() <= SMALL);
+        for batch in images.list.chunks(BATCH) {
             let decoded: Vec<Option<Result<Vec<u8>>>> = batch
                 .par_iter()
-                .map(|path| small(path).then(|| in_memory(path, options)))
+                .map(|(_, path)| is_small(path).then(|| in_memory(path, options)))
                 .collect();
-            for (path, decoded) in batch.iter().zip(decoded) {
+            for ((_, path), decoded) in batch.iter().zip(decoded) {
                 match decoded {
                     Some(lines) => out.write_all(&lines?)?,
                     None => to_lines(path, out, options)?,
@@ -67,27 +77,6 @@ pub fn decode(arguments: &cli::Decode) -> Result<()> {
     })
 }
 
-/// A file, or the images of a directory in the order of their names.
-fn collect(path: &Path, images: &mut Vec<PathBuf>) -> Result<()> {
-    if !path.is_dir() {
-        images.push(path.to_owned());
-        return Ok(());
-    }
-    let mut names = Vec::new();
-    for entry in fs::read_dir(path).with_context(|| format!("{}: list", path.display()))? {
-        names.extend(
-            entry?
-                .file_name()
-                .into_string()
-                .ok()
-                .filter(|name| is_image(name)),
-        );
-    }
-    names.sort();
-    images.extend(names.into_iter().map(|name| path.join(name)));
-    Ok(())
-}
-
 fn in_memory(path: &Path, options: DecodeOptions) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     to_lines(path, &mut lines, options)?;
@@ -95,7 +84,7 @@ fn in_memory(path: &Path, options: DecodeOptions) -> Result<Vec<u8>> {
 }
 
 fn to_lines(path: &Path, out: &mut dyn Write, options: DecodeOptions) -> Result<()> {
-    let file = File::open(path).with_context(|| format!("{}: open", path.display()))?;
+    let file = open_regular(path).with_context(|| format!("{}: open", path.display()))?;
     let name = path
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())

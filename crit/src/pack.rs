@@ -5,7 +5,7 @@
 //! path or link of it can lead out of the directory that is filled.
 
 use crate::cli;
-use crate::output::write_output;
+use crate::output::{open_regular, write_output};
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
 use std::ffi::OsStr;
@@ -65,7 +65,7 @@ fn put_all(dir: &Path, names: &[String], out: &mut dyn Write) -> Result<()> {
     let mut builder = tar::Builder::new(out);
     for name in names {
         let path = dir.join(name);
-        let mut file = File::open(&path).with_context(|| format!("{}: open", path.display()))?;
+        let mut file = open_regular(&path).with_context(|| format!("{}: open", path.display()))?;
         builder
             .append_file(name, &mut file)
             .with_context(|| format!("{}: pack", path.display()))?;
@@ -144,17 +144,67 @@ fn extract(archive: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn decompressed(archive: &Path) -> Result<Box<dyn Read>> {
-    let open = || File::open(archive).with_context(|| format!("{}: open", archive.display()));
-    let mut first = [0; 4];
-    let there = open()?.read(&mut first)?;
-    let compression = match first.get(..there) {
-        Some([0x1f, 0x8b, ..]) => Compression::Gzip,
-        Some([0x28, 0xb5, 0x2f, 0xfd]) => Compression::Zstd,
-        _ => Compression::None,
+/// Whether a file is a tar, compressed or not.
+pub fn is_archive(path: &Path) -> Result<bool> {
+    let mut first = Vec::new();
+    open_regular(path)
+        .and_then(|file| file.take(512).read_to_end(&mut first))
+        .with_context(|| format!("{}: open", path.display()))?;
+    let is_tar = first.get(257..262) == Some(b"ustar");
+    Ok(is_tar || !matches!(compression_of(&first), Compression::None))
+}
+
+/// The largest member that is held.
+const LARGEST_MEMBER: u64 = 256 << 20;
+
+/// The bytes of an image in an archive, named as if the archive were a directory; found by the last
+/// component of its name. Nothing is unpacked.
+pub fn member(path: &Path) -> Result<Vec<u8>> {
+    let archive = path.ancestors().skip(1).find(|above| above.is_file());
+    let (Some(archive), Some(wanted)) = (archive, path.file_name()) else {
+        bail!("{}: not a directory", path.display());
     };
+    let mut reader = tar::Archive::new(decompressed(archive)?);
+    let entries = reader
+        .entries()
+        .with_context(|| format!("{}: not a tar", archive.display()))?;
+    for entry in entries {
+        let mut entry = entry.with_context(|| format!("{}: read", archive.display()))?;
+        let is_wanted = entry
+            .path()
+            .is_ok_and(|path| path.file_name() == Some(wanted));
+        if !is_wanted || !entry.header().entry_type().is_file() {
+            continue;
+        }
+        if entry.size() > LARGEST_MEMBER {
+            bail!(
+                "{}: too large to be held: `crit unpack` it first",
+                path.display()
+            );
+        }
+        let mut bytes = Vec::new();
+        entry
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("{}: read", path.display()))?;
+        return Ok(bytes);
+    }
+    bail!("{}: the archive has no such image", path.display())
+}
+
+fn compression_of(first: &[u8]) -> Compression {
+    match first {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+fn decompressed(archive: &Path) -> Result<Box<dyn Read>> {
+    let open = || open_regular(archive).with_context(|| format!("{}: open", archive.display()));
+    let mut first = Vec::new();
+    open()?.take(4).read_to_end(&mut first)?;
     let file = BufReader::with_capacity(1 << 16, open()?);
-    Ok(match compression {
+    Ok(match compression_of(&first) {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::Decoder::with_buffer(file)?),

@@ -8,7 +8,7 @@ use crate::cli::{self, View};
 use crate::dump::Dump;
 use crate::explore;
 use crate::jq::Filter;
-use crate::output::write_output;
+use crate::output::write_json_out;
 use crate::raw::explain;
 use anyhow::Result;
 use crust_image::Kind;
@@ -18,12 +18,12 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::ffi::OsStr;
 
-pub fn query(arguments: &cli::Query) -> Result<()> {
+pub fn query(arguments: &cli::Query, color: bool) -> Result<()> {
     let filter = Filter::compile(&arguments.filter)?;
     let dump = Dump::open(&arguments.dir)?;
     let joined = joined(&dump)?;
     let found = filter.run(&arguments.dir.display().to_string(), &joined)?;
-    write_output(None, |out| {
+    write_json_out(color && !arguments.raw, |out| {
         for value in found {
             match &value {
                 Value::String(text) if arguments.raw => writeln!(out, "{text}")?,

@@ -9,7 +9,7 @@ mod rules;
 
 use crate::cli;
 use crate::dump::Dump;
-use crate::output::write_output;
+use crate::output::{open_regular, write_output};
 use crate::raw::explain;
 use crate::transaction::{Transaction, copy_dump};
 use anyhow::{Context, Result, bail};
@@ -168,7 +168,7 @@ fn rename(
     let Some(renamed) = new_name(kind, id, maps) else {
         return Ok(());
     };
-    let mut from = std::fs::File::open(dir.join(name)).with_context(|| format!("{name}: open"))?;
+    let mut from = open_regular(&dir.join(name)).with_context(|| format!("{name}: open"))?;
     transaction.put(&renamed, |out| {
         io::copy(&mut from, out).map(drop).context("copy")
     })?;

@@ -3,14 +3,16 @@
 
 use crate::dump::{Dump, Files};
 use crate::memory::Pages;
+use crate::output::open_regular;
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
 use crust_image::dynamic::Message;
 use crust_image::pages::DumpChain;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Bits of vma_entry.status.
 mod status {
@@ -130,6 +132,19 @@ pub enum Source {
     Missing,
 }
 
+/// Opens a mapped file of this host, as seen from `root`: neither `..` nor a link leads out of it.
+fn open_mapped(root: Option<&Path>, path: &str) -> Option<File> {
+    let Some(root) = root else {
+        return open_regular(Path::new(path)).ok();
+    };
+    let root = File::open(root).ok()?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let file = File::from(openat2(root, path, how).ok()?);
+    file.metadata().ok()?.is_file().then_some(file)
+}
+
 /// A task's memory.
 pub struct TaskMemory<'a> {
     pub areas: Vec<Area>,
@@ -242,14 +257,11 @@ impl<'a> TaskMemory<'a> {
     }
 
     fn read_file(&mut self, path: &str, offset: u64, into: &mut [u8]) -> Result<(usize, Source)> {
-        let root = self.root.clone();
-        let file = self.files.entry(path.to_owned()).or_insert_with(|| {
-            let at = match root {
-                Some(root) => root.join(path.trim_start_matches('/')),
-                None => PathBuf::from(path),
-            };
-            File::open(at).ok()
-        });
+        let root = self.root.as_deref();
+        let file = self
+            .files
+            .entry(path.to_owned())
+            .or_insert_with(|| open_mapped(root, path));
         let Some(file) = file else {
             return Ok((into.len(), Source::Missing));
         };

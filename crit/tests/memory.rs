@@ -301,3 +301,125 @@ fn a_range_is_exported() {
         read(&dir, &pid, start, end - start)
     );
 }
+
+/// Areas back to back, with a table that tells where each one is; a file for each; a range.
+#[test]
+fn areas_are_exported() {
+    let dir = dump("loop").join("img");
+    let pid = root_pid(&dir);
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("memory");
+    let export = |more: &[&str]| {
+        let start = ["mem", arg(&dir), "-p", &pid, "export", "-o"];
+        String::from_utf8(crit(&[&start[..], more].concat())).unwrap()
+    };
+    let table = export(&[arg(&file), "--prot", "w"]);
+    let mut whole = 0;
+    for line in table.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let place = u64::from_str_radix(words[0].trim_start_matches("0x"), 16).unwrap();
+        assert_eq!(place, whole, "{table}");
+        let (start, end) = words[1].split_once('-').unwrap();
+        let start = u64::from_str_radix(start, 16).unwrap();
+        let end = u64::from_str_radix(end, 16).unwrap();
+        assert!(words[2].contains('w'), "{line}");
+        whole += end - start;
+        let bytes = fs::read(&file).unwrap();
+        let there = &bytes[place as usize..][..(end - start) as usize];
+        assert!(there == read(&dir, &pid, start, end - start), "{line}");
+    }
+    assert!(
+        table.contains("[stack]") && table.contains("[heap]"),
+        "{table}"
+    );
+    assert_eq!(file.metadata().unwrap().len(), whole);
+
+    let (start, end) = area(&dir, &pid, &["[stack]"]);
+    export(&[arg(&file), "--name", "[stack]"]);
+    assert!(fs::read(&file).unwrap() == read(&dir, &pid, start, end - start));
+    let range = format!("{:x}-{:x}", end - 8192, end - 4096);
+    export(&[arg(&file), "--range", &range]);
+    assert!(fs::read(&file).unwrap() == read(&dir, &pid, end - 8192, 4096));
+
+    let table = export(&[arg(out.path()), "--kind", "stack", "--kind", "heap"]);
+    assert_eq!(table.lines().count(), 2, "{table}");
+    let stack = out.path().join(format!("{start:x}-{end:x}.stack"));
+    assert!(fs::read(stack).unwrap() == read(&dir, &pid, start, end - start));
+
+    // All of it; what is not in the dump is told.
+    let all = export(&[arg(&file)]);
+    assert!(all.contains("[vdso]") && all.lines().count() > 8, "{all}");
+    let error = fail(
+        &[
+            "mem",
+            arg(&dir),
+            "-p",
+            &pid,
+            "export",
+            "--name",
+            "nothing",
+            "-o",
+            arg(&file),
+        ],
+        b"",
+        1,
+    );
+    assert!(error.contains("no such area"), "{error}");
+}
+
+/// Images of a machine with pages of 64 KiB: the auxiliary vector says so, and a run of one page is
+/// 64 KiB of the pages file.
+#[test]
+fn other_page_sizes_are_honoured() {
+    const PAGE: usize = 64 << 10;
+    let dir = copy_of(&dump("loop"));
+    let dir = dir.path();
+    let pid = root_pid(dir);
+    let (mm, pagemap) = (
+        dir.join(format!("mm-{pid}.img")),
+        dir.join(format!("pagemap-{pid}.img")),
+    );
+    let base: u64 = 0x10_0000_0000;
+    let script = format!(
+        "if .magic == \"MM\" then .entries[0] |= (
+           (.mm_saved_auxv | [range(0; length; 2) as $i | .[$i], if .[$i] == 6 then {PAGE} else .[$i + 1] end]) as $auxv
+           | .mm_saved_auxv = $auxv
+           | .vmas = [{{start: {base}, end: {}, pgoff: 0, shmid: 0, prot: 3, flags: 34, status: 513, fd: -1}}])
+         elif .magic == \"PAGEMAP\" then .entries = [.entries[0],
+           {{vaddr: {base}, compat_nr_pages: 0, flags: 4, nr_pages: 1}},
+           {{vaddr: {}, compat_nr_pages: 0, flags: 4, nr_pages: 2}}]
+         else . end",
+        base + 6 * PAGE as u64,
+        base + 3 * PAGE as u64,
+    );
+    let on = ["--on", "mm-*.img", "--on", "pagemap-*.img"];
+    crit(&[&["transform", arg(dir)], &on[..], &[&script]].concat());
+    let bytes: Vec<u8> = (0..3 * PAGE).map(|at| (at / 251) as u8).collect();
+    fs::write(dir.join("pages-1.img"), &bytes).unwrap();
+    assert!(mm.exists() && pagemap.exists());
+
+    let mut whole = bytes[..PAGE].to_vec();
+    whole.extend(vec![0; 2 * PAGE]);
+    whole.extend(&bytes[PAGE..]);
+    whole.extend(vec![0; PAGE]);
+    assert!(read(dir, &pid, base, whole.len() as u64) == whole);
+    let rss = String::from_utf8(crit(&["x", arg(dir), "rss"])).unwrap();
+    assert!(
+        rss.contains(&format!("{base:x} / 1")) && rss.contains("/ 6 "),
+        "{rss}"
+    );
+    // Both the areas and the length of the pages file fit, with pages of 64 KiB.
+    let output = common::crit_with(&["check", arg(dir), "--quiet"], b"");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        !said.contains("pages-1") && !said.contains("vaddr") && !said.contains("vmas"),
+        "{said}"
+    );
+    let place = (base + 5).to_string();
+    let error = fail(
+        &["mem", arg(dir), "-p", &pid, "write", &place, "--text", "x"],
+        b"",
+        1,
+    );
+    assert!(error.contains("pages of 65536 bytes"), "{error}");
+}

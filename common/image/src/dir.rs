@@ -10,10 +10,11 @@ use crate::{
     entry::{ImageReader, ImageWriter, Version},
     error::{Error, Result},
     kind::{Framing, Kind},
+    pages::PAGE_SIZE,
     payload::PayloadEntry,
     sink::{ImageSink, SinkWriter},
 };
-use crust_proto::criu::InventoryEntry;
+use crust_proto::criu::{InventoryEntry, MmEntry};
 use nix::{
     dir::Dir,
     errno::Errno,
@@ -52,6 +53,8 @@ pub struct ImageDir {
     path: PathBuf,
     /// What the inventory says, once it was asked.
     version: OnceLock<Version>,
+    /// Pages of 4 KiB in one page of these images.
+    page_scale: u64,
 }
 
 /// A reader of an image in a directory.
@@ -75,7 +78,35 @@ impl ImageDir {
             fd,
             path: shown,
             version: OnceLock::new(),
+            page_scale: 1,
         })
+    }
+
+    /// Looks up the size of the pages of these images: the one that the auxiliary vector of the
+    /// first task tells, 4 KiB when there is none. Pagemaps of other sizes are then read as runs
+    /// of as many pages of 4 KiB.
+    pub fn ask_page_size(&mut self) -> Result<()> {
+        const AT_PAGESZ: u64 = 6;
+        let Some(first) = self.ids_of(Kind::Mm)?.first().copied() else {
+            return Ok(());
+        };
+        let Some(mut reader) = self.open_image(Kind::Mm, Some(first))? else {
+            return Ok(());
+        };
+        let Some(mm) = reader.next_entry::<MmEntry>()? else {
+            return Ok(());
+        };
+        let (pairs, _) = mm.mm_saved_auxv.as_chunks::<2>();
+        let told = pairs.iter().find(|[kind, _]| *kind == AT_PAGESZ);
+        if let Some([_, size]) = told.filter(|[_, size]| size.is_power_of_two()) {
+            self.page_scale = (size / PAGE_SIZE).max(1);
+        }
+        Ok(())
+    }
+
+    /// Pages of 4 KiB in one page of these images; 1 unless it was asked for.
+    pub fn page_scale(&self) -> u64 {
+        self.page_scale
     }
 
     /// The path it was opened by, for messages.
@@ -257,7 +288,10 @@ impl ImageDir {
             }
         };
         let shown = self.path.join(&target);
-        Self::open_at(self.fd.as_fd(), &target, shown).map(Some)
+        Ok(Some(ImageDir {
+            page_scale: self.page_scale,
+            ..Self::open_at(self.fd.as_fd(), &target, shown)?
+        }))
     }
 
     /// Device and inode number: two descriptors with the same ones are one directory.

@@ -17,7 +17,8 @@ use crate::{
 use crust_proto::criu::{PagemapEntry, PagemapHead};
 use std::{fs::File, ops::Range};
 
-/// Pages of images are 4096 bytes on every architecture the format is used on here.
+/// Bytes of a page of x86-64. Images of machines with larger pages are read as runs of several
+/// ([`ImageDir::ask_page_size`]).
 pub const PAGE_SIZE: u64 = 4096;
 
 /// `pagemap_entry.flags`: the content is in the parent dump.
@@ -133,17 +134,21 @@ impl Pagemap {
     /// Reads and validates one, `None` if there is none. `kind` is `Pagemap` or `PagemapShmem`.
     pub fn read(dir: &ImageDir, kind: Kind, id: u64) -> Result<Option<Pagemap>> {
         match dir.open_image(kind, Some(id))? {
-            Some(mut reader) => Self::read_from(&mut reader).map(Some),
+            Some(mut reader) => Self::read_from(&mut reader, dir.page_scale()).map(Some),
             None => Ok(None),
         }
     }
 
-    fn read_from(reader: &mut FileReader) -> Result<Pagemap> {
+    fn read_from(reader: &mut FileReader, scale: u64) -> Result<Pagemap> {
         let Some(head) = reader.next_entry::<PagemapHead>()? else {
             return Err(reader.frame_error("the image ends before its pagemap_head"));
         };
         let mut runs: Vec<PagemapRun> = Vec::new();
-        while let Some(entry) = reader.next_entry::<PagemapEntry>()? {
+        while let Some(mut entry) = reader.next_entry::<PagemapEntry>()? {
+            if scale > 1 {
+                let pages = entry.nr_pages.unwrap_or(entry.compat_nr_pages.into());
+                entry.nr_pages = Some(pages.saturating_mul(scale));
+            }
             let run = PagemapRun::of_entry(&entry)
                 .map_err(|(field, what)| reader.field_error(field, what))?;
             if let Some(before) = runs.last().filter(|before| before.end() > run.vaddr) {

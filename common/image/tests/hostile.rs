@@ -383,3 +383,48 @@ fn an_old_head_comes_back_when_asked_for() {
     assert!(kept.starts_with(br#"{"magic": "FS", "image_version": "1.0", "entries""#));
     assert_eq!(encode(&kept).unwrap(), bytes);
 }
+
+#[test]
+fn an_address_of_odd_length_stays_numbers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/corpus/tcp_est/img");
+    let bytes = fs::read(root.join("files.img")).unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&decode(&bytes, OPTIONS).unwrap()).unwrap();
+    let entries = json["entries"].as_array_mut().unwrap();
+    let socket = entries.iter_mut().find(|entry| entry["isk"].is_object());
+    let socket = &mut socket.expect("a socket")["isk"];
+    socket["src_addr"] = serde_json::json!([16_777_343, 7]);
+    let port = socket["src_port"].clone();
+    let bytes = encode(json.to_string().as_bytes()).unwrap();
+    let pretty = decode(&bytes, PRETTY).unwrap();
+    assert_eq!(encode(&pretty).unwrap(), bytes);
+    let pretty: serde_json::Value = serde_json::from_slice(&pretty).unwrap();
+    let entries = pretty["entries"].as_array().unwrap();
+    let same = |entry: &&serde_json::Value| entry["isk"]["src_port"] == port;
+    let socket = entries.iter().find(same).expect("the socket");
+    assert_eq!(
+        socket["isk"]["src_addr"],
+        serde_json::json!([16_777_343, 7])
+    );
+}
+
+/// Fields in turns, none of them in order: what is merged or sorted one by one takes hours.
+#[test]
+fn a_large_message_out_of_order_takes_no_time() {
+    // netns_entry: def_conf (1) and all_conf (2) are repeated numbers.
+    let mut message = Vec::new();
+    for turn in 0..400_000u32 {
+        message.extend([if turn % 2 == 0 { 16 } else { 8 }, (turn % 100) as u8]);
+    }
+    let bytes = image(0x5593_3752, &[&message]);
+    let kind = crust_image::json::FrameReader::open(bytes.as_slice()).map(|reader| reader.kind());
+    assert_eq!(kind.ok(), Some(Kind::Netns));
+    check(&bytes, "fields in turns");
+    assert!(decode(&bytes, OPTIONS).is_ok());
+    // core_entry.tc (3), again and again: each is merged with what was there.
+    let mut message = Vec::new();
+    for _ in 0..300_000 {
+        message.extend([26, 2, 8, 1]);
+    }
+    check(&image(0x5505_3847, &[&message]), "a message in pieces");
+}

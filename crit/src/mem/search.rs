@@ -1,47 +1,40 @@
 //! Search through a task's memory as a stream: a match may cross pages and areas' runs, memory use
 //! does not grow with the target.
 
-use super::{CHUNK, number, range};
+use super::filter::Filter;
+use super::{CHUNK, number};
 use crate::cli::MemSearch;
+use crate::color::{RED, painted};
 use crate::output::write_output;
 use crate::task_memory::{Area, Source, TaskMemory};
 use anyhow::{Context, Result, bail};
 use regex::bytes::{Regex, RegexBuilder};
+use std::io::Write;
 
 /// The longest match of a regular expression that is sure to be found across the end of a piece.
 const OVERLAP: usize = 4096;
 
-pub fn search(memory: &mut TaskMemory<'_>, options: &MemSearch) -> Result<()> {
+pub fn search(memory: &mut TaskMemory<'_>, options: &MemSearch, color: bool) -> Result<()> {
     let (regex, overlap) = pattern(options)?;
-    let within = options.range.as_deref().map(range).transpose()?;
-    let areas: Vec<Area> = memory
-        .areas
-        .iter()
-        .filter(|area| wanted(area, options))
-        .cloned()
-        .collect();
-    let most = options
-        .max
-        .as_deref()
-        .map(number)
-        .transpose()?
-        .unwrap_or(u64::MAX);
-    let mut found = 0;
+    let areas = Filter::new(&options.areas)?.of(memory);
+    let most = options.max.as_deref().map(number).transpose()?;
+    let mut found = Found {
+        left: most.unwrap_or(u64::MAX),
+        any: false,
+        color,
+    };
     write_output(None, |out| {
+        let mut buffer = vec![0; CHUNK];
         for area in areas {
-            let (start, end) = within.map_or((area.start, area.end), |(start, end)| {
-                (start.max(area.start), end.min(area.end))
-            });
             let mut scan = Scan {
                 regex: &regex,
                 overlap,
                 held: Vec::new(),
-                at: start,
+                at: area.start,
             };
-            let mut address = start;
-            let mut buffer = vec![0; CHUNK];
-            while address < end && found < most {
-                let want = (end - address).min(CHUNK as u64) as usize;
+            let mut address = area.start;
+            while address < area.end && found.left > 0 {
+                let want = (area.end - address).min(CHUNK as u64) as usize;
                 let piece = buffer.get_mut(..want).unwrap_or_default();
                 let (count, source) = memory.read_at(address, piece)?;
                 if count == 0 {
@@ -51,43 +44,42 @@ pub fn search(memory: &mut TaskMemory<'_>, options: &MemSearch) -> Result<()> {
                     source == Source::Dumped || (options.files && source == Source::File);
                 let bytes = readable.then(|| piece.get(..count).unwrap_or_default());
                 scan.piece(address, bytes, |place, bytes| {
-                    found += 1;
-                    if found > most {
-                        return Ok(());
-                    }
-                    let text = bytes
-                        .get(..bytes.len().min(64))
-                        .unwrap_or_default()
-                        .escape_ascii();
-                    Ok(writeln!(
-                        out,
-                        "{place:#x}  {}  {}  {text}",
-                        area.protection(),
-                        area.name()
-                    )?)
+                    found.tell(out, &area, place, bytes)
                 })?;
                 address += count as u64;
             }
             scan.piece(address, None, |place, bytes| {
-                found += 1;
-                let text = bytes
-                    .get(..bytes.len().min(64))
-                    .unwrap_or_default()
-                    .escape_ascii();
-                Ok(writeln!(
-                    out,
-                    "{place:#x}  {}  {}  {text}",
-                    area.protection(),
-                    area.name()
-                )?)
+                found.tell(out, &area, place, bytes)
             })?;
         }
         Ok(())
     })?;
-    if found == 0 {
+    if !found.any {
         bail!("nothing found");
     }
     Ok(())
+}
+
+/// What is told of matches.
+struct Found {
+    /// How many more are wanted.
+    left: u64,
+    any: bool,
+    color: bool,
+}
+
+impl Found {
+    fn tell(&mut self, out: &mut dyn Write, area: &Area, place: u64, bytes: &[u8]) -> Result<()> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Ok(());
+        };
+        self.left = left;
+        self.any = true;
+        let start = bytes.get(..bytes.len().min(64)).unwrap_or_default();
+        let text = painted(&start.escape_ascii().to_string(), RED, self.color);
+        let (protection, name) = (area.protection(), area.name());
+        Ok(writeln!(out, "{place:#x}  {protection}  {name}  {text}")?)
+    }
 }
 
 /// The expression and how much of a piece's end must be kept for the next.
@@ -130,17 +122,6 @@ pub fn hex_bytes(text: &str) -> Result<Vec<u8>> {
         })
         .collect();
     bytes.with_context(|| format!("{text}: pairs of hex digits are meant to be here"))
-}
-
-fn wanted(area: &Area, options: &MemSearch) -> bool {
-    let prot = options.prot.as_deref().is_none_or(|wanted| {
-        let has = area.protection();
-        wanted
-            .chars()
-            .all(|letter| letter == '-' || has.contains(letter))
-    });
-    let kind = options.kind.is_empty() || options.kind.iter().any(|kind| kind == area.kind);
-    prot && kind
 }
 
 /// Pieces that follow each other, searched together over their joints.

@@ -7,6 +7,8 @@
 use super::number;
 use super::search::hex_bytes;
 use crate::cli::MemWrite;
+use crate::memory::open_for_change;
+use crate::output::open_regular;
 use crate::task_memory::{Backing, Source, TaskMemory};
 use crate::transaction::Transaction;
 use anyhow::{Context, Result, bail};
@@ -37,7 +39,7 @@ pub fn write(dir: &Path, memory: &mut TaskMemory<'_>, pid: u64, options: &MemWri
         let (object, place) = object_of(memory, pid, page)?;
         by_object.entry(object).or_default().insert(place, content);
     }
-    let images = ImageDir::open(dir)?;
+    let images = open_for_change(dir)?;
     let mut transaction = Transaction::begin(dir)?;
     for ((shared, id), pages) in by_object {
         let kind = if shared {
@@ -120,7 +122,7 @@ fn put_pages(
     let pagemap = Pagemap::read(images, kind, id)?
         .with_context(|| format!("{name}: there is no such image to hold the page"))?;
     let path = dir.join(Kind::Pages.file_name(Some(pagemap.pages_id.into())));
-    let old = File::open(&path).with_context(|| format!("{}: open", path.display()))?;
+    let old = open_regular(&path).with_context(|| format!("{}: open", path.display()))?;
     // What the pagemap holds, a page at a time: its flags and where its content is.
     let mut plan: BTreeMap<u64, (u32, Option<u64>)> = BTreeMap::new();
     for (run, offset) in pagemap.placed_runs() {
@@ -214,7 +216,7 @@ fn rebuilt_pagemap(
     name: &str,
     plan: &BTreeMap<u64, (u32, Option<u64>)>,
 ) -> Result<Image> {
-    let file = File::open(dir.join(name)).with_context(|| format!("{name}: open"))?;
+    let file = open_regular(&dir.join(name)).with_context(|| format!("{name}: open"))?;
     let mut reader = FrameReader::open(std::io::BufReader::new(file))?;
     let head = reader
         .next_entry()?

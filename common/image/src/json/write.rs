@@ -104,6 +104,15 @@ impl<W: Write> Writer<W> {
         }
     }
 
+    /// Writes a value that stands behind a key, `depth` objects deep.
+    pub fn inside(out: W, layout: Layout, depth: usize) -> Writer<W> {
+        Writer {
+            depth,
+            after_key: true,
+            ..Writer::new(out, layout)
+        }
+    }
+
     /// Ends a line: between the values of a stream, or at the end of the output.
     pub fn newline(&mut self) -> io::Result<()> {
         self.put(b"\n");
