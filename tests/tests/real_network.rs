@@ -179,9 +179,6 @@ expect(hashlib.sha256(open("got", "rb").read()).hexdigest(), hashlib.sha256(data
 end(0)
 "#;
 
-/// Known gap: its shared memory begins with a SysV segment.
-const POSTGRES_MARK: &str = "pg_backend_pid";
-
 const POSTGRES: &str = r#"
 import pwd
 user = pwd.getpwnam("postgres")
@@ -260,13 +257,6 @@ fn through_a_dump(sandbox: &Sandbox, way: Way, programs: &[&str], script: &[&str
     let images = sandbox.images("network")?;
     let established = "--tcp-established";
     let options = ["--leave-running", established];
-    if script.contains(POSTGRES_MARK) {
-        let outcome = sandbox.dump(guest.pid, &images, &options)?;
-        if outcome.says(&["SysV segment"]).is_ok() {
-            println!("NOTE: postgres is refused for its SysV segment, and goes on");
-            return guest.expect_ok(sandbox);
-        }
-    }
     match way {
         Way::KilledAndRestored => {
             sandbox.dump_and_kill(&guest, &images, &[established])?;

@@ -28,6 +28,7 @@ crust_tests::workloads! {
         restore &["--tcp-established"];
     udp: guest "udp";
     netlink: guest "netlink";
+    sock_extra: guest "sock_extra";
     pty: guest "pty";
     pty_quiet: guest "pty_quiet";
     pty_waiting: guest "pty_waiting";

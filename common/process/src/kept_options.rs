@@ -50,6 +50,7 @@ kept! {
     }
     IPPROTO_IPV6 {
         libc::IPV6_TRANSPARENT, "IPV6_TRANSPARENT";
+        libc::IPV6_CHECKSUM, "IPV6_CHECKSUM";
         libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO";
         libc::IPV6_RECVERR, "IPV6_RECVERR";
         libc::IPV6_RECVHOPLIMIT, "IPV6_RECVHOPLIMIT";
@@ -88,10 +89,25 @@ pub fn find(level: i32, name: i32) -> Option<&'static KeptOption> {
         .find(|kept| (kept.level, kept.name) == (level, name))
 }
 
+/// They mean nothing to a stream, which refuses to have them set, but has the time to live of the
+/// peer's first packet in the first (tcp_v4_syn_recv_sock).
+const NOT_OF_STREAMS: [(i32, i32); 4] = [
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+];
+
 /// What a socket answers to each of [`KEPT`], in its order; `None` for those it does not have.
 pub fn collect(socket: BorrowedFd<'_>) -> Vec<Option<i32>> {
+    let kind = sockopt_int(socket, libc::SOL_SOCKET, libc::SO_TYPE);
+    let is_stream = kind == Ok(libc::SOCK_STREAM);
+    let has = |kept: &KeptOption| !is_stream || !NOT_OF_STREAMS.contains(&(kept.level, kept.name));
     KEPT.iter()
-        .map(|kept| sockopt_int(socket, kept.level, kept.name).ok())
+        .map(|kept| {
+            let value = has(kept).then(|| sockopt_int(socket, kept.level, kept.name));
+            value.and_then(Result::ok)
+        })
         .collect()
 }
 

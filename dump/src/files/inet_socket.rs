@@ -1,11 +1,12 @@
-//! Internet sockets: TCP, UDP and UDP-lite.
+//! Internet sockets: TCP, UDP, UDP-lite, ping and raw ones.
 //!
 //! Everything is asked of the descriptor itself: addresses, TCP_INFO for state and backlog, and
 //! the options. Only the peer of a connection still being made is told by nobody but sock_diag(7).
 //! An address is stored as the 32-bit words that a little-endian machine reads from it, a port in
 //! host order. The queues and numbers of a TCP connection are read later (`tcp.rs`), and only if
 //! `--tcp-established` asks for it. Connections that wait in a listener are lost, which needs
-//! `--skip-in-flight`; a corked UDP socket and other protocols are refused. Datagrams that wait
+//! `--skip-in-flight`; a corked UDP socket and other protocols are refused. Of raw sockets
+//! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait
 //! are lost, as UDP may lose them: the log says so.
 
 use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN, SYN_SENT};
@@ -41,9 +42,10 @@ pub fn dump(
     file: &OpenFile,
     id: FileId,
 ) -> RoomResult<FileEntry> {
-    let mut socket = Socket::collect(file.fd)?;
+    let ino = file.stat()?.ino as u32;
+    let mut socket = Socket::collect(file.fd, ino)?;
     if socket.is_tcp() && socket.state == SYN_SENT {
-        socket.find_peer(file.stat()?.ino as u32)?;
+        socket.find_peer(ino)?;
     }
     socket.refuse_unsupported(ctx.options)?;
     warn_of_losses(ctx, file, &socket)?;
@@ -57,7 +59,7 @@ pub fn dump(
     let kind = (socket.family, socket.kind, socket.protocol);
     let entry = InetSkEntry {
         id: id.0,
-        ino: file.stat()?.ino as u32,
+        ino,
         family: socket.family as u32,
         r#type: socket.kind as u32,
         proto: socket.protocol as u32,
@@ -109,7 +111,8 @@ struct Socket {
 }
 
 impl Socket {
-    fn collect(fd: BorrowedFd) -> anyhow::Result<Socket> {
+    /// `ino` is its inode in sockfs.
+    fn collect(fd: BorrowedFd, ino: u32) -> anyhow::Result<Socket> {
         let int = |name, what| sockopt_int(fd, libc::SOL_SOCKET, name).context(what);
         let family = int(libc::SO_DOMAIN, "SO_DOMAIN")?;
         let protocol = int(libc::SO_PROTOCOL, "SO_PROTOCOL")?;
@@ -134,6 +137,7 @@ impl Socket {
             local,
         };
         match protocol {
+            _ if socket.is_raw() => raw_socket::find_peer(&mut socket, ino)?,
             libc::IPPROTO_TCP => socket.collect_tcp(fd)?,
             libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE => {
                 socket.unsent = bytes_unsent(fd).context("SIOCOUTQ")?;
@@ -166,14 +170,24 @@ impl Socket {
     /// Whether the kernel has it in its tables, by a port; the peer finds only those, and names
     /// their network namespace.
     fn is_hashed(&self) -> bool {
-        match self.protocol {
-            libc::IPPROTO_TCP => self.state != CLOSE,
-            _ => self.local.port != 0,
+        match self.is_tcp() {
+            true => self.state != CLOSE,
+            false => self.local.port != 0,
         }
     }
 
     fn is_tcp(&self) -> bool {
-        self.protocol == libc::IPPROTO_TCP
+        self.protocol == libc::IPPROTO_TCP && !self.is_raw()
+    }
+
+    fn is_raw(&self) -> bool {
+        self.kind == libc::SOCK_RAW
+    }
+
+    /// A datagram socket for ICMP echoes alone (icmp(7)).
+    fn is_ping(&self) -> bool {
+        let icmp = [libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6];
+        self.kind == libc::SOCK_DGRAM && icmp.contains(&self.protocol)
     }
 
     /// Whether it has a peer that counts its bytes.
@@ -224,6 +238,7 @@ impl Socket {
 
     fn refuse_unsupported(&self, options: &Options) -> RoomResult<()> {
         let what = match self.protocol {
+            _ if self.is_raw() || self.is_ping() => return Ok(()),
             libc::IPPROTO_TCP if self.is_connection() => {
                 if options.tcp_established || options.tcp_close {
                     return Ok(());
@@ -257,6 +272,8 @@ impl fmt::Display for Socket {
     /// `a tcp socket (127.0.0.1:80 to 10.0.0.1:4711)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.protocol {
+            number if self.is_raw() => write!(f, "a raw socket of protocol {number}")?,
+            _ if self.is_ping() => f.write_str("a ping socket")?,
             libc::IPPROTO_TCP => f.write_str("a tcp socket")?,
             libc::IPPROTO_UDP => f.write_str("a udp socket")?,
             libc::IPPROTO_UDPLITE => f.write_str("a udp-lite socket")?,
@@ -338,7 +355,7 @@ impl fmt::Display for Address {
 }
 
 fn collect_v6only(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<Option<bool>> {
-    if socket.family != libc::AF_INET6 {
+    if socket.family != libc::AF_INET6 || socket.is_raw() {
         return Ok(None);
     }
     let only = sockopt_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).context("IPV6_V6ONLY")?;
@@ -352,6 +369,7 @@ fn collect_ip_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<IpOptsE
             sockopt_int(fd, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND).context("IPV6_FREEBIND")?;
         return Ok(IpOptsEntry {
             freebind: is_set(freebind),
+            raw: raw_socket::collect_options(fd, socket)?,
             ..IpOptsEntry::default()
         });
     }
@@ -359,7 +377,7 @@ fn collect_ip_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<IpOptsE
     let tos = int(libc::IP_TOS, "IP_TOS")? as u32;
     Ok(IpOptsEntry {
         freebind: is_set(int(libc::IP_FREEBIND, "IP_FREEBIND")?),
-        raw: None,
+        raw: raw_socket::collect_options(fd, socket)?,
         pktinfo: is_set(int(libc::IP_PKTINFO, "IP_PKTINFO")?),
         tos: Some(tos).filter(|tos| *tos != 0),
         ttl: Some(int(libc::IP_TTL, "IP_TTL")? as u32),
@@ -367,7 +385,7 @@ fn collect_ip_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<IpOptsE
 }
 
 fn collect_tcp_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<TcpOptsEntry> {
-    if socket.protocol != libc::IPPROTO_TCP {
+    if !socket.is_tcp() {
         return Ok(TcpOptsEntry::default());
     }
     let int = |name, what| sockopt_int(fd, libc::IPPROTO_TCP, name).context(what);
@@ -398,6 +416,9 @@ fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Re
     Ok(())
 }
 
+#[path = "raw_socket.rs"]
+mod raw_socket;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,7 +434,7 @@ mod tests {
     fn a_listener_tells_backlog_and_address() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let socket = Socket::collect(listener.as_fd()).unwrap();
+        let socket = Socket::collect(listener.as_fd(), 0).unwrap();
         assert_eq!(
             (socket.state, socket.waiting, socket.local.port),
             (LISTEN, 0, port)
@@ -422,12 +443,12 @@ mod tests {
         assert_eq!(socket.local.words, [16_777_343]);
         assert!(socket.refuse_unsupported(&options(&[])).is_ok());
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let socket = Socket::collect(listener.as_fd()).unwrap();
+        let socket = Socket::collect(listener.as_fd(), 0).unwrap();
         let refused = socket.refuse_unsupported(&options(&[]));
         assert!(refused.is_err(), "a connection waits");
         let skip = options(&["--skip-in-flight"]);
         assert!(socket.refuse_unsupported(&skip).is_ok());
-        let connected = Socket::collect(client.as_fd()).unwrap();
+        let connected = Socket::collect(client.as_fd(), 0).unwrap();
         let Err(Problem::Refused { what, hint }) = connected.refuse_unsupported(&options(&[]))
         else {
             panic!("an established connection was accepted without the option");
@@ -438,7 +459,7 @@ mod tests {
         assert!(connected.refuse_unsupported(&established).is_ok());
         assert_eq!(connected.shutdown(), None);
         client.shutdown(std::net::Shutdown::Write).unwrap();
-        let half_closed = Socket::collect(client.as_fd()).unwrap();
+        let half_closed = Socket::collect(client.as_fd(), 0).unwrap();
         assert_eq!(half_closed.shutdown(), Some(SkShutdown::Write));
     }
 
@@ -447,7 +468,7 @@ mod tests {
         let one = std::net::UdpSocket::bind("[::1]:0").unwrap();
         let other = std::net::UdpSocket::bind("[::1]:0").unwrap();
         one.connect(other.local_addr().unwrap()).unwrap();
-        let socket = Socket::collect(one.as_fd()).unwrap();
+        let socket = Socket::collect(one.as_fd(), 0).unwrap();
         assert_eq!(
             (socket.state, socket.peer.port),
             (ESTABLISHED, other.local_addr().unwrap().port())

@@ -1,4 +1,4 @@
-//! Internet sockets: TCP, UDP and UDP-lite. What a TCP connection needs besides is in `tcp.rs`.
+//! Internet sockets: TCP, UDP, UDP-lite, ping and raw ones. What a TCP connection needs besides is in `tcp.rs`.
 //!
 //! Made, bound and set to listen in `Phase::Open`, so that a port in use or an address that this
 //! host has not is found before anything is forked. A TCP port may still be in TIME_WAIT from its
@@ -16,6 +16,11 @@ use crust_proto::criu::{InetSkEntry, SkShutdown, TcpStreamEntry};
 use nix::libc;
 
 type Name = (&'static str, i32);
+
+/// Not in libc for this target (include/uapi/linux/{in,in6}.h).
+const IP_NODEFRAG: i32 = 22;
+const IPV6_HDRINCL: i32 = 36;
+const SOL_RAW: i32 = 255;
 
 const SOL_SOCKET: Name = ("SOL_SOCKET", libc::SOL_SOCKET);
 const IPPROTO_IP: Name = ("IPPROTO_IP", libc::IPPROTO_IP);
@@ -124,6 +129,15 @@ impl Inet {
                 ("SOCK_DGRAM", libc::SOCK_DGRAM),
                 ("IPPROTO_UDPLITE", libc::IPPROTO_UDPLITE),
             ),
+            (libc::IPPROTO_ICMP, libc::SOCK_DGRAM) => (
+                ("SOCK_DGRAM", libc::SOCK_DGRAM),
+                ("IPPROTO_ICMP", libc::IPPROTO_ICMP),
+            ),
+            (libc::IPPROTO_ICMPV6, libc::SOCK_DGRAM) => (
+                ("SOCK_DGRAM", libc::SOCK_DGRAM),
+                ("IPPROTO_ICMPV6", libc::IPPROTO_ICMPV6),
+            ),
+            (proto @ 0..=255, libc::SOCK_RAW) => (("SOCK_RAW", libc::SOCK_RAW), ("", proto)),
             (proto, kind) => {
                 return Err(format!(
                     "sockets of proto {proto} and type {kind} cannot be restored yet"
@@ -131,6 +145,7 @@ impl Inet {
             }
         };
         match (protocol.1, isk.state) {
+            (_, ESTABLISHED) if kind.1 == libc::SOCK_RAW => {}
             (_, CLOSE) | (libc::IPPROTO_TCP, LISTEN) => {}
             (libc::IPPROTO_TCP, state) if tcp::is_connected(state) => {}
             (libc::IPPROTO_TCP, state) => return Err(format!("TCP state {state} is not restored")),
@@ -138,14 +153,16 @@ impl Inet {
             (_, state) => return Err(format!("state {state} is none of a datagram socket")),
         }
         let local = sockaddr(family.1, "src", isk.src_port, &isk.src_addr)?;
-        let is_bound = isk.src_port != 0 || isk.src_addr.iter().any(|word| *word != 0);
+        // The port of a raw socket is its protocol.
+        let has_port = isk.src_port != 0 && kind.1 != libc::SOCK_RAW;
+        let is_bound = has_port || isk.src_addr.iter().any(|word| *word != 0);
+        let is_stream = kind.1 == libc::SOCK_STREAM;
         let peer = sockaddr(family.1, "dst", isk.dst_port, &isk.dst_addr)?;
-        let had_peer = protocol.1 == libc::IPPROTO_TCP && tcp::is_connected(isk.state);
+        let had_peer = is_stream && tcp::is_connected(isk.state);
         let is_connection = had_peer && wanted != Wanted::ClosedOnes;
         let is_closed = had_peer && !is_connection;
-        let is_rest = protocol.1 == libc::IPPROTO_TCP
-            && isk.state == CLOSE
-            && isk.shutdown == Some(SkShutdown::Both.into());
+        let is_rest =
+            is_stream && isk.state == CLOSE && isk.shutdown == Some(SkShutdown::Both.into());
         let is_connected = is_connection || isk.state == ESTABLISHED && !is_closed;
         Ok(Inet {
             family,
@@ -161,12 +178,18 @@ impl Inet {
     }
 
     fn is_tcp(&self) -> bool {
-        self.protocol.1 == libc::IPPROTO_TCP
+        self.kind.1 == libc::SOCK_STREAM
+    }
+
+    fn is_raw(&self) -> bool {
+        self.kind.1 == libc::SOCK_RAW
     }
 
     /// For people: `tcp 127.0.0.1:6379`.
     fn name(&self, isk: &InetSkEntry) -> String {
         let protocol = match self.protocol.1 {
+            _ if self.is_raw() => "raw",
+            libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => "ping",
             libc::IPPROTO_TCP => "tcp",
             libc::IPPROTO_UDP => "udp",
             _ => "udp-lite",
@@ -231,7 +254,10 @@ impl Inet {
         let args = vec![
             Arg::named(self.family.0, self.family.1),
             Arg::Named(kind, (self.kind.1 | libc::SOCK_CLOEXEC) as u64),
-            Arg::named(self.protocol.0, self.protocol.1),
+            match self.is_raw() {
+                true => Arg::Int(self.protocol.1.into()),
+                false => Arg::named(self.protocol.0, self.protocol.1),
+            },
         ];
         Call::new("socket", libc::SYS_socket, args).answers(Ret::Fd(slot))
     }
@@ -243,7 +269,8 @@ impl Inet {
             calls.push(set_option(slot, level, name, value.to_le_bytes().to_vec()));
         };
         let is_v6 = self.family.1 == libc::AF_INET6;
-        if is_v6 {
+        // A raw socket has its number, which forbids the change, from the start.
+        if is_v6 && !self.is_raw() {
             let only = isk.v6only == Some(true);
             set(
                 IPPROTO_IPV6,
@@ -286,9 +313,6 @@ impl Inet {
             set(IPPROTO_TCP, ("TCP_REPAIR", libc::TCP_REPAIR), REPAIR_OFF);
         }
         if let Some(opts) = &isk.ip_opts {
-            if opts.raw.is_some() {
-                return Err("ip_opts.raw: raw sockets cannot be restored yet".to_owned());
-            }
             if opts.pktinfo == Some(true) {
                 set(IPPROTO_IP, ("IP_PKTINFO", libc::IP_PKTINFO), 1);
             }
@@ -318,6 +342,9 @@ impl Inet {
                 }
             }
         }
+        if self.is_raw() {
+            calls.extend(self.raw_options(isk, slot)?);
+        }
         // Leaving repair mode clears it, so it is set behind that.
         let had_reuse = match self.is_connection {
             true => isk.opts.reuseaddr == Some(true),
@@ -329,6 +356,45 @@ impl Inet {
             calls.extend(bind_to_device(isk, slot)?);
         }
         calls.extend(self.shut_down(isk, slot)?);
+        Ok(calls)
+    }
+
+    fn raw_options(&self, isk: &InetSkEntry, slot: SlotId) -> Result<Vec<Call>, String> {
+        let six = self.family.1 == libc::AF_INET6;
+        let opts = isk.ip_opts.as_ref().and_then(|opts| opts.raw.clone());
+        let opts = opts.unwrap_or_default();
+        let (header, filter, words) = match six {
+            true => (
+                (IPPROTO_IPV6, ("IPV6_HDRINCL", IPV6_HDRINCL)),
+                (
+                    ("IPPROTO_ICMPV6", libc::IPPROTO_ICMPV6),
+                    ("ICMPV6_FILTER", 1),
+                ),
+                8,
+            ),
+            false => (
+                (IPPROTO_IP, ("IP_HDRINCL", libc::IP_HDRINCL)),
+                (("SOL_RAW", SOL_RAW), ("ICMP_FILTER", 1)),
+                1,
+            ),
+        };
+        let switches = [
+            (header, opts.hdrincl),
+            ((IPPROTO_IP, ("IP_NODEFRAG", IP_NODEFRAG)), opts.nodefrag),
+        ];
+        let on = switches.into_iter().filter(|(_, on)| *on == Some(true));
+        let one = 1u32.to_le_bytes();
+        let mut calls: Vec<Call> = on
+            .map(|((level, name), _)| set_option(slot, level, name, one.to_vec()))
+            .collect();
+        match opts.icmpv_filter.len() {
+            0 => {}
+            len if len == words => {
+                let value = opts.icmpv_filter.iter().flat_map(|word| word.to_le_bytes());
+                calls.push(set_option(slot, filter.0, filter.1, value.collect()));
+            }
+            len => return Err(format!("icmpv_filter has {len} words, not {words}")),
+        }
         Ok(calls)
     }
 
@@ -479,7 +545,7 @@ mod tests {
             |isk| isk.proto = 132,
             |isk| isk.src_port = 65536,
             |isk| isk.src_addr = vec![],
-            |isk| isk.r#type = 3,
+            |isk| isk.r#type = 5,
         ];
         for break_it in broken {
             let mut isk = listener();
