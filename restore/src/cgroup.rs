@@ -123,11 +123,11 @@ struct Rerooting {
 
 impl Rerooting {
     fn of(planner: &Planner<'_>, name: &[u8]) -> Option<Rerooting> {
-        let mut controllers = name.split(|byte| *byte == b',');
+        let is_one = |wanted: &[u8]| name.split(|byte| *byte == b',').any(|own| own == wanted);
         let roots = planner.options.cgroup_roots.iter().rev();
         let named = |root: &&CgroupRoot| {
             let wanted = root.controller.as_deref();
-            wanted.is_some_and(|wanted| name == wanted || controllers.any(|own| own == wanted))
+            wanted.is_some_and(|wanted| name == wanted || is_one(wanted))
         };
         let root = roots
             .clone()
@@ -217,6 +217,9 @@ fn plan_directories(planner: &mut Planner<'_>, entry: &CgroupEntry) {
         for dir in &controller.dirs {
             flatten(&mount, dir, 0, &mut dirs);
         }
+        // Ours, in which the tree is by inheritance, is neither made nor changed.
+        let own = own_directory(planner, &mount);
+        dirs.retain(|dir| dir.path != own);
         let moved = controller.cnames.join(&b',');
         if let Some(moved) = Rerooting::of(planner, &moved) {
             // Directories above the root task's are of no use in another place.
@@ -250,6 +253,47 @@ fn plan_directories(planner: &mut Planner<'_>, entry: &CgroupEntry) {
                     ..dir
                 },
             );
+        }
+    }
+    plan_roots(planner, must_exist);
+}
+
+/// The directory of crust-restore itself in a hierarchy.
+fn own_directory(planner: &Planner<'_>, mount: &[u8]) -> Vec<u8> {
+    let hosts = planner.host.cgroups.iter();
+    let own = hosts.filter(|host| host.mountpoint == mount).next_back();
+    let own = own.map_or(&[][..], |host| &host.own);
+    [mount, own].concat()
+}
+
+/// The places of `--cgroup-root`, of which the images need not know a directory.
+fn plan_roots(planner: &mut Planner<'_>, must_exist: bool) {
+    let checkpoint = planner.checkpoint;
+    let root = planner.tree.root.and_then(|root| checkpoint.core(root));
+    let set = root.and_then(|core| core.thread_core.as_ref()?.cg_set);
+    let sets = checkpoint.cgroup.iter().flat_map(|entry| &entry.sets);
+    let members = sets.filter(|entry| Some(entry.id) == set);
+    for member in members.flat_map(|entry| &entry.ctls) {
+        let moved = Rerooting::of(planner, &member.name);
+        let mount = planner.host.cgroups.iter();
+        let mount = mount.filter(|mount| mount.serves(&member.name)).next_back();
+        let (Some(moved), Some(mount)) = (moved, mount) else {
+            continue;
+        };
+        let mountpoint = mount.mountpoint.clone();
+        let path = [mountpoint.as_slice(), &moved.new].concat();
+        let above = if must_exist {
+            Vec::new()
+        } else {
+            parents(&mountpoint, &path)
+        };
+        for path in above.into_iter().chain([path]) {
+            let dir = CgroupDir {
+                path,
+                must_exist,
+                ..CgroupDir::default()
+            };
+            push(planner, dir);
         }
     }
 }

@@ -7,6 +7,7 @@
 //!   first touch of it would be what is measured.
 //! - The largest resident size of crust-dump at that, beside its size when it dumps 1 MiB.
 //! - A sleeping single process: wall time of dump and of restore.
+//! - 1000 threads, and 500 child processes, all asleep: the same, and the frozen time.
 //!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
@@ -33,6 +34,13 @@ const MIB: usize = 1 << 20;
 const BIG_MIB: usize = 1024;
 const ROUNDS: usize = 7;
 const SMALL_ROUNDS: usize = 31;
+const MANY_ROUNDS: usize = 7;
+/// Kind and number of what is many, with the bounds of dump, frozen and restore in milliseconds:
+/// half of what the peer needs on the kind of machine the project runs on.
+const MANY: [(&str, usize, [u32; 3]); 2] = [
+    ("threads", 1000, [152, 108, 166]),
+    ("children", 500, [528, 492, 318]),
+];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -137,6 +145,9 @@ fn measure(sandbox: &Sandbox) -> Result<()> {
         (big_kib - small_kib) as f64 / 1024.0
     );
     sleeping_process(sandbox)?;
+    for (kind, number, bounds) in MANY {
+        many(sandbox, kind, number, bounds)?;
+    }
     big_dump(sandbox)
 }
 
@@ -183,6 +194,34 @@ fn big_dump(sandbox: &Sandbox) -> Result<()> {
     end(sandbox, &guest)
 }
 
+fn many(sandbox: &Sandbox, kind: &str, number: usize, bounds: [u32; 3]) -> Result<()> {
+    let guest = sandbox.start_with("many", &[kind, &number.to_string()])?;
+    let (mut dumps, mut frozen, mut restores) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..MANY_ROUNDS {
+        let images = fresh(sandbox, "many")?;
+        let pids = tree(guest.pid)?;
+        dumps.push(quiet_dump(sandbox, &guest, &images, &[])?);
+        frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
+        sandbox.reap(&pids)?;
+        restores.push(quiet_restore(sandbox, &images)?);
+    }
+    guest.expect_ok(sandbox)?;
+    let what = [("dump", dumps), ("frozen", frozen), ("restore", restores)];
+    for ((name, mut times), bound) in what.into_iter().zip(bounds) {
+        let (middle, range) = (median(&mut times), range(&times));
+        println!("{number} {kind}, {name}: {middle:.0} ms {range} (bound {bound})");
+    }
+    Ok(())
+}
+
+fn quiet_restore(sandbox: &Sandbox, images: &Path) -> Result<f64> {
+    let mut command = Command::new(sandbox.binary("crust-restore"));
+    command.args(["-d", "-D", text(images)?]);
+    let started = Instant::now();
+    run(&mut command)?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
+}
+
 fn sleeping_process(sandbox: &Sandbox) -> Result<()> {
     let guest = sandbox.start("loop")?;
     let (mut dumps, mut restores) = (Vec::new(), Vec::new());
@@ -190,11 +229,7 @@ fn sleeping_process(sandbox: &Sandbox) -> Result<()> {
         let images = fresh(sandbox, "small")?;
         dumps.push(quiet_dump(sandbox, &guest, &images, &[])?);
         sandbox.reap(&[guest.pid])?;
-        let mut command = Command::new(sandbox.binary("crust-restore"));
-        command.args(["-d", "-D", text(&images)?]);
-        let started = Instant::now();
-        run(&mut command)?;
-        restores.push(started.elapsed().as_secs_f64() * 1e3);
+        restores.push(quiet_restore(sandbox, &images)?);
     }
     guest.expect_ok(sandbox)?;
     let (dump, restore) = (median(&mut dumps), median(&mut restores));

@@ -125,6 +125,7 @@ impl Undo {
             survivor.settle();
         }
         step();
+        self.paths.clear();
         let paths = std::mem::take(&mut self.at_commit).into_iter();
         let remove = |path: Vec<u8>| {
             let removed = unlink_file(&path);
@@ -156,10 +157,15 @@ impl Undo {
         removed
     }
 
-    /// After a success: removes what is not to stay. What could not be removed, and why.
+    /// The tree is whole: removes what is not to stay. What is to stay after a success is still
+    /// noted, until [`Undo::commit`]. What could not be removed, and why.
     pub fn take_back_temporary(&mut self) -> Vec<(Vec<u8>, Errno)> {
-        self.paths.retain(|noted| !noted.stays_on_success);
-        self.take_back()
+        let paths = std::mem::take(&mut self.paths).into_iter();
+        let (kept, temporary) = paths.partition(|noted| noted.stays_on_success);
+        self.paths = temporary;
+        let left = self.take_back();
+        self.paths = kept;
+        left
     }
 
     /// After a failure: removes everything. What could not be removed, and why.
@@ -240,7 +246,24 @@ mod tests {
             .expect("noted");
         assert!(undo.take_back_temporary().is_empty());
         assert!(file.exists());
+        undo.commit();
+        drop(undo);
+        assert!(file.exists());
         std::fs::remove_dir_all(&dir).expect("clean up");
+    }
+
+    #[test]
+    fn what_is_kept_goes_if_a_whole_tree_fails_after_all() {
+        let dir = scratch("late");
+        let mut undo = Undo::default();
+        undo.note_directory(dir.as_os_str().as_bytes())
+            .expect("noted");
+        undo.keep_on_success(dir.as_os_str().as_bytes())
+            .expect("noted");
+        assert!(undo.take_back_temporary().is_empty());
+        assert!(dir.exists());
+        assert!(undo.take_back().is_empty());
+        assert!(!dir.exists());
     }
 
     #[test]

@@ -151,6 +151,7 @@ mod tests {
         let dir = dir.as_os_str().as_bytes();
         bind_to_path(socket.as_fd(), dir, name.as_bytes(), perms, &mut undo)?;
         undo.take_back_temporary();
+        undo.commit();
         Ok(socket)
     }
 

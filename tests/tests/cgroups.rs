@@ -1,0 +1,285 @@
+//! Cgroups end to end, in hierarchies of v1 and v2 as this machine has them mounted: membership,
+//! properties, directories, by every mode of --manage-cgroups, and --cgroup-root.
+//!
+//! Cgroups are the machine's, not the sandbox's: each test has directories of its own and takes
+//! them away again.
+
+use anyhow::{Context, Result, ensure};
+use crust_tests::{guest::Guest, proc_snapshot::tree, sandbox::Sandbox, sandbox_test, tools::text};
+use nix::sys::signal::Signal;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// What the property had when the guest was dumped, and what it is changed to.
+const DUMPED: &str = "77";
+const CHANGED: &str = "55";
+
+/// A hierarchy in which tests may make cgroups.
+struct Hierarchy {
+    mountpoint: PathBuf,
+    /// A property that any number can be written to, of any directory but the topmost.
+    property: &'static str,
+}
+
+impl Hierarchy {
+    /// What --cgroup-root takes; v2 has no controller's name.
+    fn moved_to(&self, name: &str) -> String {
+        let controller = match self.property {
+            "pids.max" => "pids",
+            _ => "",
+        };
+        format!("{controller}:/{name}-moved")
+    }
+}
+
+/// The directory of one test in each hierarchy; gone when dropped.
+struct Groups {
+    hierarchies: Vec<Hierarchy>,
+    name: String,
+}
+
+impl Groups {
+    /// None, with a note, where there are no cgroups that we may make.
+    fn new() -> Result<Option<Groups>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut hierarchies = Vec::new();
+        for line in mounts.lines() {
+            let (front, back) = line.split_once(" - ").context("a line without a type")?;
+            let mountpoint = front.split(' ').nth(4).context("no mount point")?.into();
+            let options = back.rsplit(' ').next().unwrap_or_default();
+            let property = match back.split(' ').next() {
+                Some("cgroup") if options.split(',').any(|option| option == "pids") => "pids.max",
+                Some("cgroup2") => "cgroup.max.descendants",
+                _ => continue,
+            };
+            let whole = front.split(' ').nth(3) == Some("/");
+            if whole {
+                hierarchies.push(Hierarchy {
+                    mountpoint,
+                    property,
+                });
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let groups = Groups {
+            hierarchies,
+            name: format!("crust-test-{now}"),
+        };
+        if let Err(error) = groups.make() {
+            println!("SKIPPED: cannot make a cgroup: {error:#}");
+            return Ok(None);
+        }
+        if groups.hierarchies.is_empty() {
+            println!("SKIPPED: no hierarchy of cgroups is mounted as a whole");
+            return Ok(None);
+        }
+        Ok(Some(groups))
+    }
+
+    fn dirs<'a>(&'a self, below: &'a str) -> impl Iterator<Item = (PathBuf, &'static str)> + 'a {
+        self.hierarchies.iter().map(move |hierarchy| {
+            let dir = hierarchy.mountpoint.join(format!("{}{below}", self.name));
+            (dir, hierarchy.property)
+        })
+    }
+
+    fn make(&self) -> Result<()> {
+        for (dir, _) in self.dirs("") {
+            fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, value: &str) -> Result<()> {
+        for (dir, property) in self.dirs("") {
+            fs::write(dir.join(property), value)?;
+        }
+        Ok(())
+    }
+
+    fn enter(&self, pid: i32, below: &str) -> Result<()> {
+        for (dir, _) in self.dirs(below) {
+            fs::create_dir_all(&dir)?;
+            fs::write(dir.join("cgroup.procs"), pid.to_string())
+                .with_context(|| format!("put {pid} into {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self) {
+        for below in ["/sub", "", "-moved/sub", "-moved"] {
+            for (dir, _) in self.dirs(below) {
+                // It may not be there, or still hold a task that is on its way out.
+                let _ = fs::remove_dir(dir);
+            }
+        }
+    }
+
+    fn exist(&self, below: &str) -> bool {
+        self.dirs(below).any(|(dir, _)| dir.exists())
+    }
+
+    /// The guest is in these directories, and the property has this value.
+    fn expect(&self, pid: i32, below: &str, value: &str) -> Result<()> {
+        let member = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = format!(":/{}{below}", self.name);
+        let found = member.lines().filter(|line| line.ends_with(&path)).count();
+        ensure!(
+            found == self.hierarchies.len(),
+            "task {pid} is not in {path}:\n{member}"
+        );
+        for (dir, property) in self.dirs(below) {
+            let is = fs::read_to_string(dir.join(property))?;
+            ensure!(
+                is.trim() == value,
+                "{} is {is}, not {value}",
+                dir.join(property).display()
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// A guest dumped in cgroups of its own, which are gone then.
+fn dumped(sandbox: &Sandbox, groups: &Groups, options: &[&str]) -> Result<(Guest, PathBuf)> {
+    let guest = sandbox.start("loop")?;
+    groups.set(DUMPED)?;
+    groups.enter(guest.pid, "")?;
+    let images = sandbox.images("cgroups")?;
+    sandbox.dump_and_kill(&guest, &images, options)?;
+    groups.remove();
+    ensure!(!groups.exist(""), "the cgroups are still in use");
+    Ok((guest, images))
+}
+
+fn end(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
+    let pids = tree(guest.pid)?;
+    guest.signal(Signal::SIGKILL)?;
+    sandbox.reap(&pids)
+}
+
+/// What a restore in a mode is to do where the directories are missing, and where they are there
+/// with another value: the value the property has then, or a refusal.
+fn mode(sandbox: &Sandbox, mode: &str, missing: Option<&str>, present: Option<&str>) -> Result<()> {
+    let Some(groups) = Groups::new()? else {
+        return Ok(());
+    };
+    let (guest, images) = dumped(sandbox, &groups, &[])?;
+    let option = format!("--manage-cgroups={mode}");
+    for (is_there, expected) in [(false, missing), (true, present)] {
+        if is_there {
+            groups.make()?;
+            groups.set(CHANGED)?;
+        }
+        let outcome = sandbox.restore(&images, &[&option])?;
+        match expected {
+            Some(value) => {
+                outcome.succeeded()?;
+                groups.expect(guest.pid, "", value)?;
+                end(sandbox, &guest)?;
+            }
+            None => {
+                outcome
+                    .exited_with(1)?
+                    .says(&[&groups.name, "--manage-cgroups"])?;
+                sandbox.assert_only(&[])?;
+                ensure!(
+                    groups.exist("") == is_there,
+                    "a refused restore made or removed cgroups"
+                );
+            }
+        }
+        groups.remove();
+    }
+    Ok(())
+}
+
+sandbox_test! {
+    fn none(sandbox) { mode(sandbox, "none", None, Some(CHANGED)) }
+    fn props(sandbox) { mode(sandbox, "props", None, Some(DUMPED)) }
+    fn soft(sandbox) { mode(sandbox, "soft", Some(DUMPED), Some(CHANGED)) }
+    fn full(sandbox) { mode(sandbox, "full", Some(DUMPED), Some(DUMPED)) }
+    fn strict(sandbox) { mode(sandbox, "strict", Some(DUMPED), None) }
+
+    /// Ignored by the restore: the tasks are where crust-restore is.
+    fn ignore(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let (guest, images) = dumped(sandbox, &groups, &[])?;
+        sandbox.restore(&images, &["--manage-cgroups=ignore"])?.succeeded()?;
+        ensure!(fs::read_to_string(format!("/proc/{}/cgroup", guest.pid))? == own);
+        ensure!(!groups.exist(""), "cgroups were made");
+        guest.expect_ok(sandbox)
+    }
+
+    /// Ignored by the dump: nothing is known of them.
+    fn ignored_by_the_dump(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let (guest, images) = dumped(sandbox, &groups, &["--manage-cgroups=ignore"])?;
+        ensure!(!images.join("cgroup.img").exists(), "there is a cgroup.img");
+        sandbox.restore(&images, &[])?.succeeded()?;
+        ensure!(!groups.exist(""), "cgroups were made");
+        guest.expect_ok(sandbox)
+    }
+
+    /// A child of the root in a cgroup below the root's, and all of it somewhere else.
+    fn cgroup_root(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let guest = sandbox.start("attrs")?;
+        let child = *tree(guest.pid)?.last().context("no child")?;
+        groups.set(DUMPED)?;
+        groups.enter(guest.pid, "")?;
+        groups.enter(child, "/sub")?;
+        let images = sandbox.images("root")?;
+        sandbox.dump_and_kill(&guest, &images, &[])?;
+        groups.remove();
+        sandbox.restore(&images, &[])?.succeeded()?;
+        groups.expect(guest.pid, "", DUMPED)?;
+        groups.expect(child, "/sub", "max")?;
+        end(sandbox, &guest)?;
+        groups.remove();
+        let mut options = Vec::new();
+        for hierarchy in &groups.hierarchies {
+            let option = ["--cgroup-root".to_owned(), hierarchy.moved_to(&groups.name)];
+            options.extend(option);
+        }
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        sandbox.restore(&images, &options)?.succeeded()?;
+        groups.expect(guest.pid, "-moved", DUMPED)?;
+        groups.expect(child, "-moved/sub", "max")?;
+        ensure!(!groups.exist(""), "the old cgroups were made too");
+        guest.expect_ok(sandbox)
+    }
+
+    /// What a restore has made it takes away when it fails.
+    fn a_failed_restore_leaves_no_cgroup(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let (_, images) = dumped(sandbox, &groups, &[])?;
+        let script = sandbox.dir("script")?.join("fails");
+        fs::write(&script, "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != pre-resume ]\n")?;
+        fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+        let failing = ["--action-script", text(Path::new(&script))?];
+        sandbox.restore(&images, &failing)?.exited_with(1)?;
+        sandbox.assert_only(&[])?;
+        ensure!(!groups.exist(""), "cgroups are left");
+        Ok(())
+    }
+}
