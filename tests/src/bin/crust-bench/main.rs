@@ -11,6 +11,8 @@
 //!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
+mod memory;
+
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     build::run,
@@ -24,7 +26,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use std::{
     env,
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -51,11 +53,13 @@ fn main() -> Result<()> {
         .as_slice()
     {
         ["write", path] => write_own_memory(Path::new(path)),
+        ["read", path] => read_into_new_memory(Path::new(path)),
+        ["memory"] => sandbox::run_program(0, memory::measure),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
         ["max-rss", script] => crit_bench::print_max_rss(script),
         ["crit"] => crit_bench::measure(),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench [crit]"),
+        _ => anyhow::bail!("usage: crust-bench [crit|memory]"),
     }
 }
 
@@ -82,8 +86,32 @@ fn write_own_memory(path: &Path) -> Result<()> {
         file.write_all(chunk)?;
     }
     println!("{}", started.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// Reads what `write` has left into memory that was never touched, prints the milliseconds and
+/// removes it.
+fn read_into_new_memory(path: &Path) -> Result<()> {
+    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let started = Instant::now();
+    let mut memory = Vec::with_capacity(BIG_MIB * MIB);
+    file.read_to_end(&mut memory)?;
+    println!("{}", started.elapsed().as_secs_f64() * 1e3);
+    ensure!(memory.len() == BIG_MIB * MIB);
     fs::remove_file(path)?;
     Ok(())
+}
+
+/// The wall time of a run that succeeds, in milliseconds.
+fn wall_of(command: &mut Command) -> Result<f64> {
+    let started = Instant::now();
+    run(command)?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Touches memory once in a process of its own: see the head.
+fn touch_memory(mib: usize) -> Result<()> {
+    own(&["touch", &mib.to_string()]).map(drop)
 }
 
 fn median(times: &mut [f64]) -> f64 {
@@ -130,9 +158,7 @@ fn quiet_dump(sandbox: &Sandbox, guest: &Guest, images: &Path, more: &[&str]) ->
     let pid = guest.pid.to_string();
     let mut command = Command::new(sandbox.binary("crust-dump"));
     command.args(["-t", &pid, "-D", text(images)?]).args(more);
-    let started = Instant::now();
-    run(&mut command)?;
-    Ok(started.elapsed().as_secs_f64() * 1e3)
+    wall_of(&mut command)
 }
 
 fn measure(sandbox: &Sandbox) -> Result<()> {
@@ -169,12 +195,13 @@ fn end(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
 }
 
 fn big_dump(sandbox: &Sandbox) -> Result<()> {
-    own(&["touch", &(3 * BIG_MIB).to_string()])?;
+    touch_memory(3 * BIG_MIB)?;
     let guest = sandbox.start_with("bigmem", &[&BIG_MIB.to_string()])?;
     let scratch = sandbox.dir("write")?.join("bytes");
     let (mut writes, mut frozen, mut walls) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         writes.push(own(&["write", text(&scratch)?])?.parse()?);
+        fs::remove_file(&scratch)?;
         let images = fresh(sandbox, "big")?;
         walls.push(quiet_dump(sandbox, &guest, &images, &["--leave-running"])?);
         frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
@@ -217,9 +244,7 @@ fn many(sandbox: &Sandbox, kind: &str, number: usize, bounds: [u32; 3]) -> Resul
 fn quiet_restore(sandbox: &Sandbox, images: &Path) -> Result<f64> {
     let mut command = Command::new(sandbox.binary("crust-restore"));
     command.args(["-d", "-D", text(images)?]);
-    let started = Instant::now();
-    run(&mut command)?;
-    Ok(started.elapsed().as_secs_f64() * 1e3)
+    wall_of(&mut command)
 }
 
 fn sleeping_process(sandbox: &Sandbox) -> Result<()> {

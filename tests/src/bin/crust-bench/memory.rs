@@ -1,0 +1,197 @@
+//! `crust-bench memory`: loads of memory, dumped (which kills them) and restored in turn, medians
+//! of wall times and of the frozen time, with images on tmpfs.
+//!
+//! Beside the big ones stands what the machine can do at that moment: write(2) of as many bytes of
+//! one's own into a new tmpfs file, and read(2) of them into new memory. The peer's seconds were
+//! measured on another day on this kind of machine: they are for orientation, the ratios to the
+//! limits are what can be compared.
+
+use super::{
+    MIB, end, fresh, median, own, quiet_dump, quiet_restore, range, statistic, touch_memory,
+};
+use anyhow::{Context, Result};
+use crust_tests::{guest::Guest, proc_snapshot::tree, sandbox::Sandbox, tools::text};
+use std::fs;
+use std::path::Path;
+
+/// A load with CRIU's seconds for dump, freeze and restore.
+struct Load {
+    name: &'static str,
+    guest: &'static str,
+    arguments: &'static [&'static str],
+    rounds: usize,
+    peer: [f64; 3],
+}
+
+const LOADS: [Load; 5] = [
+    Load {
+        name: "1 MiB",
+        guest: "bigmem",
+        arguments: &["1"],
+        rounds: 15,
+        peer: [0.042, 0.0032, 0.038],
+    },
+    Load {
+        name: "1000 mappings",
+        guest: "manymaps",
+        arguments: &["1000"],
+        rounds: 11,
+        peer: [0.047, 0.013, 0.034],
+    },
+    Load {
+        name: "10000 mappings",
+        guest: "manymaps",
+        arguments: &["10000"],
+        rounds: 7,
+        peer: [0.131, 0.103, 0.073],
+    },
+    Load {
+        name: "1 GiB",
+        guest: "bigmem",
+        arguments: &["1024"],
+        rounds: 5,
+        peer: [0.598, 0.569, 0.719],
+    },
+    Load {
+        name: "4 GiB",
+        guest: "bigmem",
+        arguments: &["4096"],
+        rounds: 3,
+        peer: [4.09, 4.04, 3.96],
+    },
+];
+
+/// Runs all loads.
+pub fn measure(sandbox: &Sandbox) -> Result<()> {
+    touch_memory(10 * 1024)?;
+    limits(sandbox)?;
+    for load in &LOADS {
+        measure_load(sandbox, load)?;
+    }
+    pre_copy(sandbox)?;
+    family(sandbox)
+}
+
+/// What 1 GiB costs at least.
+fn limits(sandbox: &Sandbox) -> Result<()> {
+    let file = sandbox.dir("limits")?.join("bytes");
+    let (mut writes, mut reads) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        writes.push(own(&["write", text(&file)?])?.parse()?);
+        reads.push(own(&["read", text(&file)?])?.parse()?);
+    }
+    println!(
+        "limits, 1 GiB: write(2) to tmpfs {:.0} ms {}, read(2) into new memory {:.0} ms {}",
+        median(&mut writes),
+        range(&writes),
+        median(&mut reads),
+        range(&reads)
+    );
+    Ok(())
+}
+
+fn dump_and_kill(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<f64> {
+    let tasks = tree(guest.pid)?;
+    let took = quiet_dump(sandbox, guest, images, &[])?;
+    sandbox.reap(&tasks)?;
+    Ok(took)
+}
+
+fn measure_load(sandbox: &Sandbox, load: &Load) -> Result<()> {
+    let guest = sandbox.start_with(load.guest, load.arguments)?;
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for _ in 0..load.rounds {
+        let images = fresh(sandbox, "load")?;
+        times[0].push(dump_and_kill(sandbox, &guest, &images)?);
+        times[1].push(statistic(sandbox, &images, "frozen_time")? / 1e3);
+        times[2].push(quiet_restore(sandbox, &images)?);
+        fs::remove_dir_all(&images)?;
+    }
+    let mut line = format!("{}:", load.name);
+    for ((what, times), peer) in ["dump", "frozen", "restore"]
+        .iter()
+        .zip(&mut times)
+        .zip(load.peer)
+    {
+        let ms = median(times);
+        line += &format!(
+            " {what} {ms:.1} ms {} = {:.2} of CRIU's {:.1};",
+            range(times),
+            ms / 1e3 / peer,
+            peer * 1e3
+        );
+    }
+    println!("{line}");
+    // The verdict too: a fast restore that loses memory is none.
+    guest.expect_ok(sandbox)
+}
+
+/// The freeze of 1 GiB when all but what is written meanwhile was copied before.
+fn pre_copy(sandbox: &Sandbox) -> Result<()> {
+    let guest = sandbox.start_with("bigmem", &["1024"])?;
+    let (mut frozen, mut walls) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let images = fresh(sandbox, "rounds")?;
+        let options = ["--leave-running", "--pre-copy", "3"];
+        walls.push(quiet_dump(sandbox, &guest, &images, &options)?);
+        frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
+        fs::remove_dir_all(&images)?;
+    }
+    println!(
+        "1 GiB with --pre-copy 3: frozen {:.1} ms {}, wall {:.0} ms {}",
+        median(&mut frozen),
+        range(&frozen),
+        median(&mut walls),
+        range(&walls)
+    );
+    end(sandbox, &guest)
+}
+
+fn bytes_below(dir: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        sum += match metadata.is_dir() {
+            true => bytes_below(&entry.path())?,
+            false => metadata.len(),
+        };
+    }
+    Ok(sum)
+}
+
+/// Memory of the tree's own, each page counted once.
+fn proportional_kib(root: i32) -> Result<u64> {
+    let mut sum = 0;
+    for pid in tree(root)? {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("Pss_Anon:"));
+        let size = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        sum += size
+            .context("smaps_rollup has no Pss_Anon")?
+            .parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// 200 MiB shared by a parent and 20 children.
+fn family(sandbox: &Sandbox) -> Result<()> {
+    let guest = sandbox.start_with("family", &["200", "20"])?;
+    let before = proportional_kib(guest.pid)?;
+    let images = fresh(sandbox, "family")?;
+    let dump = dump_and_kill(sandbox, &guest, &images)?;
+    let frozen = statistic(sandbox, &images, "frozen_time")? / 1e3;
+    let bytes = bytes_below(&images)?;
+    let restore = quiet_restore(sandbox, &images)?;
+    let after = proportional_kib(guest.pid)?;
+    println!(
+        "200 MiB shared by 21 tasks: dump {dump:.0} ms, frozen {frozen:.0} ms, restore {restore:.0} \
+         ms, images {} MiB, memory {} MiB before and {} MiB after",
+        bytes / MIB as u64,
+        before / 1024,
+        after / 1024
+    );
+    guest.expect_ok(sandbox)
+}
