@@ -365,8 +365,9 @@ pub fn plan_early(planner: &mut Planner<'_>, pid: VirtPid) {
         let origin = Origin::new(format!("pagemap-{pid}.img"), None, what);
         let take = Op::Take { slot, at: 0 };
         planner.push(Phase::Fork, actor, take, origin.clone());
-        let load = Op::LoadPages { fd: 0, runs };
-        planner.push(Phase::Fork, actor, load, origin.clone());
+        for load in super::load_ops(&runs) {
+            planner.push(Phase::Fork, actor, load, origin.clone());
+        }
         planner.call(Phase::Fork, actor, close(0), origin);
     }
 }

@@ -17,7 +17,9 @@ pub mod vdso;
 mod vmas;
 
 use crate::plan::calls::{close, prctl};
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId, VdsoArea};
+use crate::plan::step::{
+    Actor, Arg, Call, Op, Origin, PageLoad, Phase, Ret, Routine, SlotId, VdsoArea,
+};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
 use crust_cli::code::Code;
@@ -310,14 +312,21 @@ fn plan_loads(planner: &mut Planner<'_>, room: &mut Room<'_>) {
             ),
         );
         hold(planner, room, Some(slot), &origin);
-        planner.push(
-            Phase::Memory,
-            room.actor,
-            Op::LoadPages { fd: 0, runs },
-            origin,
-        );
+        for op in load_ops(&runs) {
+            planner.push(Phase::Memory, room.actor, op, origin.clone());
+        }
         release(planner, room);
     }
+}
+
+/// Loads from file 0 in pieces that one batch of calls can carry, whether each run needs a call
+/// of its own or not.
+fn load_ops(runs: &[PageLoad]) -> impl Iterator<Item = Op> + '_ {
+    const RUNS: usize = 1024;
+    runs.chunks(RUNS).map(|runs| Op::LoadPages {
+        fd: 0,
+        runs: runs.to_vec(),
+    })
 }
 
 /// The slot of a pages file, opened once for all.
