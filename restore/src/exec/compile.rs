@@ -30,6 +30,7 @@ pub struct Compiled<'p> {
 /// Whether a step becomes entries of a table.
 pub fn is_batched(op: &Op) -> bool {
     match op {
+        large if super::load::is_large(large) => false,
         Op::Call(_)
         | Op::Take { .. }
         | Op::Fork { .. }
@@ -180,7 +181,7 @@ impl Writer<'_, '_, '_> {
                 self.clone(host_pid(self.step, *tid)?.get(), THREAD_FLAGS as u64, 0)
             }
             Op::MoveVdso { areas } => self.move_vdso(areas),
-            Op::LoadPages { fd, runs } => self.load_pages(*fd, runs),
+            Op::LoadPages { fd, runs, .. } => Ok(read_calls(self.table, *fd, runs)),
             Op::Reap { pid } => {
                 let pid = host_pid(self.step, *pid)?.get();
                 let args = [pid as u64, 0, libc::__WALL as u64, 0, 0, 0];
@@ -302,32 +303,33 @@ impl Writer<'_, '_, '_> {
         let args = [from, len, len, flags, to, 0];
         self.push(libc::SYS_mremap, args, Check::Exactly(to as i64))
     }
+}
 
-    /// Runs that lie one behind the other in the file are one preadv.
-    fn load_pages(&mut self, fd: i32, runs: &[PageLoad]) -> Fits {
-        let mut runs = split_runs(runs).peekable();
-        while let Some(first) = runs.next() {
-            let mut iovecs = Vec::new();
-            let mut total = first.len;
-            iovecs.extend_from_slice(&first.to.to_le_bytes());
-            iovecs.extend_from_slice(&first.len.to_le_bytes());
-            let mut count = 1;
-            while let Some(next) = runs.next_if(|next| {
-                next.offset == first.offset + total
-                    && count < MOST_IOVECS
-                    && total + next.len <= MOST_BYTES
-            }) {
-                iovecs.extend_from_slice(&next.to.to_le_bytes());
-                iovecs.extend_from_slice(&next.len.to_le_bytes());
-                total += next.len;
-                count += 1;
-            }
-            let at = room!(self.table.data(&iovecs));
-            let args = [fd as u64, at, count as u64, first.offset, 0, 0];
-            room!(self.push(libc::SYS_preadv, args, Check::Exactly(total as i64))?);
+/// Reads pages; runs that lie one behind the other in the file are one preadv. `None` if the table
+/// is full.
+pub(super) fn read_calls(table: &mut Table<'_>, fd: i32, runs: &[PageLoad]) -> Option<()> {
+    let mut runs = split_runs(runs).peekable();
+    while let Some(first) = runs.next() {
+        let mut iovecs = Vec::new();
+        let mut total = first.len;
+        iovecs.extend_from_slice(&first.to.to_le_bytes());
+        iovecs.extend_from_slice(&first.len.to_le_bytes());
+        let mut count = 1;
+        while let Some(next) = runs.next_if(|next| {
+            next.offset == first.offset + total
+                && count < MOST_IOVECS
+                && total + next.len <= MOST_BYTES
+        }) {
+            iovecs.extend_from_slice(&next.to.to_le_bytes());
+            iovecs.extend_from_slice(&next.len.to_le_bytes());
+            total += next.len;
+            count += 1;
         }
-        Ok(Some(()))
+        let at = table.data(&iovecs)?;
+        let args = [fd as u64, at, count as u64, first.offset, 0, 0];
+        table.push(libc::SYS_preadv, args, Check::Exactly(total as i64))?;
     }
+    Some(())
 }
 
 /// No run longer than one call reads.

@@ -10,6 +10,7 @@ mod aio;
 mod broker;
 mod commit;
 mod compile;
+mod load;
 pub mod routines;
 mod vdso;
 
@@ -279,6 +280,7 @@ impl<'p> Executor<'p> {
         match &step.op {
             Op::ClearMemory => self.clear_memory(step, pid)?,
             Op::AioRing { .. } => self.make_aio_ring(step, pid)?,
+            large if load::is_large(large) && tid.is_none() => self.load_by_two(step, pid)?,
             Op::Die { status } => self.let_die(step, pid, *status)?,
             Op::Stop { signal } => {
                 let task = self.task(step, pid)?;

@@ -365,7 +365,7 @@ pub fn plan_early(planner: &mut Planner<'_>, pid: VirtPid) {
         let origin = Origin::new(format!("pagemap-{pid}.img"), None, what);
         let take = Op::Take { slot, at: 0 };
         planner.push(Phase::Fork, actor, take, origin.clone());
-        for load in super::load_ops(&runs) {
+        for load in super::load_ops(&runs, slot) {
             planner.push(Phase::Fork, actor, load, origin.clone());
         }
         planner.call(Phase::Fork, actor, close(0), origin);

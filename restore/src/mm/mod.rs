@@ -312,7 +312,7 @@ fn plan_loads(planner: &mut Planner<'_>, room: &mut Room<'_>) {
             ),
         );
         hold(planner, room, Some(slot), &origin);
-        for op in load_ops(&runs) {
+        for op in load_ops(&runs, slot) {
             planner.push(Phase::Memory, room.actor, op, origin.clone());
         }
         release(planner, room);
@@ -321,10 +321,11 @@ fn plan_loads(planner: &mut Planner<'_>, room: &mut Room<'_>) {
 
 /// Loads from file 0 in pieces that one batch of calls can carry, whether each run needs a call
 /// of its own or not.
-fn load_ops(runs: &[PageLoad]) -> impl Iterator<Item = Op> + '_ {
+fn load_ops(runs: &[PageLoad], pages: SlotId) -> impl Iterator<Item = Op> + '_ {
     const RUNS: usize = 1024;
-    runs.chunks(RUNS).map(|runs| Op::LoadPages {
+    runs.chunks(RUNS).map(move |runs| Op::LoadPages {
         fd: 0,
+        pages,
         runs: runs.to_vec(),
     })
 }

@@ -98,7 +98,7 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
             }
             Ok(())
         }
-        Op::LoadPages { fd, runs } => {
+        Op::LoadPages { fd, runs, .. } => {
             write!(out, "load pages from {fd}:")?;
             write_runs(out, runs)
         }

@@ -21,13 +21,12 @@ pub fn slots_of(step: &Step) -> Slots {
         Op::Call(call) | Op::LastCall(call) => of_call(call, &mut slots),
         Op::Take { slot, .. } => slots.needs.push(*slot),
         Op::Fetch { slot, .. } => slots.gives.push(*slot),
-        Op::AioRing { pages, .. } => slots.needs.push(*pages),
+        Op::AioRing { pages, .. } | Op::LoadPages { pages, .. } => slots.needs.push(*pages),
         Op::CopyPages { from, to, .. } => slots.needs.extend([*from, *to]),
         Op::Routine(routine) => of_routine(routine, &mut slots),
         Op::Fork { .. }
         | Op::ClearMemory
         | Op::MoveVdso { .. }
-        | Op::LoadPages { .. }
         | Op::WriteProc { .. }
         | Op::Thread { .. }
         | Op::Die { .. }

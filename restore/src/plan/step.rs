@@ -144,6 +144,8 @@ pub enum Op {
     LoadPages {
         /// Descriptor in the task.
         fd: i32,
+        /// The same file with the broker, which may help.
+        pages: SlotId,
         /// Runs in ascending order of file offset.
         runs: Vec<PageLoad>,
     },
