@@ -280,15 +280,21 @@ fn pipes_keep_their_data() {
 }
 
 #[test]
-fn queued_packets_of_a_packet_pipe_are_refused() {
+fn packets_of_a_pipe_in_packet_mode_keep_their_borders() {
     let bench = Bench::new("packets", &[]);
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_DIRECT).unwrap();
     let mut writer = File::from(writer);
     writer.write_all(b"one").unwrap();
-    writer.write_all(b"two").unwrap();
+    writer.write_all(b"three").unwrap();
     let ctx = bench.context();
-    dump(&ctx, &[reader.as_fd(), writer.as_fd()]);
-    assert!(refused(&ctx)[0].contains("packets"));
+    let (mut table, _) = dump(&ctx, &[reader.as_fd(), writer.as_fd()]);
+    assert!(refused(&ctx).is_empty());
+    let images = MemoryImages::new();
+    table.write(&ctx, &images).unwrap();
+    let image = images.bytes(ImageKind::PipesData, None).unwrap().unwrap();
+    assert!(image.ends_with(b"onethree"));
+    // Two fields 1001 at the end of the entry, before the data.
+    assert!(image[..image.len() - 8].ends_with(&[0xc8, 0x3e, 3, 0xc8, 0x3e, 5]));
 }
 
 fn packets(table: &FileTable) -> Vec<SkPacketEntry> {
