@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// Reads, checks, queries and edits the images of checkpoints (CRIU's and crust's).
 #[derive(Parser)]
-#[command(name = "crit", version, disable_help_subcommand = true)]
+#[command(name = "crit", version, disable_help_subcommand = true, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// Colours: on a terminal and without NO_COLOR, always, or never
     #[arg(
@@ -21,13 +21,29 @@ pub struct Arguments {
     pub command: Option<Command>,
 }
 
+const AFTER_HELP: &str = "\
+DIR is a directory of images; verbs that only read take a .tar, .tar.gz or .tar.zst of one too, such
+as podman and CRI-O export. `crit VERB --help` has examples.
+
+Exit status: 0 done; 1 failed, or check found errors; 2 wrong usage, or trouble in diff (1: the dumps
+differ); 141 nobody reads the output.";
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Turn an image into JSON
+    #[command(after_help = "\
+Examples:
+  crit decode -i files.img | jq '.entries[0].reg.name'
+  crit decode DIR | jq '.\"pstree.img\".entries[].pid'
+  crit decode --ndjson DIR | grep eventfd")]
     Decode(Decode),
     /// Show an image as JSON for people
     Show(Show),
     /// Turn JSON into an image
+    #[command(after_help = "\
+Examples:
+  crit decode -i fs-7.img | jq '.entries[0].umask = 63' | crit encode -o fs-7.img
+  crit decode DIR | sed 's#/old/#/new/#g' | crit encode -o DIR2")]
     Encode(Encode),
     /// Tell the kind of an image and how many entries it has
     Info(Info),
@@ -36,22 +52,51 @@ pub enum Command {
     /// Print a value of an image
     Get(Get),
     /// Change values of an image in place
+    #[command(after_help = "\
+Examples:
+  crit set fs-7.img '[0].umask' 63
+  crit set files.img '[id=3].reg.name' /tmp/new '[id=3].reg.pos' 0")]
     Set(Set),
     /// Take values out of an image
     Del(Del),
     /// Edit an image in $EDITOR as JSON
     Edit(Edit),
     /// Give a dump other pids, paths, addresses, ports or owners, everywhere they occur
+    #[command(after_help = "\
+Examples:
+  crit remap DIR --pid 321=4711 --path /var/old=/var/new --out DIR2
+  crit remap DIR --addr 10.0.0.1=10.0.0.2 --port 80=8080 --dry-run")]
     Remap(Remap),
     /// Tell whether the images of a dump fit together
     Check(Check),
     /// Ask a jq filter about a whole dump
+    #[command(after_help = "\
+The input is one object: tasks (each with ids, threads, creds, fds with their files, vmas with
+theirs, runs of pages), files, sockets, remaps, mounts, and images by file name.
+
+Examples:
+  crit query DIR '.tasks[] | {pid, files: [.fds[].file.summary]}'
+  crit query DIR -r '.tasks[] | select(.state == \"zombie\") | .pid'")]
     Query(Query),
     /// Apply a jq filter or rules to many images at once
+    #[command(after_help = "\
+All images change, or none. A filter or rule that changes nothing is an error.
+
+Examples:
+  crit transform DIR --on 'fs-*.img' '.entries[0].umask = 63'
+  crit transform DIR --out DIR2 '(.entries[] | select(.reg?) | .reg.name) |= sub(\"^/a/\"; \"/b/\")'")]
     Transform(Transform),
     /// Read, search, write and export the memory of a dumped task
+    #[command(after_help = "\
+Examples:
+  crit mem DIR -p 7 maps
+  crit mem DIR -p 7 search --kind heap --regex 'pass(word|phrase)'
+  crit mem DIR -p 7 read 0x7ffd1000 64 --hex
+  crit mem DIR -p 7 write 0x7ffd1000 --text hello
+  crit mem DIR -p 7 export --name '[stack]' -o stack")]
     Mem(Mem),
     /// Make a core file of a dumped task, for gdb
+    #[command(after_help = "Example:\n  crit core DIR -p 7 -o core && gdb PROGRAM core")]
     Core(Core),
     /// Tell what two dumps differ in; exit status as diff(1)
     Diff(Diff),

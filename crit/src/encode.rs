@@ -28,9 +28,14 @@ pub fn encode(arguments: &cli::Encode) -> Result<()> {
     write_output(arguments.output.as_deref(), |out| {
         let mut out = BufWriter::with_capacity(1 << 16, out);
         let mut reader = Reader::new(from);
-        json_to_image(&mut reader, &mut out, EncodeOptions { version })
-            .with_context(|| name.clone())?;
-        expect_end(&mut reader).with_context(|| name.clone())?;
+        let encoded = json_to_image(&mut reader, &mut out, EncodeOptions { version })
+            .map_err(anyhow::Error::from)
+            .and_then(|_| expect_end(&mut reader));
+        if encoded.is_err() {
+            // What is buffered is a part of an image, which nobody wants on stdout.
+            drop(out.into_parts());
+            return encoded.with_context(|| name.clone());
+        }
         Ok(out.flush()?)
     })
 }

@@ -93,6 +93,14 @@ fn what_does_not_fit_leaves_the_image() {
 }
 
 #[test]
+fn a_failed_encode_gives_nothing() {
+    let json = br#"{"magic": "FS", "entries": [{"cwd_id": 1, "root_id": 2, "umask": 3}, {"cwd_id": "x"}]}"#;
+    let output = common::crit_with(&["encode"], json);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty(), "{:?}", output.stdout);
+}
+
+#[test]
 fn a_failed_encode_leaves_the_output() {
     let dir = copy_of(&dump("loop"));
     let image = dir.path().join("pstree.img");

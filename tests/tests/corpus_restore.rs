@@ -49,6 +49,18 @@ fn planned(sandbox: &Sandbox, name: &str, options: &[&str]) -> Result<()> {
 const PARENT_OF_TREE: i32 = 2368;
 
 sandbox_test! {
+    /// The chain that CRIU wrote as one dump: the flat copy needs no parent.
+    fn a_chain_merged_by_crit_flatten(sandbox) {
+        let (images, guest) = sandbox.unpack(&recorded("parent_chain/3"))?;
+        let flat = images.with_file_name("flat");
+        sandbox.run("crit", &["flatten", text(&images)?, "-o", text(&flat)?], None)?.succeeded()?;
+        sandbox.run("crit", &["check", text(&flat)?], None)?.succeeded()?;
+        fs::remove_dir_all(&images)?;
+        sandbox.restore(&flat, &[])?.succeeded()?;
+        guest.expect_ok(sandbox)?;
+        sandbox.assert_only(&[])
+    }
+
     /// The program of this set also checks the parent of its first process, so that one is given
     /// a parent with the recorded pid.
     fn tree_below_its_parent(sandbox) {

@@ -101,26 +101,48 @@ fn one_of_each_kind() -> Vec<PathBuf> {
     images
 }
 
+/// How many mutations there were, and how many of them still decoded.
+#[derive(Default)]
+struct Count {
+    all: u64,
+    decoded: u64,
+}
+
+impl Count {
+    fn check(&mut self, bytes: &[u8], what: &str) {
+        self.all += 1;
+        self.decoded += u64::from(check(bytes, what));
+    }
+
+    fn tell(&self, what: &str) {
+        println!("{what}: {} mutations, {} decoded", self.all, self.decoded);
+        assert!(self.all > 1000);
+    }
+}
+
 fn truncate_each(images: &[PathBuf]) {
+    let mut count = Count::default();
     for path in images {
         let bytes = fs::read(path).unwrap();
         for length in 0..bytes.len() {
-            check(
+            count.check(
                 &bytes[..length],
                 &format!("{} cut to {length}", path.display()),
             );
         }
     }
+    count.tell("cut at each length");
 }
 
 fn change_each_byte(images: &[PathBuf]) {
+    let mut count = Count::default();
     for path in images {
         let mut bytes = fs::read(path).unwrap();
         for at in 0..bytes.len() {
             let was = bytes[at];
             for other in [was ^ 1, was ^ 0x80, 0xff] {
                 bytes[at] = other;
-                check(
+                count.check(
                     &bytes,
                     &format!("{} with {other:#x} at {at}", path.display()),
                 );
@@ -128,19 +150,22 @@ fn change_each_byte(images: &[PathBuf]) {
             bytes[at] = was;
         }
     }
+    count.tell("each byte changed");
 }
 
 fn set_each_word(images: &[PathBuf]) {
+    let mut count = Count::default();
     for path in images {
         let bytes = fs::read(path).unwrap();
         for at in 4..bytes.len().saturating_sub(4) {
             for size in [-1, i32::MAX] {
                 let mut bytes = bytes.clone();
                 bytes[at..at + 4].copy_from_slice(&size.to_le_bytes());
-                check(&bytes, &format!("{} with {size} at {at}", path.display()));
+                count.check(&bytes, &format!("{} with {size} at {at}", path.display()));
             }
         }
     }
+    count.tell("each word extreme");
 }
 
 #[test]
