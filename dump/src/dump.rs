@@ -160,7 +160,10 @@ fn write(
 ) -> Result<Vec<File>> {
     // Nothing of an older dump may be taken for part of this one. Its pages are held until the tree
     // goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
-    let held = old_pages(images).stage(Code::Write)?;
+    let mut held = old_pages(images).stage(Code::Write)?;
+    if let Some(shared) = cow::open_directory(&ctx.options.images_dir).stage(Code::Write)? {
+        held.extend(old_pages(&shared).stage(Code::Write)?);
+    }
     images.remove_images().stage(Code::Write)?;
     cow::remove_directory(&ctx.options.images_dir).stage(Code::Write)?;
     let shared;

@@ -283,15 +283,24 @@ pub fn create_directory(images: &Path) -> Result<ImageDir> {
     Ok(ImageDir::open(&path)?)
 }
 
-/// Removes it with its images, if an older dump, or one that failed, has left it.
-pub fn remove_directory(images: &Path) -> Result<()> {
+/// Opens the one that an older dump, or one that failed, has left.
+pub fn open_directory(images: &Path) -> Result<Option<ImageDir>> {
     let path = images.join(DIRECTORY);
     // A link would lead to somebody else's images.
     if !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
-        return Ok(());
+        return Ok(None);
     }
-    ImageDir::open(&path)?.remove_images()?;
-    std::fs::remove_dir(&path).with_context(|| format!("remove {}", path.display()))
+    Ok(Some(ImageDir::open(&path)?))
+}
+
+/// Removes it with its images.
+pub fn remove_directory(images: &Path) -> Result<()> {
+    let Some(directory) = open_directory(images)? else {
+        return Ok(());
+    };
+    directory.remove_images()?;
+    let path = directory.path();
+    std::fs::remove_dir(path).with_context(|| format!("remove {}", path.display()))
 }
 
 #[cfg(test)]

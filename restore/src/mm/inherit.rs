@@ -13,6 +13,7 @@ use super::vmas::{self, Kind, Vma};
 use super::{ADVICE_BEFORE_LOAD, Loads, close, map_call, pages, pages_slot};
 use crate::plan::Planner;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase};
+use crate::tree::Task;
 use crate::tree::kin::{Kin, Role};
 use crust_image::ids::VirtPid;
 use nix::libc;
@@ -106,14 +107,20 @@ fn task_makers(planner: &Planner<'_>, kin: &Kin) -> Vec<(VirtPid, VirtPid)> {
         Some(Role::Task(task)) => planner.tree.tasks.get(*task).filter(|task| task.is_live()),
         _ => None,
     };
+    let vm = |task: &Task| task.ids.as_ref().map(|ids| ids.vm_id);
+    let mut users: BTreeMap<u32, usize> = BTreeMap::new();
+    for id in planner.tree.alive().filter_map(vm) {
+        *users.entry(id).or_default() += 1;
+    }
+    // What one of several tasks did to their address space, all would have done.
+    let alone = |task: &Task| vm(task).is_some_and(|id| users.get(&id) == Some(&1));
     let mut makers = Vec::new();
     for (at, node) in kin.nodes.iter().enumerate() {
         let Some(child) = task(at) else { continue };
         let mut maker = node.maker;
         while let Some(above) = maker {
             if let Some(found) = task(above) {
-                let vm = |task: &crate::tree::Task| task.ids.as_ref().map(|ids| ids.vm_id);
-                if vm(found) != vm(child) || vm(child).is_none() {
+                if alone(found) && alone(child) {
                     makers.push((child.pid, found.pid));
                 }
                 break;
