@@ -3,7 +3,7 @@
 //! The tree is frozen and looked at as for a dump, for the few milliseconds that this takes, and
 //! goes on; nothing is written. What a room refuses it refuses here too: rooms know no check.
 
-mod needs;
+pub mod needs;
 
 use crate::collect::{Collected, collect};
 use crate::context::Context;
@@ -18,6 +18,7 @@ use crust_cli::failure::{Failure, OfStage, failure_of};
 use crust_cli::finding::{Finding, Severity};
 use crust_cli::log::Log;
 use crust_cli::options::{Options, Tool};
+use crust_cli::progress::Progress;
 use crust_cli::report::Report;
 use crust_image::ImageDir;
 use crust_process::freeze::Frozen;
@@ -32,7 +33,7 @@ pub fn check(options: &Options, log: &Log) -> Result<()> {
         .and_then(|images| images.check_writable().map(|()| images))
         .stage(Code::ImagesDir);
     let images = noted(&mut findings, images);
-    let interrupt = Interrupt::block().stage(Code::Host)?;
+    let interrupt = Interrupt::block(Progress::silent()).stage(Code::Host)?;
     allow_many_descriptors(log);
     let frozen = freeze(root, options.timeout);
     let mut needs = Needs::default();

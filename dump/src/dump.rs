@@ -25,6 +25,7 @@ use crust_cli::failure::{Failure, OfStage};
 use crust_cli::finding::Finding;
 use crust_cli::log::Log;
 use crust_cli::options::Options;
+use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
 use crust_cli::status::tell_started;
 use crust_image::sink::write_entry;
@@ -43,13 +44,17 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
     images.check_writable().stage(Code::ImagesDir)?;
     let work_dir = ImageDir::open(&options.work_dir).stage(Code::WorkDir)?;
-    let interrupt = Interrupt::block().stage(Code::Host)?;
+    let progress = Progress::new(options).stage(Code::GivenFd)?;
+    let interrupt = Interrupt::block(progress).stage(Code::Host)?;
     allow_many_descriptors(log);
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
     let mut before = predump::before(options, log, root, &images, &interrupt)?;
 
+    let progress = interrupt.progress();
+    progress.stage("freeze", None);
     let mut frozen = freeze(root, options.timeout)?;
+    progress.stage("collect", None);
     log.info(format_args!(
         "Frozen {} tasks in {:?}",
         frozen.tasks.len(),
@@ -74,6 +79,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         run_id: RunId::new().stage(Code::Host)?,
     };
     let locked = Locked::lock(&ctx, &collected.files, &plan.run_id).stage(Code::NetworkLock)?;
+    progress.stage("write", None);
     let written = write(
         &ctx,
         &images,
@@ -90,6 +96,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
             return Err(undo(error, log, frozen, &images));
         }
     };
+    progress.stage("let go", None);
     let_go(&ctx, frozen, &mut collected, locked).stage(Code::LetGo)?;
     stats.frozen = since.elapsed();
     log.info(format_args!(
@@ -98,12 +105,18 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     ));
     drop(held);
     if options.digest {
+        progress.stage("hash", None);
         lasting::write_digest(&images, log).stage(Code::Afterwards)?;
         if options.sync {
             lasting::sync(&images).stage(Code::Afterwards)?;
         }
     }
-    write_stats(options, &work_dir, &stats).stage(Code::Afterwards)
+    progress.finish();
+    write_stats(options, &work_dir, &stats).stage(Code::Afterwards)?;
+    if options.display_stats {
+        print!("{}", progress.timeline());
+    }
+    Ok(())
 }
 
 /// The task that the options name.
@@ -184,6 +197,7 @@ fn write(
     let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
     let root = frozen.tasks.first().map(|task| task.pid.get());
     scripts::run(ctx.options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
+    interrupt.progress().stage("finish", None);
     if ctx.options.sync {
         lasting::sync(directory).stage(Code::Write)?;
     }

@@ -3,22 +3,27 @@
 //! They are blocked, not caught: a handler could do nothing but set a flag, and a signalfd is one.
 //! What is under way (copying memory, above all) asks it between its steps.
 
+use crate::mm::copy::PAGE;
 use anyhow::{Context, Result, anyhow};
 use crust_cli::code::Code;
 use crust_cli::failure::failure_of;
+use crust_cli::progress::Progress;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
-/// Tells whether the dump was told to end.
+/// Tells whether the dump was told to end, and on the way how far it is.
 #[derive(Debug)]
-pub struct Interrupt(SignalFd);
+pub struct Interrupt {
+    signals: SignalFd,
+    progress: Progress,
+}
 
 impl Interrupt {
     /// Blocks the signals, and SIGCHLD, by which tracees report, in this thread and all that it
     /// will start.
-    pub fn block() -> Result<Interrupt> {
+    pub fn block(progress: Progress) -> Result<Interrupt> {
         let ending: SigSet = ENDING.into_iter().collect();
         let mut blocked = ending;
         blocked.add(Signal::SIGCHLD);
@@ -26,14 +31,27 @@ impl Interrupt {
         blocked.add(Signal::SIGXFSZ);
         blocked.thread_block().context("block signals")?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Interrupt(
-            SignalFd::with_flags(&ending, flags).context("signalfd")?,
-        ))
+        Ok(Interrupt {
+            signals: SignalFd::with_flags(&ending, flags).context("signalfd")?,
+            progress,
+        })
+    }
+
+    /// How far the dump is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Between two pieces of copying: so many pages come next.
+    pub fn check_before(&self, pages: u64) -> Result<()> {
+        self.check()?;
+        self.progress.add(pages * PAGE);
+        Ok(())
     }
 
     /// An error if one of the signals has come.
     pub fn check(&self) -> Result<()> {
-        match self.0.read_signal().context("read the signalfd")? {
+        match self.signals.read_signal().context("read the signalfd")? {
             None => Ok(()),
             Some(info) => {
                 let name =

@@ -19,6 +19,7 @@ use crust_cli::code::Code;
 use crust_cli::failure::OfStage;
 use crust_cli::log::Log;
 use crust_cli::options::Options;
+use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
 use crust_cli::status::tell_started;
 use crust_image::ImageDir;
@@ -38,7 +39,8 @@ pub fn pre_dump(options: &Options, log: &Log) -> Result<()> {
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
     images.check_writable().stage(Code::ImagesDir)?;
     let work_dir = ImageDir::open(&options.work_dir).stage(Code::WorkDir)?;
-    let interrupt = Interrupt::block().stage(Code::Host)?;
+    let interrupt =
+        Interrupt::block(Progress::new(options).stage(Code::GivenFd)?).stage(Code::Host)?;
     allow_many_descriptors(log);
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
@@ -66,6 +68,7 @@ pub fn pre_dump(options: &Options, log: &Log) -> Result<()> {
     }
     written.stage(Code::Track)?;
     tell_round(log, 1, &stats);
+    interrupt.progress().finish();
     write_stats(options, &work_dir, &stats).stage(Code::Afterwards)
 }
 

@@ -1,5 +1,6 @@
 //! Writing: everything collected goes into the images, pages in parallel, the inventory last.
 
+use crate::check::needs::resident;
 use crate::collect::{Collected, Subject, Zombie, for_each_task};
 use crate::context::{Context, Task};
 use crate::interrupt::Interrupt;
@@ -207,6 +208,9 @@ fn write_memory(
     stats: &mut Stats,
 ) -> Result<()> {
     let start = Instant::now();
+    let resident = |subject: &Subject| resident(&subject.facts.dir);
+    let total = collected.subjects.iter().filter_map(resident).sum();
+    interrupt.progress().stage("memory", Some(total));
     let numbered: Vec<(u32, &Subject)> = (1..).zip(&collected.subjects).collect();
     let pages = for_each_task(&numbered, |(pages_id, subject)| {
         let task = ctx
@@ -237,7 +241,7 @@ fn write_task_memory(
 ) -> Result<Counts> {
     let id = u64::from(task.virt);
     let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
-    let check = || interrupt.check();
+    let check = |pages| interrupt.check_before(pages);
     let name = (Kind::Pagemap, id);
     let mut image = create_pagemap(images, name, pages_id, &file, &task.mem, &check)?;
     let mut pagemap = Pagemap::open(&subject.facts.dir)?;

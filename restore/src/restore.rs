@@ -17,12 +17,14 @@ use crust_cli::failure::OfStage;
 use crust_cli::finding::Severity;
 use crust_cli::log::Log;
 use crust_cli::options::{Options, PlanFormat};
+use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
 use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
 use crust_process::pid::HostPid;
 use crust_process::tracee::{self, Wait};
+use crust_proto::criu::StatsEntry;
 use std::fs;
 use std::io::Write;
 use std::time::Instant;
@@ -34,6 +36,8 @@ const KILLED: i32 = 128;
 /// root's.
 pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let start = Instant::now();
+    let progress = Progress::new(options).stage(Code::GivenFd)?;
+    progress.stage("read", None);
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
     if options.plan.is_none() {
         check::expect_nothing(check::digest::check(options, &images))?;
@@ -41,6 +45,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
     let host = Host::probe().stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
+    progress.stage("plan", None);
     let plan = plan_checked(options, log, &images, &checkpoint, &host)?;
     log.info(format_args!(
         "Planned {} steps in {:?}",
@@ -51,16 +56,21 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         print_plan(&plan, format).stage(Code::Afterwards)?;
         return Ok(None);
     }
+    progress.stage("ask host", None);
     ask_host(options, log, &images, &checkpoint, &plan)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
     let locked = Locked::lock(options, &checkpoint, log);
-    let restored = execute(&plan, &images, |root| {
+    let restored = execute(&plan, &images, &progress, |root| {
         before_release(options, log, root, locked)
     })
     .stage(Code::Execute)?;
+    progress.finish();
     scripts::run(options, log, Stage::PostResume, Some(restored.root.get())).stage(Code::Script)?;
     tell(log, &restored);
     write_stats(options, &checkpoint, &restored).stage(Code::Afterwards)?;
+    if options.display_stats {
+        print!("{}", progress.timeline());
+    }
     if options.restore_detached {
         return Ok(None);
     }
@@ -163,9 +173,16 @@ fn write_stats(options: &Options, checkpoint: &Checkpoint, restored: &Restored) 
     let work_dir = ImageDir::open(&options.work_dir)?;
     let entry = encode_stats(checkpoint, &restored.phases);
     if options.display_stats {
-        println!("{entry:?}");
+        print_stats(&entry);
     }
     Ok(write_entry(&work_dir, Kind::StatsRestore, None, &entry)?)
+}
+
+fn print_stats(entry: &StatsEntry) {
+    let Some(stats) = &entry.restore else { return };
+    println!("Pages restored: {}", stats.pages_restored.unwrap_or(0));
+    println!("Forking time: {} us", stats.forking_time);
+    println!("Restore time: {} us", stats.restore_time);
 }
 
 /// The root is our child: its end is ours. A stop of it is not told.

@@ -305,11 +305,13 @@ fn damaged_fields(message: &[u8], random: &mut Random, depth: u32) -> Option<(Ve
     let field = fields.get(index)?.clone();
     let number = field.number;
     // Into a message inside, mostly: that is where the numbers are.
-    if field.wire == 2 && depth < DEEPEST && random.below(4) != 0 {
-        if let Some((value, what)) = damaged_fields(&field.value, random, depth + 1) {
-            fields.get_mut(index)?.value = value;
-            return Some((encoded(&fields), format!("{number}.{what}")));
-        }
+    if field.wire == 2
+        && depth < DEEPEST
+        && random.below(4) != 0
+        && let Some((value, what)) = damaged_fields(&field.value, random, depth + 1)
+    {
+        fields.get_mut(index)?.value = value;
+        return Some((encoded(&fields), format!("{number}.{what}")));
     }
     let what = match random.below(8) {
         0 => {

@@ -11,6 +11,7 @@ pub mod failure;
 pub mod finding;
 pub mod log;
 pub mod options;
+pub mod progress;
 pub mod report;
 pub mod run;
 pub mod scripts;

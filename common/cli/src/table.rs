@@ -588,7 +588,7 @@ pub const ROWS: &[Row] = &[
         "unprivileged",
         None,
         Flag,
-        (NotYet, NotYet),
+        (Works, Works),
         "go on without root's capabilities",
     ),
     row(

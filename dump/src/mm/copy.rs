@@ -59,8 +59,9 @@ struct Piece {
 pub struct Copier<'a, S> {
     source: &'a S,
     out: &'a File,
-    /// Asked before each batch, some 30 milliseconds apart: an error ends the copying.
-    check: &'a (dyn Fn() -> Result<()> + Sync),
+    /// Asked before each batch of so many pages, some 30 milliseconds apart: an error ends the
+    /// copying.
+    check: &'a (dyn Fn(u64) -> Result<()> + Sync),
     pieces: Vec<Piece>,
     waiting: u64,
     written: u64,
@@ -77,7 +78,7 @@ impl<'a, S: PageSource> Copier<'a, S> {
     pub fn new(
         source: &'a S,
         out: &'a File,
-        check: &'a (dyn Fn() -> Result<()> + Sync),
+        check: &'a (dyn Fn(u64) -> Result<()> + Sync),
     ) -> Copier<'a, S> {
         Copier {
             source,
@@ -130,7 +131,7 @@ impl<'a, S: PageSource> Copier<'a, S> {
     }
 
     fn flush(&mut self) -> Result<()> {
-        (self.check)()?;
+        (self.check)(self.waiting)?;
         let pieces = std::mem::take(&mut self.pieces);
         let (source, out) = (self.source, self.out);
         if pieces.len() <= Self::PIECES_ALONE {
@@ -201,7 +202,7 @@ mod tests {
             .clone();
         let out = options.open(&path).expect("open a file");
         let source = Numbered::default();
-        let mut copier = Copier::new(&source, &out, &|| Ok(()));
+        let mut copier = Copier::new(&source, &out, &|_| Ok(()));
         // Many small runs, one that crosses pieces, one that crosses batches.
         let mut expected = Vec::new();
         for run in (0..300)

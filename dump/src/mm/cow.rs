@@ -250,7 +250,7 @@ impl Families {
             let owner = view(family.owner).context("an owner without a view")?;
             let file = images.create_raw_file(Kind::Pages, Some(u64::from(*pages_id)))?;
             let nothing = std::fs::File::open("/dev/null")?;
-            let check = || interrupt.check();
+            let check = |pages| interrupt.check_before(pages);
             let mut written = Counts::default();
             let owners = std::iter::once(family.owner);
             for subject in owners.chain(family.members.iter().map(|(member, _)| *member)) {

@@ -62,7 +62,7 @@ pub fn create_pagemap<'a, S: PageSource>(
     pages_id: u32,
     pages: &'a File,
     source: &'a S,
-    check: &'a (dyn Fn() -> Result<()> + Sync),
+    check: &'a (dyn Fn(u64) -> Result<()> + Sync),
 ) -> Result<PagemapImage<'a, S>> {
     let mut entries = images.create(kind, Some(id))?;
     entries.entry(&PagemapHead { pages_id })?;

@@ -47,7 +47,7 @@ pub fn write_object(
     pages_id: u32,
     interrupt: &Interrupt,
 ) -> Result<Option<u64>> {
-    let check = || interrupt.check();
+    let check = |pages| interrupt.check_before(pages);
     let mut runs = Extents {
         file: source,
         at: 0,

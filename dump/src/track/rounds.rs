@@ -104,7 +104,7 @@ impl Round<'_> {
         let file = self
             .images
             .create_raw_file(Kind::Pages, Some(pages_id.into()))?;
-        let check = || self.interrupt.check();
+        let check = |pages| self.interrupt.check_before(pages);
         let source = Running {
             mem: &self.task.mem,
             missing: Mutex::default(),

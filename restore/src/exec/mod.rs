@@ -17,6 +17,7 @@ mod vdso;
 use crate::plan::slots::slots_of;
 use crate::plan::step::{Actor, Op, Phase, Plan, Routine, SlotId, Step, ThreadState};
 use compile::Compiled;
+use crust_cli::progress::Progress;
 use crust_image::dir::ImageDir;
 use crust_image::ids::VirtPid;
 use crust_process::making::{Made, Outcome};
@@ -105,6 +106,7 @@ struct Executor<'p> {
     tasks: BTreeMap<VirtPid, Task<'p>>,
     own_pidfd: OwnedFd,
     routines: routines::Ctx<'p>,
+    progress: &'p Progress,
 }
 
 /// Runs the whole plan. On success every task runs, or waits to be continued if it was stopped.
@@ -112,10 +114,11 @@ struct Executor<'p> {
 pub fn execute(
     plan: &Plan,
     images: &ImageDir,
+    progress: &Progress,
     before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
 ) -> Result<Restored, ExecError> {
     let start = Instant::now();
-    let mut executor = Executor::new(plan, images)?;
+    let mut executor = Executor::new(plan, images, progress)?;
     let mut phases = Vec::new();
     let result = executor.run_phases(start, &mut phases);
     let (root, left) = match result.and_then(|()| executor.finish(before_release)) {
@@ -130,7 +133,11 @@ pub fn execute(
 }
 
 impl<'p> Executor<'p> {
-    fn new(plan: &'p Plan, images: &'p ImageDir) -> Result<Executor<'p>, ExecError> {
+    fn new(
+        plan: &'p Plan,
+        images: &'p ImageDir,
+        progress: &'p Progress,
+    ) -> Result<Executor<'p>, ExecError> {
         let vdso = HostVdso::read().map_err(|why| ExecError::new("find our own vdso", why))?;
         let lanes = lanes_of(plan);
         let lane_count = lanes.values().max().map_or(0, |last| last + 1);
@@ -158,6 +165,7 @@ impl<'p> Executor<'p> {
             tasks: BTreeMap::new(),
             own_pidfd,
             routines: routines::Ctx::new(images, survivor),
+            progress,
         })
     }
 
@@ -170,6 +178,9 @@ impl<'p> Executor<'p> {
             // The last one has its place in the commit.
             if steps.first().map(|step| step.phase) == Some(Phase::Network) {
                 break;
+            }
+            if let Some(first) = steps.first() {
+                self.progress.stage(first.phase.name(), bytes_of(steps));
             }
             self.run_phase(steps)?;
             times.extend(steps.first().map(|step| (step.phase, start.elapsed())));
@@ -211,6 +222,7 @@ impl<'p> Executor<'p> {
         while let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) {
             queue.pop_front();
             self.run_broker_step(step)?;
+            self.progress.add(bytes_of_step(step));
             self.done.extend(step.done);
             moved = true;
         }
@@ -365,6 +377,7 @@ impl<'p> Executor<'p> {
 
     /// Takes charge of what a batch has cloned.
     fn adopt(&mut self, step: &'p Step) -> Result<(), ExecError> {
+        self.progress.add(bytes_of_step(step));
         match (&step.op, step.actor) {
             (Op::Fork { pid, .. }, Actor::Task(_)) => {
                 let leader = adopt_thread(step, *pid)?;
@@ -400,6 +413,22 @@ impl<'p> Executor<'p> {
         }
         self.routines.undo();
     }
+}
+
+/// Bytes of memory that a step fills.
+fn bytes_of_step(step: &Step) -> u64 {
+    match &step.op {
+        Op::LoadPages { runs, .. } | Op::CopyPages { runs, .. } => {
+            runs.iter().fold(0, |sum, run| sum.saturating_add(run.len))
+        }
+        _ => 0,
+    }
+}
+
+/// The same of a phase; none if it is not about memory.
+fn bytes_of(steps: &[Step]) -> Option<u64> {
+    let sum = steps.iter().map(bytes_of_step).fold(0, u64::saturating_add);
+    (sum > 0).then_some(sum)
 }
 
 /// Somebody has to take back what we cannot if we are killed: names in file systems, and the first

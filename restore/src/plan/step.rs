@@ -63,6 +63,27 @@ pub enum Phase {
     Network,
 }
 
+impl Phase {
+    /// For people and progress.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Open => "open",
+            Phase::Root => "root",
+            Phase::Fork => "fork",
+            Phase::Objects => "objects",
+            Phase::Memory => "memory",
+            Phase::Fs => "directories",
+            Phase::Fds => "descriptors",
+            Phase::Deaths => "deaths",
+            Phase::Threads => "threads",
+            Phase::Signals => "signals",
+            Phase::Creds => "credentials",
+            Phase::Commit => "commit",
+            Phase::Network => "network",
+        }
+    }
+}
+
 /// Something that exists only at run time: a descriptor of the broker, or the fact that another
 /// step is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
