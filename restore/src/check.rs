@@ -50,6 +50,14 @@ pub fn ask(subject: &Subject<'_>) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(subject)).collect()
 }
 
+/// What an unprivileged restore would lose: told before its first step, not when a step fails.
+pub fn of_privileges(options: &Options, host: &Host, steps: &[Step]) -> Vec<Finding> {
+    match options.unprivileged {
+        true => needs::of(steps).missing(host.creds.cap_eff),
+        false => Vec::new(),
+    }
+}
+
 /// What in the images does not fit together: the answer of `crit check`, by the same library.
 pub fn of_images(options: &Options, images: &ImageDir, checkpoint: &Checkpoint) -> Vec<Finding> {
     let given = Given {

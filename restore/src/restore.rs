@@ -57,6 +57,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         return Ok(None);
     }
     progress.stage("ask host", None);
+    check::expect_nothing(check::of_privileges(options, &host, &plan.steps))?;
     ask_host(options, log, &images, &checkpoint, &plan)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
     let locked = Locked::lock(options, &checkpoint, log);

@@ -86,9 +86,10 @@ impl Needs {
     }
 }
 
-/// Whether a set has a capability.
+/// Whether a set has a capability, or a greater one that the kernel takes in its place.
 pub fn has(effective: u64, cap: Cap) -> bool {
-    effective >> cap.0 & 1 == 1
+    let is_there = |cap: Cap| effective >> cap.0 & 1 == 1;
+    is_there(cap) || (cap == Cap::CHECKPOINT_RESTORE && is_there(Cap::SYS_ADMIN))
 }
 
 /// The capabilities that take effect for this process.

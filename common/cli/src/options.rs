@@ -126,6 +126,8 @@ pub struct Options {
     pub sync: bool,
     /// `--progress-fd`.
     pub progress_fd: Option<i32>,
+    /// `--unprivileged`: without root's capabilities; what that would lose is refused.
+    pub unprivileged: bool,
     /// `--cpu-cap`: what of the processor must be as it was; `none` turns the check off.
     pub cpu_cap: Option<String>,
     /// `--ext-unix-sk`: which sockets outside may be peers of ours.
@@ -320,6 +322,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         digest: given.flag("digest"),
         sync: given.flag("sync"),
         progress_fd: given.number("progress-fd")?,
+        unprivileged: given.flag("unprivileged"),
         cpu_cap: given.text("cpu-cap")?,
         ext_unix_sk: ExtUnixSk::parse(given.text("ext-unix-sk")?).map_err(Stop::Usage)?,
         compare_build_ids: given

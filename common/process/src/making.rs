@@ -6,12 +6,14 @@
 //! way from the start (kernel/ptrace.c, ptrace_init_task) and never runs user code before we say.
 
 use crate::error::{Error, Result};
+use crate::fds::PidFd;
 use crate::pid::HostPid;
 use crate::scratch::{Scratch, Table};
 use crate::steps::step;
 use crate::stub;
 use crate::tracee::{self, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// struct clone_args of include/uapi/linux/sched.h, version 2 (Linux 5.5).
 #[repr(C)]
@@ -86,9 +88,16 @@ pub enum Outcome {
     Exited(i32),
 }
 
-/// Options with which every task is seized.
-fn seize_options() -> u64 {
-    options::EXITKILL | options::SUSPEND_SECCOMP | TRACESYSGOOD
+/// Seizes the root; what it clones inherits the options. Seccomp can rest by the leave of
+/// CAP_SYS_ADMIN only: without it, tasks below seccomp are refused by the plan.
+fn seize(root: HostPid) -> Result<()> {
+    let plain = options::EXITKILL | TRACESYSGOOD;
+    match tracee::seize(root, plain | options::SUSPEND_SECCOMP) {
+        Err(error) if matches!(error.errno, Errno::EPERM | Errno::EINVAL) => {
+            tracee::seize(root, plain)
+        }
+        seized => seized,
+    }
 }
 
 impl Made {
@@ -109,21 +118,21 @@ impl Made {
             set_tid_size: 1,
             ..CloneArgs::default()
         };
-        let parent = HostPid::current().get();
+        let own = PidFd::open(HostPid::current())?;
         let mask = set_own_mask(ALL_BUT_SIGTRAP).map_err(|e| Error::new(pid, "sigprocmask", e))?;
         step();
         // SAFETY: the arguments outlive the call. The child shares no memory with us; it makes
         // nothing but system calls, so that locks held by other threads do not matter.
         let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
         if got == 0 {
-            wait_for_tracer(parent);
+            wait_for_tracer(own.as_fd().as_raw_fd());
         }
         let forked = Errno::result(got);
         let restored = set_own_mask(mask);
         forked.map_err(|errno| Error::new(pid, "clone3 with its exact pid", errno))?;
         restored.map_err(|errno| Error::new(pid, "sigprocmask", errno))?;
         step();
-        tracee::seize(pid, seize_options()).inspect_err(|_| kill(pid))?;
+        seize(pid).inspect_err(|_| kill(pid))?;
         tracee::interrupt(pid)?;
         Made::adopt(pid)
     }
@@ -283,25 +292,19 @@ impl Made {
     }
 }
 
-/// The child's first and only code of its own. The parent's death before the seize ends it, also
-/// one that came before the child could ask for the signal: then somebody else is its parent.
-fn wait_for_tracer(parent: i32) -> ! {
-    // SAFETY: system calls without memory arguments.
+/// The child's first and only code of its own: it sleeps on the pidfd of its maker, whose death
+/// before the seize ends it. (A death signal would not do: it is asked for too late if the maker
+/// dies at once, and is the parent's, who is another for a sibling.)
+fn wait_for_tracer(maker: i32) -> ! {
+    let mut dead = libc::pollfd {
+        fd: maker,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: system calls on numbers and on a value that outlives them.
     unsafe {
-        libc::syscall(
-            libc::SYS_prctl,
-            libc::PR_SET_PDEATHSIG,
-            libc::SIGKILL,
-            0,
-            0,
-            0,
-        );
-        if libc::getppid() != parent {
-            libc::_exit(libc::EXIT_FAILURE);
-        }
-        loop {
-            libc::syscall(libc::SYS_pause);
-        }
+        while libc::poll(&mut dead, 1, -1) != 1 {}
+        libc::_exit(libc::EXIT_FAILURE)
     }
 }
 
