@@ -16,6 +16,7 @@ use crate::predump;
 use crate::refusal::{Refusal, Refusals};
 use crate::stats::{Stats, encode_stats};
 use crate::stepped::Stepped;
+use crate::task::refuse_foreign_code;
 use crate::track::Unchanged;
 use crate::track::holder::Holder;
 use crate::write::{write_images, write_inventory};
@@ -146,6 +147,10 @@ pub fn allow_many_descriptors(log: &Log) {
 /// Collects everything and refuses what cannot be dumped; writes nothing, so that an older dump in
 /// the directory stays as long as this one is not sure. An error thaws the tree (by its drop).
 fn look(ctx: &Context, frozen: &mut Frozen, interrupt: &Interrupt) -> Result<Collected> {
+    for refusal in frozen.tasks.iter().filter_map(refuse_foreign_code) {
+        ctx.refuse(refusal);
+    }
+    tell_refusals(ctx)?;
     let mut collected = collect(ctx, frozen).stage(Code::Collect)?;
     collected.files.settle(ctx).stage(Code::Collect)?;
     tell_refusals(ctx)?;

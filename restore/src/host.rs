@@ -107,6 +107,8 @@ pub struct Host {
     pub creds: Creds,
     /// The highest capability the kernel knows.
     pub last_cap: u32,
+    /// Processors are numbered below this.
+    pub cpus: u32,
     /// Limits in the kernel's order.
     pub limits: [Limit; 16],
     /// Nice value.
@@ -151,6 +153,7 @@ impl Host {
                 .collect(),
             creds: creds()?,
             last_cap: number("/proc/sys/kernel/cap_last_cap")?,
+            cpus: cpus()?,
             limits,
             nice: nice()?,
             oom_score_adj: number("/proc/self/oom_score_adj")?,
@@ -188,6 +191,12 @@ fn page_size() -> anyhow::Result<u64> {
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?;
     let size = size.and_then(|size| u64::try_from(size).ok());
     size.ok_or_else(|| anyhow::anyhow!("the C library does not know the page size"))
+}
+
+fn cpus() -> anyhow::Result<u32> {
+    let count = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_CONF)?;
+    let count = count.and_then(|count| u32::try_from(count).ok());
+    count.ok_or_else(|| anyhow::anyhow!("the C library does not know the number of processors"))
 }
 
 /// Our own vdso stands for that of every task: the kernel maps the same one into all.
@@ -320,6 +329,7 @@ pub mod tests {
                 ..Creds::default()
             },
             last_cap: 40,
+            cpus: 2,
             limits,
             nice: 0,
             oom_score_adj: 0,

@@ -4,6 +4,7 @@
 crust_tests::workloads! {
     lone: guest "loop";
     threads: guest "threads";
+    thread_state: guest "thread_state";
     tree: guest "tree";
     dead_leader: guest "dead_leader";
     kinship: guest "kinship";

@@ -16,6 +16,27 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+/// Writes dots, one after each nap; only one when it has an argument.
+const IA32: &str = r#"
+static int call(int nr, int a, const void *b, int c)
+{
+    int ret;
+    __asm__ volatile("int $0x80" : "=a"(ret) : "a"(nr), "b"(a), "c"(b), "d"(c) : "memory");
+    return ret;
+}
+__attribute__((used)) static void run(int *stack)
+{
+    int nap[2] = { 0, 10000000 };
+    do {
+        call(4, 1, ".", 1);
+        call(162, (int)nap, 0, 0);
+    } while (stack[0] < 2);
+    call(1, 0, 0, 0);
+    for (;;);
+}
+__asm__(".globl _start\n_start: mov %esp, %eax\npush %eax\ncall run\n");
+"#;
+
 /// How often a bomb is frozen in full flight before it is dumped for good.
 const FREEZES: usize = 5;
 
@@ -97,6 +118,30 @@ sandbox_test! {
         let outcome = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
         outcome.says(&[&format!("task {other}"), "address space", "CLONE_VM"])?;
         guest.expect_ok(sandbox)
+    }
+
+    /// A program of the other word size: refused before anything of ours runs in it.
+    fn a_32_bit_program_is_refused_and_runs_on(sandbox) {
+        let dir = sandbox.dir("ia32")?;
+        fs::write(dir.join("ia32.c"), IA32)?;
+        let options = ["-m32", "-O1", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"];
+        let mut cc = Command::new("cc");
+        cc.args(options).args(["-o", "ia32", "ia32.c"]).current_dir(&dir);
+        let program = dir.join("ia32");
+        let built = cc.output()?.status.success();
+        if !built || Command::new(&program).arg("once").output().is_err() {
+            println!("SKIPPED: no compiler for 32-bit code, or a kernel that cannot run it");
+            return Ok(());
+        }
+        let guest = sandbox.spawn("ia32", &Command::new(&program), &dir)?;
+        guest.wait_until(sandbox, "some dots", |text| text.len() > 3)?;
+        let images = sandbox.images("ia32")?;
+        let refused = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
+        refused.says(&[&format!("task {}", guest.pid), "32-bit"])?;
+        let written = fs::metadata(&guest.out)?.len() as usize;
+        guest.wait_until(sandbox, "more dots", |text| text.len() > written + 3)?;
+        guest.signal(Signal::SIGKILL)?;
+        sandbox.reap(&[guest.pid])
     }
 
     /// The end of the root is that of crust-restore.

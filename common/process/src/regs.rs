@@ -46,67 +46,19 @@ impl fmt::Debug for Regs {
     }
 }
 
+/// Registers from an array of their values in this order.
+macro_rules! named {
+    ($words:expr; $($name:ident)*) => {{
+        let [$($name),*] = *$words;
+        Regs(libc::user_regs_struct { $($name),* })
+    }};
+}
+
 impl Regs {
     /// From the 27 words in the order of user_regs_struct (sys/user.h).
     pub fn from_words(words: &[u64; 27]) -> Regs {
-        let [
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
-        ] = *words;
-        Regs(libc::user_regs_struct {
-            r15,
-            r14,
-            r13,
-            r12,
-            rbp,
-            rbx,
-            r11,
-            r10,
-            r9,
-            r8,
-            rax,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            orig_rax,
-            rip,
-            cs,
-            eflags,
-            rsp,
-            ss,
-            fs_base,
-            gs_base,
-            ds,
-            es,
-            fs,
-            gs,
-        })
+        named!(words; r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs
+            eflags rsp ss fs_base gs_base ds es fs gs)
     }
 
     /// The system call the thread is in, if it stopped inside one.

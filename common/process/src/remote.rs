@@ -28,6 +28,8 @@ const PAGE: u64 = 4096;
 /// What a table may take of the stack. 64 sigactions with their results need 6 KiB; without us a
 /// signal handler may run on the rest, while the thread takes its registers out of the tail.
 const TABLE_PAGES: u64 = 4;
+/// Selector of 64-bit user code (arch/x86/include/asm/segment.h).
+const USER_CS: u64 = 0x33;
 /// Tables that a task with many threads may have.
 const MOST_TABLES: u64 = 8;
 /// Bytes of the tail: three calls, the healing entry with its words.
@@ -160,6 +162,11 @@ impl<'m> Remote<'m> {
         own: &Regs,
         mask: SigSet,
     ) -> Result<Entered<'r, 'm>> {
+        if own.0.cs != USER_CS {
+            // The stub is 64-bit code, and would be something else to this thread.
+            let doing = "run system calls in a thread that runs 32-bit code";
+            return Err(Error::new(thread.tid(), doing, Errno::ENOEXEC));
+        }
         let (signal, shadowed) = self.hand_back_signal(mask);
         let no_table = || Error::new(thread.tid(), "find it a table", Errno::EINVAL);
         let table = self.tables.get(table).cloned().ok_or_else(no_table)?;

@@ -152,6 +152,9 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             blk_sigset_extended: None,
             rseq_entry: thread.rseq.map(encode_rseq),
             cg_set: Some(thread.cg_set),
+            crust_cpus_allowed: Some(&answers.cpus_allowed)
+                .filter(|cpus| !cpus.is_empty())
+                .cloned(),
             crust_timer_slack_ns: Some(answers.timer_slack).filter(|ns| *ns != DEFAULT_TIMER_SLACK),
         }),
         ..CoreEntry::default()

@@ -22,7 +22,9 @@ use crust_process::remote::{Remote, run_together};
 use crust_process::tracee::{Queue, SeccompFilter, SigInfo};
 use crust_proto::criu::UserDescT;
 use facts::TaskFacts;
-use questions::{Answers, Questions, TaskAnswers, ThreadAnswers};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use questions::{Answers, Questions, TaskAnswers, ThreadAnswers, without_end};
 use std::ops::Range;
 
 /// Status mode 2.
@@ -101,7 +103,36 @@ pub fn collect_told(
     for remote in remotes {
         remote.close()?;
     }
-    told
+    let (mut told, own) = (told?, own_cpus()?);
+    for told in &mut told {
+        let threads = std::iter::once(&mut told.task.leader).chain(&mut told.threads);
+        // What is as it is here is to be as it is there.
+        threads
+            .filter(|thread| thread.cpus_allowed == own)
+            .for_each(|thread| thread.cpus_allowed.clear());
+    }
+    Ok(told)
+}
+
+/// The processors that we may run on, as [`ThreadAnswers`] has them.
+fn own_cpus() -> Result<Vec<u8>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("ask for our own processors")?;
+    let mut mask = vec![0; CpuSet::count() / 8];
+    for cpu in 0..CpuSet::count() {
+        if set.is_set(cpu).unwrap_or(false) {
+            mask[cpu / 8] |= 1 << (cpu % 8);
+        }
+    }
+    Ok(without_end(&mask))
+}
+
+/// Tasks in which nothing of ours can run, and which must not be asked.
+pub fn refuse_foreign_code(task: &FrozenTask) -> Option<Refusal> {
+    let is_foreign = |thread: &&FrozenThread| !regs::is_native(&thread.regs);
+    let thread = task.threads.iter().find(is_foreign)?;
+    let what = "runs 32-bit code (IA32), which is not supported";
+    let name = format!("thread {}", thread.stopped.tid());
+    Some(Refusal::new(task.pid, name, what))
 }
 
 fn place<'m>(task: &FrozenTask, mem: &'m TaskMem, facts: &TaskFacts) -> Result<Remote<'m>> {
@@ -220,12 +251,6 @@ pub fn refuse_task(
     let answers = std::iter::once(&told.task.leader).chain(&told.threads);
     for ((thread, facts), answers) in task.threads.iter().zip(&facts.threads).zip(answers) {
         let name = format!("thread {}", thread.stopped.tid());
-        if !regs::is_native(&thread.regs) {
-            refuse(
-                name.clone(),
-                "runs 32-bit code, which is not supported yet".into(),
-            );
-        }
         for object in &facts.apart {
             let what = format!("has a {object} of its own, which the images cannot hold");
             refuse(name.clone(), what);

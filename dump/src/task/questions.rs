@@ -12,6 +12,8 @@ use nix::libc;
 /// The resources of getrlimit(2) that the kernel numbers from 0 on.
 const RLIMITS: u64 = 16;
 const ITIMERS: u64 = 3;
+/// Of a mask of processors: more than any kernel for x86_64 is built for (NR_CPUS is at most 8192).
+const CPU_BYTES: usize = 1024;
 /// membarrier(2), since Linux 6.3.
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// prctl(2) options that libc does not name everywhere.
@@ -44,6 +46,8 @@ pub struct ThreadAnswers {
     pub sched_policy: u32,
     /// PR_GET_TIMERSLACK, in nanoseconds.
     pub timer_slack: u64,
+    /// sched_getaffinity(2): bit n of byte n / 8, without zero bytes at the end; empty if unknown.
+    pub cpus_allowed: Vec<u8>,
 }
 
 /// What a task tells of itself.
@@ -262,6 +266,7 @@ struct ThreadQuestions {
     securebits: CallId,
     policy: CallId,
     timer_slack: CallId,
+    cpus_allowed: (CallId, BufId),
 }
 
 impl ThreadQuestions {
@@ -269,7 +274,11 @@ impl ThreadQuestions {
         let robust = (asked.batch.zeroed(8), asked.batch.zeroed(8));
         let args = [Arg::Val(0), robust.0.into(), robust.1.into()];
         asked.must(libc::SYS_get_robust_list, args, "get_robust_list");
+        let cpus = asked.batch.zeroed(CPU_BYTES);
+        let args = [Arg::Val(0), (CPU_BYTES as u64).into(), cpus.into()];
+        let cpus_allowed = (asked.may(libc::SYS_sched_getaffinity, args), cpus);
         ThreadQuestions {
+            cpus_allowed,
             robust,
             altstack: asked.fill(
                 libc::SYS_sigaltstack,
@@ -302,8 +311,20 @@ impl ThreadQuestions {
             securebits: batch.ret(self.securebits) as u32,
             sched_policy: batch.ret(self.policy) as u32,
             timer_slack: batch.ret(self.timer_slack) as u64,
+            cpus_allowed: match batch.result(self.cpus_allowed.0) {
+                Ok(_) => without_end(batch.bytes(self.cpus_allowed.1)),
+                Err(_) => Vec::new(),
+            },
         }
     }
+}
+
+/// The bytes up to the last that is not zero.
+pub fn without_end(mask: &[u8]) -> Vec<u8> {
+    let len = mask.iter().rposition(|byte| *byte != 0);
+    mask.get(..len.map_or(0, |last| last + 1))
+        .unwrap_or_default()
+        .to_vec()
 }
 
 /// A batch that remembers which of its calls must not fail.

@@ -113,6 +113,7 @@ fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
     limits::plan(planner, live);
     for thread in &live.threads {
         sched::plan(planner, thread);
+        sched::plan_affinity(planner, thread);
         creds::plan(planner, thread);
     }
     small::plan_last(planner, live);

@@ -7,6 +7,8 @@ use crate::plan::{Planner, Refusal};
 use nix::libc;
 
 const PRIO_PROCESS: i64 = 0;
+/// Room for more processors than any kernel is built for.
+const MOST_CPU_BYTES: usize = 1024;
 
 /// Plans them.
 pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
@@ -54,6 +56,31 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         let call = Call::new("sched_setscheduler", libc::SYS_sched_setscheduler, args);
         planner.call(Phase::Creds, thread.actor(), call, origin);
     }
+}
+
+/// The processors that the thread may run on, if the images tell. One that this host lacks is left
+/// out by the kernel; a thread of which nothing would be left is refused.
+pub fn plan_affinity(planner: &mut Planner<'_>, thread: &Thread<'_>) {
+    let Some(mask) = &thread.own.crust_cpus_allowed else {
+        return;
+    };
+    let origin = thread.origin("processors");
+    let has = |cpu: u32| {
+        let byte = mask.get(cpu as usize / 8).copied().unwrap_or(0);
+        byte >> (cpu % 8) & 1 == 1
+    };
+    if mask.len() > MOST_CPU_BYTES || !(0..planner.host.cpus).any(has) {
+        let cpus = planner.host.cpus;
+        let why = format!("crust_cpus_allowed has none of the {cpus} processors of this host");
+        planner.refuse(Refusal::new(origin, why));
+        return;
+    }
+    let mut bytes = mask.clone();
+    // The kernel reads whole words.
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    let args = vec![Arg::Int(0), Arg::Int(bytes.len() as i64), Arg::bytes(bytes)];
+    let call = Call::new("sched_setaffinity", libc::SYS_sched_setaffinity, args);
+    planner.call(Phase::Creds, thread.actor(), call, origin);
 }
 
 /// The sched_priority that goes with a policy.
