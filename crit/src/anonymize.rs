@@ -11,7 +11,7 @@ use crate::cli;
 use crate::dump::Dump;
 use crate::output::open_regular;
 use crate::raw::explain;
-use crate::transaction::Transaction;
+use crate::transaction::{Transaction, digest_as};
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
 use crust_image::dynamic::{Message, Value};
@@ -49,6 +49,9 @@ fn fill(dump: &Dump, out: &std::path::Path) -> Result<()> {
         let Some((kind, _)) = Kind::of_file_name(OsStr::new(&name)) else {
             continue;
         };
+        if matches!(kind, Kind::Digest | Kind::DigestPages) {
+            continue;
+        }
         if kind.spec().framing == Framing::Raw || kind == Kind::PagesShmemOld {
             // Pages, and what other tools made of a network or a tmpfs.
             let file =
@@ -63,7 +66,8 @@ fn fill(dump: &Dump, out: &std::path::Path) -> Result<()> {
             transaction.put(&name, |out| image(from, &shown, &mut names, out))?;
         }
     }
-    transaction.commit()
+    transaction.commit()?;
+    digest_as(dump.path(), out)
 }
 
 fn zeros(out: &mut dyn Write, length: u64) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::output::{open_regular, write_json_out, write_output};
 use crate::pack::member;
 use crate::path::Path as FieldPath;
 use crate::raw::explain;
+use crate::transaction::renew_digest;
 use anyhow::{Context, Result, bail};
 use crust_image::json::{
     DecodeOptions, EncodeOptions, FrameReader, Layout, Reader, Version, Writer, image_to_json,
@@ -127,7 +128,25 @@ fn change(path: &Path, edit: impl FnOnce(&mut Value) -> Result<()>) -> Result<()
         eprintln!("crit: {}: nothing changed", path.display());
         return Ok(());
     }
-    write_output(Some(path), |out| Ok(out.write_all(&bytes)?))
+    write_image(path, &bytes)
+}
+
+/// Puts the image in place of the old one.
+fn write_image(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_output(Some(path), |out| Ok(out.write_all(bytes)?))?;
+    renew_of(path)
+}
+
+/// The manifest of the directory an image was written to, if it has one.
+pub fn renew_of(path: &Path) -> Result<()> {
+    let dir = path.parent().filter(|dir| *dir != Path::new(""));
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned());
+    match name {
+        Some(name) => renew_digest(dir.unwrap_or(Path::new(".")), &[name]),
+        None => Ok(()),
+    }
 }
 
 /// `crit edit`: the pretty JSON in $EDITOR until it encodes or the user gives up.
@@ -197,7 +216,7 @@ fn replace(path: &Path, old: &[u8], new: &[u8]) -> Result<()> {
     refuse_link(&backup)?;
     write_output(Some(&backup), |out| Ok(out.write_all(old)?))
         .context("keep a copy of the image")?;
-    write_output(Some(path), |out| Ok(out.write_all(new)?))?;
+    write_image(path, new)?;
     eprintln!(
         "crit: {}: replaced; the old image is {}",
         path.display(),

@@ -1,6 +1,7 @@
 //! `crit encode`: JSON to image, read as a stream.
 
 use crate::cli;
+use crate::edit::renew_of;
 use crate::output::{input_name, open_input, write_output};
 use crate::transaction::Transaction;
 use anyhow::{Context, Result, bail};
@@ -37,7 +38,11 @@ pub fn encode(arguments: &cli::Encode) -> Result<()> {
             return encoded.with_context(|| name.clone());
         }
         Ok(out.flush()?)
-    })
+    })?;
+    match arguments.output.as_deref() {
+        Some(path) => renew_of(path),
+        None => Ok(()),
+    }
 }
 
 fn expect_end<R: Read>(reader: &mut Reader<R>) -> Result<()> {

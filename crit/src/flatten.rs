@@ -7,7 +7,7 @@
 use crate::cli;
 use crate::dump::Dump;
 use crate::memory::open_for_change;
-use crate::transaction::Transaction;
+use crate::transaction::{Transaction, digest_as, renew_digest};
 use anyhow::{Context, Result, bail};
 use crust_image::Kind;
 use crust_image::dynamic::{Message, Value};
@@ -42,8 +42,8 @@ fn fill(dump: &Dump, chain: &DumpChain<'_>, out: &Path) -> Result<()> {
             continue;
         };
         match kind {
-            // Written with the pagemap that names them.
-            Kind::Pages => {}
+            // Written with the pagemap that names them, and behind everything else.
+            Kind::Pages | Kind::Digest | Kind::DigestPages => {}
             Kind::Pagemap | Kind::PagemapShmem => {
                 let image = dump
                     .image(kind, id)?
@@ -68,7 +68,8 @@ fn fill(dump: &Dump, chain: &DumpChain<'_>, out: &Path) -> Result<()> {
             }
         }
     }
-    transaction.commit()
+    transaction.commit()?;
+    digest_as(dump.path(), out)
 }
 
 fn copy_pages(chain: &DumpChain<'_>, runs: &[PageRun], out: &mut dyn Write) -> Result<()> {
@@ -181,6 +182,9 @@ fn dedup_object(chain: &DumpChain<'_>, kind: Kind, id: u64) -> Result<u64> {
                     .with_context(|| format!("{}: free pages", path.display()))?;
                 freed += to - from;
             }
+        }
+        if file.is_some() {
+            renew_digest(dir.path(), &[name])?;
         }
         let present = pagemap.placed_runs().filter(|(_, offset)| offset.is_some());
         nearer.extend(present.map(|(run, _)| (run.vaddr, run.end())));

@@ -38,6 +38,8 @@ pub fn raw_kind(path: &Path) -> Option<&'static str> {
         Kind::NetnsCt => "connection tracking entries, netlink messages back to back",
         Kind::NetnsExp => "connection tracking expectations, netlink messages back to back",
         Kind::TmpfsDev | Kind::TmpfsMnt => "the content of a tmpfs, a gzip tar",
+        Kind::Digest => "the hashes of the images, JSON as it is (crust-dump --digest)",
+        Kind::DigestPages => "the first 16 bytes of the hash of each page (crust-dump --digest)",
         _ => "foreign data",
     })
 }

@@ -6,7 +6,7 @@
 //! was moved aside is then found in the directory `.crit-*`.
 
 use anyhow::{Context, Result, bail};
-use crust_image::Kind;
+use crust_image::{ImageDir, Kind, digest};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -98,7 +98,9 @@ impl Transaction {
                 }
             }
         }
-        result.with_context(|| format!("{}: put the changes in place", self.dir.display()))
+        result.with_context(|| format!("{}: put the changes in place", self.dir.display()))?;
+        let changed: Vec<String> = self.changes.keys().cloned().collect();
+        renew_digest(&self.dir, &changed)
     }
 
     fn swap(&self, moved: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
@@ -130,6 +132,28 @@ impl Transaction {
             _ => Ok(()),
         }
     }
+}
+
+/// Brings the manifest of a dump that has one (`crust-dump --digest`) up to date with a change that
+/// was meant; a restore would take it for damage.
+pub fn renew_digest(dir: &Path, changed: &[String]) -> Result<()> {
+    let there = dir.join(Kind::Digest.file_name(None));
+    if !there.is_file() {
+        return Ok(());
+    }
+    let renewed = ImageDir::open(dir).and_then(|dir| digest::renew(&dir, changed));
+    renewed
+        .map(drop)
+        .with_context(|| format!("{}: bring it up to date", there.display()))
+}
+
+/// Writes a manifest for a new dump if the one it was made from has one.
+pub fn digest_as(from: &Path, to: &Path) -> Result<()> {
+    if !from.join(Kind::Digest.file_name(None)).is_file() {
+        return Ok(());
+    }
+    ImageDir::open(to).and_then(|dir| digest::write(&dir))?;
+    Ok(())
 }
 
 /// Copies a dump into a new, empty directory, to change the copy. The link `parent` is made anew to

@@ -99,15 +99,44 @@ pub fn write(dir: &ImageDir) -> Result<u64> {
         algorithm: ALGORITHM.to_owned(),
         files: files?,
     };
-    let bytes = manifest.files.values().map(|listed| listed.size).sum();
+    write_manifest(dir, &manifest)?;
+    Ok(manifest.files.values().map(|listed| listed.size).sum())
+}
+
+/// Hashes these files anew after they were changed, put there or removed on purpose; the others
+/// keep the hashes that the dump gave them. False if the dump has no manifest.
+pub fn renew(dir: &ImageDir, changed: &[String]) -> Result<bool> {
+    let Some(mut manifest) = read_manifest(dir)? else {
+        return Ok(false);
+    };
+    for (kind, id) in hashed_images(dir)? {
+        let name = kind.file_name(id);
+        if !changed.contains(&name) {
+            continue;
+        }
+        if let (Kind::Pages, Some(id)) = (kind, id) {
+            write_page_hashes(dir, id)?;
+        }
+        manifest.files.insert(name, list(dir, kind, id)?);
+    }
+    let there: Vec<String> = hashed_images(dir)?
+        .into_iter()
+        .map(|(kind, id)| kind.file_name(id))
+        .collect();
+    manifest
+        .files
+        .retain(|name, _| there.contains(name) || !changed.contains(name));
+    write_manifest(dir, &manifest).map(|()| true)
+}
+
+fn write_manifest(dir: &ImageDir, manifest: &Manifest) -> Result<()> {
     let name = Kind::Digest.file_name(None);
     let failed = |error: std::io::Error| Error::io(&name, "write", error);
     let mut file = std::io::BufWriter::new(dir.create_raw_file(Kind::Digest, None)?);
-    serde_json::to_writer(&mut file, &manifest).map_err(|error| failed(error.into()))?;
+    serde_json::to_writer(&mut file, manifest).map_err(|error| failed(error.into()))?;
     file.write_all(b"\n")
         .and_then(|()| file.flush())
-        .map_err(failed)?;
-    Ok(bytes)
+        .map_err(failed)
 }
 
 /// Compares every image with the manifest; `None` if the dump has none.
