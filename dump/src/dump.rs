@@ -105,6 +105,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         stats.frozen, stats.pages
     ));
     drop(held);
+    predump::dedup(options, log, &images).stage(Code::Afterwards)?;
     if options.digest {
         progress.stage("hash", None);
         lasting::write_digest(&images, log).stage(Code::Afterwards)?;

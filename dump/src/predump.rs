@@ -23,6 +23,7 @@ use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
 use crust_cli::status::tell_started;
 use crust_image::ImageDir;
+use crust_image::dedup::punch_superseded;
 use crust_process::freeze::Frozen;
 use crust_process::pid::HostPid;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,7 @@ pub fn pre_dump(options: &Options, log: &Log) -> Result<()> {
         remove(log, &images);
     }
     written.stage(Code::Track)?;
+    dedup(options, log, &images).stage(Code::Afterwards)?;
     tell_round(log, 1, &stats);
     interrupt.progress().finish();
     write_stats(options, &work_dir, &stats).stage(Code::Afterwards)
@@ -238,6 +240,17 @@ fn rounds(
             break;
         }
         pages = stats.pages;
+    }
+    Ok(())
+}
+
+/// `--auto-dedup`, when the tree goes on and the dump is complete.
+pub fn dedup(options: &Options, log: &Log, images: &ImageDir) -> Result<()> {
+    if options.auto_dedup {
+        let bytes = punch_superseded(images)?;
+        log.info(format_args!(
+            "{bytes} bytes of earlier dumps are not needed any more"
+        ));
     }
     Ok(())
 }

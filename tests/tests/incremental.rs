@@ -11,7 +11,7 @@ use crust_tests::{
     tools::text,
 };
 use nix::sys::signal::Signal;
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command};
 
 /// A field of stats-dump.
 fn statistic(sandbox: &Sandbox, images: &Path, name: &str) -> Result<u64> {
@@ -68,6 +68,26 @@ sandbox_test! {
         ensure!(whole > 1024 && kept > 128 && written < whole, "{whole} first, then {written} and {kept} kept");
         sandbox.assert_only(&[])?;
         sandbox.restore(&third, &[])?.succeeded()?;
+        guest.expect_ok(sandbox)?;
+        sandbox.assert_only(&[])
+    }
+
+    /// What the last dump has again takes no room in the first.
+    fn auto_dedup(sandbox) {
+        let guest = sandbox.start("incremental")?;
+        let first = sandbox.images("1")?;
+        sandbox.dump(guest.pid, &first, &["--pre-dump"])?.succeeded()?;
+        step(sandbox, &guest, 1)?;
+        let pages = first.join("pages-1.img");
+        let blocks = || -> Result<u64> { Ok(fs::metadata(&pages)?.blocks()) };
+        let before = blocks()?;
+        let second = sandbox.images("2")?;
+        let options = ["--prev-images-dir", "../images-1", "--auto-dedup"];
+        sandbox.dump_and_kill(&guest, &second, &options)?;
+        let after = blocks()?;
+        // Of the first area alone 36 pages were written again.
+        ensure!(after + 36 * 8 <= before, "{before} blocks before, {after} after");
+        sandbox.restore(&second, &[])?.succeeded()?;
         guest.expect_ok(sandbox)?;
         sandbox.assert_only(&[])
     }

@@ -164,6 +164,8 @@ pub struct Options {
     pub pre_dump: bool,
     /// `--pre-copy`: how many rounds at most, 0 without the option.
     pub pre_copy: u32,
+    /// `--auto-dedup`.
+    pub auto_dedup: bool,
     /// `--track-mem`.
     pub track_mem: bool,
     /// `--prev-images-dir`, relative to the images dir as in the link that is made of it.
@@ -355,6 +357,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
             .collect::<Result<_, _>>()?,
         pre_dump: given.flag("pre-dump"),
         pre_copy: given.number("pre-copy")?.unwrap_or(0),
+        auto_dedup: given.flag("auto-dedup"),
         track_mem: given.flag("track-mem"),
         prev_images_dir: given.path("prev-images-dir"),
         images_dir,

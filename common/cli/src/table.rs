@@ -496,8 +496,8 @@ pub const ROWS: &[Row] = &[
         "auto-dedup",
         None,
         Flag,
-        (NotYet, NotYet),
-        "punch pages out of images that replace or use them",
+        (Works, NotYet),
+        "punch pages out of earlier dumps that this one has again",
     ),
     row(
         "pre-dump-mode",

@@ -194,6 +194,15 @@ impl ImageDir {
         })
     }
 
+    /// Opens an image that is there to change it in place.
+    pub(crate) fn open_file_to_change(&self, kind: Kind, id: Option<u64>) -> Result<File> {
+        let name = kind.file_name(id);
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        openat(&self.fd, name.as_str(), flags, Mode::empty())
+            .map(File::from)
+            .map_err(|errno| Error::io(&self.shown(&name), "open", errno))
+    }
+
     /// Every entry of an image without payloads; none if it is not there.
     pub fn read_entries<M: Message + Default>(
         &self,

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod dedup;
 pub mod digest;
 pub mod dir;
 pub mod dynamic;
