@@ -7,6 +7,7 @@
 
 mod cpu;
 pub mod digest;
+mod holders;
 mod needs;
 pub mod pids;
 mod ports;
@@ -26,6 +27,7 @@ use crust_cli::report::Report;
 use crust_image::ImageDir;
 use crust_image::check::{self, Given};
 use crust_image::checkpoint::Checkpoint;
+use holders::holders_of;
 
 /// What a check may look at.
 pub struct Subject<'a> {
@@ -153,7 +155,15 @@ pub fn reason_of(refusal: &Refusal) -> Finding {
 fn files(subject: &Subject<'_>) -> Vec<Finding> {
     let problems = problems_of_files(subject.steps).into_iter();
     problems
-        .map(|(object, what)| Finding::error(Code::File, object, what))
+        .map(|(origin, what)| {
+            let entry = origin.entry.filter(|_| origin.image == "files.img");
+            let holders = entry.map(|entry| holders_of(subject.checkpoint, entry));
+            let object = match holders.unwrap_or_default().as_str() {
+                "" => origin.to_string(),
+                holders => format!("{origin}, {holders}"),
+            };
+            Finding::error(Code::File, object, what)
+        })
         .collect()
 }
 

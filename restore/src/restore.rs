@@ -19,6 +19,7 @@ use crust_cli::log::Log;
 use crust_cli::options::{Options, PlanFormat};
 use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
+use crust_cli::status::tell_started;
 use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
@@ -59,6 +60,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     progress.stage("ask host", None);
     check::expect_nothing(check::of_privileges(options, &host, &plan.steps))?;
     ask_host(options, log, &images, &checkpoint, &plan)?;
+    tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
     let locked = Locked::lock(options, &checkpoint, log);
     let restored = execute(&plan, &images, &progress, |root| {

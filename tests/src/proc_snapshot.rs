@@ -2,11 +2,18 @@
 //!
 //! Each fact is a line under a key like `task 12 fd 3 target`. What the kernel numbers anew in
 //! each object's life (inodes of pipes, sockets, anonymous shared memory, deleted files) becomes
-//! its order of first appearance, so equal sharing gives equal text. What changes while a task
+//! its order of first appearance, so equal sharing gives equal text. Which descriptors are one open
+//! file description, and which tasks share a table, directories, memory or signal actions, is asked
+//! of kcmp(2); what a socket is bound and connected to, of /proc/PID/net. What changes while a task
 //! runs (times, counters, resident sizes, the running state, remaining timer values) is left out.
 
 use anyhow::{Context, Result, ensure};
+use crust_process::{
+    kcmp::{self, TaskObject},
+    pid::HostPid,
+};
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, HashMap},
     fmt::Write,
     fs,
@@ -257,7 +264,27 @@ impl Snapshot {
 struct Taken {
     facts: BTreeMap<String, String>,
     objects: Renumbering,
+    /// By what the link says: a descriptor of each description, with its number here.
+    descriptions: HashMap<String, Vec<(i32, i32, usize)>>,
+    /// How many descriptions there are.
+    count: usize,
+    /// The tasks so far.
+    tasks: Vec<i32>,
+    /// Lines of /proc/PID/net by inode, of the one network namespace that guests are in.
+    sockets: Option<HashMap<String, String>>,
 }
+
+/// Files of /proc/PID/net with, of each line, the numbers of the words to keep and of the inode.
+const NET: &[(&str, &[usize], usize)] = &[
+    // Flags, type, state and path.
+    ("unix", &[3, 4, 5, 7], 6),
+    // Both addresses; a connection goes from state to state by itself.
+    ("tcp", &[1, 2], 9),
+    ("tcp6", &[1, 2], 9),
+    // And the state.
+    ("udp", &[1, 2, 3], 9),
+    ("udp6", &[1, 2, 3], 9),
+];
 
 impl Taken {
     fn fact(&mut self, key: impl Into<String>, value: impl Into<String>) {
@@ -277,6 +304,7 @@ impl Taken {
             let target = target.map_or_else(|e| e.to_string(), |t| t.display().to_string());
             self.fact(format!("task {pid} {link}"), target);
         }
+        self.sharing(pid);
         self.auxv(pid)?;
         self.namespaces(pid)?;
         self.timers(pid);
@@ -407,6 +435,11 @@ impl Taken {
         for fd in fds {
             let target = fs::read_link(Path::new(&dir).join(fd.to_string()));
             let target = target.map_or_else(|e| e.to_string(), |t| t.display().to_string());
+            let description = self.description(pid, fd, &target);
+            self.fact(format!("task {pid} fd {fd} description"), description);
+            if let Some(socket) = self.socket(pid, &target) {
+                self.fact(format!("task {pid} fd {fd} socket"), socket);
+            }
             let target = self.unnumbered(&target);
             self.fact(format!("task {pid} fd {fd} target"), target);
             // The fdinfo of a descriptor on /proc/P/fd of a dead P can still be read.
@@ -416,8 +449,63 @@ impl Taken {
         Ok(())
     }
 
+    /// The number of the open file description, in the order of first appearance.
+    fn description(&mut self, pid: i32, fd: i32, target: &str) -> String {
+        let known = self.descriptions.entry(target.to_owned()).or_default();
+        let same = |(other, other_fd): (i32, i32)| {
+            let (one, two) = (HostPid::new(pid), HostPid::new(other));
+            let compared = one
+                .zip(two)
+                .map(|(one, two)| kcmp::file(one, fd, two, other_fd));
+            matches!(compared, Some(Ok(Ordering::Equal)))
+        };
+        let found = known.iter().find(|(pid, fd, _)| same((*pid, *fd)));
+        if let Some((_, _, number)) = found {
+            return format!("#{number}");
+        }
+        self.count += 1;
+        known.push((pid, fd, self.count));
+        format!("#{}", self.count)
+    }
+
+    /// What the kernel's list says of a socket.
+    fn socket(&mut self, pid: i32, target: &str) -> Option<String> {
+        let inode = target.strip_prefix("socket:[")?.strip_suffix(']')?;
+        self.sockets
+            .get_or_insert_with(|| sockets_of(pid))
+            .get(inode)
+            .cloned()
+    }
+
+    /// With which earlier task it shares each kind of object.
+    fn sharing(&mut self, pid: i32) {
+        const OBJECTS: [(TaskObject, &str); 4] = [
+            (TaskObject::Vm, "memory"),
+            (TaskObject::Files, "descriptors"),
+            (TaskObject::Fs, "directories"),
+            (TaskObject::Sighand, "signal actions"),
+        ];
+        for (object, name) in OBJECTS {
+            let same = |other: &&i32| {
+                let both = HostPid::new(pid).zip(HostPid::new(**other));
+                let compared = both.map(|(one, two)| kcmp::task_object(object, one, two));
+                matches!(compared, Some(Ok(Ordering::Equal)))
+            };
+            let with = self.tasks.iter().find(same).copied().unwrap_or(pid);
+            self.fact(format!("task {pid} {name} of"), with.to_string());
+        }
+        self.tasks.push(pid);
+    }
+
     /// `pipe:[1234]` as `pipe:[#1]`.
     fn unnumbered(&mut self, target: &str) -> String {
+        // What O_TMPFILE made is called by its inode.
+        if let Some((dir, inode)) = target.rsplit_once("/#")
+            && let Some(inode) = inode.strip_suffix(" (deleted)")
+        {
+            let object = self.objects.name(&format!("{dir} {inode}"));
+            return format!("{dir}/#{object} (deleted)");
+        }
         match target.split_once(":[") {
             Some((kind @ ("pipe" | "socket"), number)) => {
                 let object = self.objects.name(&format!("{kind} {number}"));
@@ -449,6 +537,22 @@ impl Taken {
             }
         }
     }
+}
+
+fn sockets_of(pid: i32) -> HashMap<String, String> {
+    let mut sockets = HashMap::new();
+    for (name, kept, inode) in NET {
+        let text = fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let kept = kept.iter().filter_map(|at| words.get(*at).copied());
+            let what = format!("{name} {}", kept.collect::<Vec<_>>().join(" "));
+            if let Some(inode) = words.get(*inode) {
+                sockets.insert((*inode).to_owned(), what);
+            }
+        }
+    }
+    sockets
 }
 
 /// The lines of epoll and inotify name their targets by inode.

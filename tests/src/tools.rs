@@ -83,7 +83,18 @@ impl Sandbox {
     }
 
     /// `run` for any command.
-    pub fn run_command(&self, mut command: Command, stdin: Option<&Path>) -> Result<Outcome> {
+    pub fn run_command(&self, command: Command, stdin: Option<&Path>) -> Result<Outcome> {
+        let input = match stdin {
+            Some(path) => File::open(path)
+                .with_context(|| format!("open {}", path.display()))?
+                .into(),
+            None => Stdio::null(),
+        };
+        self.run_with(command, input)
+    }
+
+    /// `run` for any command with any standard input.
+    pub fn run_with(&self, mut command: Command, input: Stdio) -> Result<Outcome> {
         let output = || -> Result<(File, File)> {
             let path = self.dir("output")?.join("captured");
             let write = File::create(&path)?;
@@ -93,12 +104,6 @@ impl Sandbox {
         };
         let (stdout, mut stdout_read) = output().context("make a file for stdout")?;
         let (stderr, mut stderr_read) = output().context("make a file for stderr")?;
-        let input = match stdin {
-            Some(path) => File::open(path)
-                .with_context(|| format!("open {}", path.display()))?
-                .into(),
-            None => Stdio::null(),
-        };
         let text = format!("{command:?}");
         println!("run {text}");
         let status = command

@@ -54,6 +54,9 @@ impl Stage {
 /// Runs every script for a stage. `root` is the pid of the root task as scripts shall see it.
 /// The caller must not have threads of a tree waiting on SIGCHLD: scripts are our children.
 pub fn run(options: &Options, log: &Log, stage: Stage, root: Option<i32>) -> anyhow::Result<()> {
+    // A script may be in another directory than we.
+    let images_dir = options.images_dir.canonicalize();
+    let images_dir = images_dir.unwrap_or_else(|_| options.images_dir.clone());
     for script in &options.action_scripts {
         log.info(format_args!(
             "Running {} script {}",
@@ -64,7 +67,7 @@ pub fn run(options: &Options, log: &Log, stage: Stage, root: Option<i32>) -> any
         command
             .stdin(Stdio::null())
             .env("CRTOOLS_SCRIPT_ACTION", stage.name())
-            .env("CRTOOLS_IMAGE_DIR", &options.images_dir);
+            .env("CRTOOLS_IMAGE_DIR", &images_dir);
         if let Some(root) = root {
             command.env("CRTOOLS_INIT_PID", root.to_string());
         }

@@ -66,6 +66,8 @@ pub enum Kind {
     Timerfd,
     /// inotify_init(2).
     Inotify,
+    /// fanotify_init(2).
+    Fanotify,
     /// pidfd_open(2).
     Pidfd,
     /// A terminal.
@@ -155,8 +157,8 @@ fn anonymous(link: &[u8]) -> Kind {
         b"anon_inode:[timerfd]" => Kind::Timerfd,
         b"anon_inode:inotify" => Kind::Inotify,
         b"anon_inode:[pidfd]" => Kind::Pidfd,
-        b"anon_inode:[fanotify]" => unsupported("a fanotify group"),
-        b"anon_inode:[io_uring]" => unsupported("an io_uring"),
+        b"anon_inode:[fanotify]" => Kind::Fanotify,
+        b"anon_inode:[io_uring]" => unsupported("an io_uring, which images have no entry for"),
         b"anon_inode:[userfaultfd]" => unsupported("a userfaultfd"),
         b"anon_inode:[perf_event]" => unsupported("a perf event"),
         b"anon_inode:bpf-map" => unsupported("a bpf map"),
@@ -248,7 +250,10 @@ mod tests {
             Kind::Namespace
         );
         let ring = kind(0, 16, 0, 2, b"anon_inode:[io_uring]");
-        assert_eq!(ring, Kind::Unsupported("an io_uring".into()));
+        assert_eq!(
+            ring,
+            unsupported("an io_uring, which images have no entry for")
+        );
         let unknown = kind(0, 16, 0, 2, b"anon_inode:[new thing]");
         assert!(matches!(unknown, Kind::Unsupported(name) if name.contains("new thing")));
     }

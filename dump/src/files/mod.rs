@@ -11,11 +11,13 @@
 
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
 mod file_lock;
 mod ghost;
 mod inet_socket;
 mod inotify;
+mod irmap;
 mod kept_options;
 mod kind;
 mod link_remap;
@@ -455,6 +457,7 @@ impl FileTable {
             Kind::Signalfd => signalfd::dump(ctx, file, id),
             Kind::Timerfd => timerfd::dump(ctx, file, id),
             Kind::Inotify => inotify::dump(ctx, self, file, id),
+            Kind::Fanotify => fanotify::dump(ctx, self, file, id),
             Kind::Pidfd => pidfd::dump(ctx, file, id),
             Kind::Namespace => namespace::dump(self, file, id),
             Kind::Tty => tty::dump(ctx, self, file, id),
@@ -507,6 +510,7 @@ fn fd_type(kind: &Kind, file: &OpenFile) -> FdTypes {
         Kind::Signalfd => FdTypes::Signalfd,
         Kind::Timerfd => FdTypes::Timerfd,
         Kind::Inotify => FdTypes::Inotify,
+        Kind::Fanotify => FdTypes::Fanotify,
         Kind::Pidfd => FdTypes::Pidfd,
         Kind::Namespace => FdTypes::Ns,
         Kind::Tty => FdTypes::Tty,

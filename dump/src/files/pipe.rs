@@ -130,6 +130,17 @@ fn read(reader: BorrowedFd, packets: bool) -> Result<(u32, Vec<Vec<u8>>)> {
     Ok((size as u32, parts))
 }
 
+/// The lengths of packets. Reads of PIPE_BUF bytes end at the end of a packet, and of plain data
+/// with the last byte only.
+fn packets_of(parts: &[Vec<u8>], are_packets: bool) -> Vec<u32> {
+    let before_last = parts.split_last().map_or(&[][..], |(_, before)| before);
+    let ends_early = before_last.iter().any(|part| part.len() < libc::PIPE_BUF);
+    if !are_packets && !ends_early {
+        return Vec::new();
+    }
+    parts.iter().map(|part| part.len() as u32).collect()
+}
+
 /// Writes pipes-data and fifo-data, one entry for each pipe that can be read in the tree.
 pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<()> {
     let pipes = &table.pipes;
@@ -148,9 +159,10 @@ pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<(
             };
             let doing = || format!("task {}: {}", buffer.task, buffer.name);
             let taken = reader.open(ctx, table).with_context(doing)?;
-            let (size, parts) = read(taken.as_fd(), buffer.packets).with_context(doing)?;
-            let packets = parts.iter().map(|part| part.len() as u32);
-            let packets = packets.filter(|_| buffer.packets).collect();
+            // A reading end does not show the mode, so without a writer the data has to.
+            let may_be_packets = buffer.packets || !buffer.has_writer;
+            let (size, parts) = read(taken.as_fd(), may_be_packets).with_context(doing)?;
+            let packets = packets_of(&parts, buffer.packets);
             let data = parts.concat();
             let image = match &mut image {
                 Some(image) => image,
@@ -170,4 +182,18 @@ pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_show_by_ending_early() {
+        let parts = |lens: &[usize]| lens.iter().map(|len| vec![0; *len]).collect::<Vec<_>>();
+        assert_eq!(packets_of(&parts(&[4096, 4096, 3]), false), []);
+        assert_eq!(packets_of(&parts(&[3, 7]), false), [3, 7]);
+        assert_eq!(packets_of(&parts(&[7]), true), [7]);
+        assert_eq!(packets_of(&[], true), []);
+    }
 }

@@ -9,7 +9,7 @@ use super::regfile::check_path;
 use super::{File, all, fown, kind_of, member, shown};
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
-use crust_proto::criu::{FdTypes, InotifyWdEntry};
+use crust_proto::criu::{FdTypes, FhEntry, InotifyWdEntry};
 use nix::libc;
 
 const IN: &[(u64, &str)] = &[
@@ -63,20 +63,8 @@ pub(super) fn plan_watches(planner: &mut Planner<'_>) {
 fn routine(watch: &InotifyWdEntry, slot: SlotId) -> Result<Routine, String> {
     let wd = i32::try_from(watch.wd).ok().filter(|wd| *wd > 0);
     let wd = wd.ok_or_else(|| format!("wd {} is no watch", watch.wd))?;
-    let path = watch.f_handle.path.clone().unwrap_or_default();
-    if !path.is_empty() {
-        check_path(&path)?;
-    }
-    let words = watch.f_handle.handle.iter();
-    let mut handle: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
-    let len = watch.f_handle.bytes as usize;
-    if len > LONGEST_HANDLE || len > handle.len() {
-        return Err(format!("f_handle.bytes {len} is longer than its handle"));
-    }
-    handle.truncate(len);
-    if path.is_empty() && handle.is_empty() {
-        return Err("f_handle has neither a path nor a handle".to_owned());
-    }
+    let path = path_of(&watch.f_handle)?;
+    let handle = handle_bytes(&watch.f_handle)?;
     Ok(Routine::WatchInode {
         slot,
         wd,
@@ -88,10 +76,32 @@ fn routine(watch: &InotifyWdEntry, slot: SlotId) -> Result<Routine, String> {
     })
 }
 
+/// The path of a watched file, empty if it has only a handle.
+pub(super) fn path_of(watched: &FhEntry) -> Result<Vec<u8>, String> {
+    let path = watched.path.clone().unwrap_or_default();
+    if !path.is_empty() {
+        check_path(&path)?;
+    } else if watched.bytes == 0 {
+        return Err("f_handle has neither a path nor a handle".to_owned());
+    }
+    Ok(path)
+}
+
+/// The bytes of its handle.
+pub(super) fn handle_bytes(watched: &FhEntry) -> Result<Vec<u8>, String> {
+    let words = watched.handle.iter();
+    let mut handle: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
+    let len = watched.bytes as usize;
+    if len > LONGEST_HANDLE || len > handle.len() {
+        return Err(format!("f_handle.bytes {len} is longer than its handle"));
+    }
+    handle.truncate(len);
+    Ok(handle)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crust_proto::criu::FhEntry;
 
     fn watch(wd: u32, bytes: u32, path: Option<&[u8]>) -> InotifyWdEntry {
         InotifyWdEntry {

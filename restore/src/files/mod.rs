@@ -12,6 +12,7 @@
 mod calls;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
 mod file_lock;
 mod fown;
@@ -43,6 +44,7 @@ mod unix_queue;
 mod unix_socket;
 
 pub use pidfd::dead_pidfd_pids;
+pub use remap::is_nameless;
 pub use tty::plan_session_terminal;
 
 use crate::plan::step::{Origin, SlotId};
@@ -150,6 +152,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     fs::plan(planner);
     remap::plan_link_removal(planner);
     inotify::plan_watches(planner);
+    fanotify::plan_marks(planner);
 }
 
 /// All entries, in the order of ids, which is that of discovery.
@@ -182,6 +185,7 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Netlinksk) => netlink_socket::plan(planner, file),
         Some(FdTypes::Packetsk) => packet_socket::plan(planner, file),
         Some(FdTypes::Inotify) => inotify::plan(planner, file),
+        Some(FdTypes::Fanotify) => fanotify::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
         _ => return,
     };
@@ -199,6 +203,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Netlinksk
             | FdTypes::Packetsk
             | FdTypes::Inotify
+            | FdTypes::Fanotify
             | FdTypes::Tty
             | FdTypes::Eventfd
             | FdTypes::Eventpoll
@@ -209,7 +214,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Ns,
         ) => return,
         Some(FdTypes::CtlTty) => ("terminals of old images", ""),
-        Some(FdTypes::Fanotify) => ("fanotify groups", ""),
         Some(FdTypes::Tunf) => ("tun and tap devices", ""),
         Some(FdTypes::Bpfmap) => ("BPF maps", ""),
         Some(FdTypes::Ext) => ("files of plugins", ""),

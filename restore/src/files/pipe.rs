@@ -73,6 +73,8 @@ fn plan_pipe(planner: &mut Planner<'_>, pipe_id: u32, ends: &[End<'_>]) {
     let packets = ends
         .iter()
         .any(|end| end.pipe.flags as i32 & libc::O_DIRECT != 0);
+    let data = planner.checkpoint.pipes_data.get(&PipeId(pipe_id));
+    let packets = packets || data.is_some_and(|data| !data.entry.crust_packets.is_empty());
     if packets {
         // Packet mode is the writing description's flag at the time of the write.
         let what = format!("packet mode of pipe {pipe_id:#x}");

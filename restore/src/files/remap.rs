@@ -15,6 +15,7 @@ use crate::plan::{Planner, Refusal, StepId};
 use crust_image::checkpoint::{Remap, RemapTarget};
 use crust_image::ids::{FileId, VirtPid};
 use crust_proto::criu::{FdTypes, RegFileEntry};
+use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All remaps, by the file they are for.
@@ -176,13 +177,14 @@ fn ghost(planner: &mut Planner<'_>, index: usize, id: u32, reg: &RegFileEntry) -
     if let Some(&Ghost { made, removed }) = planner.files.remaps.ghosts.get(&id) {
         return Way::Ghost { id, made, removed };
     }
+    let nameless = nameless_flags(planner, id);
     let what = format!("ghost of {}", shown(&reg.name));
     let path = reg.name.clone();
     let mut push = |routine| {
         let origin = origin(index, what.clone());
         planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin)
     };
-    let made = push(Routine::GhostFile { id, path });
+    let made = push(Routine::GhostFile { id, path, nameless });
     let removed = push(Routine::RemoveGhost { id });
     planner.in_turn(made, removed);
     if let Some(last) = planner.files.remaps.last_removal.replace(removed) {
@@ -194,6 +196,24 @@ fn ghost(planner: &mut Planner<'_>, index: usize, id: u32, reg: &RegFileEntry) -
         .ghosts
         .insert(id, Ghost { made, removed });
     Way::Ghost { id, made, removed }
+}
+
+/// The flags of a description of this ghost that was made without a name: only O_TMPFILE leaves
+/// this flag, and only with that description.
+fn nameless_flags(planner: &Planner<'_>, id: u32) -> Option<i32> {
+    let remaps = &planner.files.remaps.by_file;
+    let users = remaps
+        .iter()
+        .filter(|(_, remap)| remap.target == RemapTarget::Ghost(id));
+    users
+        .filter_map(|(file, _)| planner.checkpoint.file(*file)?.reg.as_ref())
+        .map(|reg| reg.flags as i32)
+        .find(|flags| is_nameless(*flags))
+}
+
+/// Whether flags are those of a description that O_TMPFILE made.
+pub fn is_nameless(flags: i32) -> bool {
+    flags & libc::O_TMPFILE & !libc::O_DIRECTORY != 0
 }
 
 fn link(planner: &mut Planner<'_>, index: usize, id: FileId) -> Option<Way> {

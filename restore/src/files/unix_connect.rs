@@ -353,25 +353,30 @@ pub(super) fn plan_sends_to(
     room.connected.push((sock.usk.ino, peer, connected));
 }
 
-/// A socket made only to fill the queue of a named receiver to which nobody is connected.
+/// A socket without a name, made only to fill the queue of a named receiver: for datagrams whose
+/// sender had no name or is not of the tree. It is not connected if the receiver's name will do
+/// when queues are filled, for a connection would show in the receiver's state. A receiver that
+/// has a peer hears nobody else.
 pub(super) fn plan_made_sender(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) {
+    let has_sender = planner.files.unix.senders.contains_key(&sock.file.id);
     let wanted = planner.checkpoint.sk_queues.contains_key(&sock.file.id)
         && !sock.is_stream()
         && sock.address != Address::None
-        && !planner.files.unix.senders.contains_key(&sock.file.id);
+        && (!has_sender || sock.usk.peer == 0);
     if !wanted {
         return;
     }
     let slot = make(planner, sock);
-    let ready = room.ready.get(&sock.usk.ino).copied();
-    let connected = connect(planner, sock, slot, [ready, None], &sock.address);
-    room.users.entry(sock.usk.ino).or_default().push(connected);
-    planner.files.unix.senders.insert(sock.file.id, slot);
-    planner
-        .files
-        .unix
-        .temporary
-        .push((slot, sock.origin("sender to")));
+    let to = sock.address.bytes().filter(|_| !sock.is_deleted());
+    if to.is_none() {
+        let ready = room.ready.get(&sock.usk.ino).copied();
+        let connected = connect(planner, sock, slot, [ready, None], &sock.address);
+        room.users.entry(sock.usk.ino).or_default().push(connected);
+    }
+    let unix = &mut planner.files.unix;
+    unix.nameless
+        .insert(sock.file.id, (slot, to.unwrap_or_default()));
+    unix.temporary.push((slot, sock.origin("sender to")));
 }
 
 /// Removes a name that was gone at the dump, when all who connect by it have done so.

@@ -41,7 +41,9 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         if !matches!(planner.files.slots.get(receiver), Some(Some(_))) {
             continue;
         }
-        let Some(&via) = planner.files.unix.senders.get(receiver) else {
+        let unix = &planner.files.unix;
+        let connected = unix.senders.get(receiver).map(|slot| (*slot, Vec::new()));
+        let Some((via, to)) = unix.nameless.get(receiver).cloned().or(connected) else {
             let why = "no socket is left by which its queue could be filled again";
             planner.refuse(Refusal::new(origin(format!("queue of {receiver}")), why));
             continue;
@@ -55,7 +57,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
         for (nth, packet) in packets.iter().enumerate() {
             let origin = origin(format!("packet {nth} for {receiver}"));
             let sender = sender_of(planner, &sockets, *receiver, packet);
-            let (via, to) = sender.unwrap_or_else(|| (via, Vec::new()));
+            let (via, to) = sender.unwrap_or_else(|| (via, to.clone()));
             match rights(planner, packet) {
                 Ok(rights) => {
                     let receiver = receiver.0;

@@ -39,6 +39,9 @@ pub(super) const TYPES: [(i32, &str); 3] = [
 pub(super) struct Sockets {
     /// For each socket that receives, the slot by which its queue is filled.
     pub senders: BTreeMap<FileId, SlotId>,
+    /// For named receivers of datagrams a slot without a name to fill the queue by, and the address
+    /// to send to, empty if it is connected.
+    pub nameless: BTreeMap<FileId, (SlotId, Vec<u8>)>,
     /// The step that binds each path, for others who mean the new file there.
     pub bound: BTreeMap<Vec<u8>, StepId>,
     /// Slots that go when queues are filled.

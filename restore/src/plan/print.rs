@@ -281,9 +281,12 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 dir.set
             )
         }
-        Routine::GhostFile { id, path } => {
+        Routine::GhostFile { id, path, nameless } => {
             write!(out, "make ghost file {id:x} at ")?;
-            write_str(out, path)
+            write_str(out, path)?;
+            nameless.map_or(Ok(()), |flags| {
+                write!(out, " without a name, flags {flags:#o}")
+            })
         }
         Routine::OpenGhost {
             id,
@@ -473,6 +476,26 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             }
             write!(out, "device {device:#x} handle type {handle_type}: ")?;
             write_hex(out, handle)
+        }
+        Routine::MarkInode {
+            slot,
+            flags,
+            mask,
+            path,
+            device,
+            handle_type,
+            handle,
+        } => {
+            write!(
+                out,
+                "mark with flags {flags:#x} mask {mask:#x} by {} ",
+                Slot(*slot)
+            )?;
+            if path.is_empty() {
+                write!(out, "handle {handle_type:#x} of device {device:#x} ")?;
+                return write_hex(out, handle);
+            }
+            write_str(out, path)
         }
         Routine::Unlink { path } => {
             out.push_str("unlink ");

@@ -78,6 +78,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::BindInet { slot, .. }
         | Routine::ArmTimer { slot, .. }
         | Routine::WatchInode { slot, .. }
+        | Routine::MarkInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
         Routine::RepairTcp(tcp) => slots.needs.push(tcp.slot),
         Routine::GoLive(live) => slots.needs.push(live.slot),

@@ -318,6 +318,9 @@ pub enum Routine {
         id: u32,
         /// Path to make it at.
         path: Vec<u8>,
+        /// Flags of the one description that made it without a name (O_TMPFILE), which can still
+        /// be linked to one.
+        nameless: Option<i32>,
     },
     /// Opens a ghost file, by this name if that is free.
     OpenGhost {
@@ -468,6 +471,23 @@ pub enum Routine {
     RepairTcp(Box<TcpRepair>),
     /// A TCP socket leaves repair mode: from here on its peer hears of it.
     GoLive(Box<GoLive>),
+    /// Adds a fanotify mark.
+    MarkInode {
+        /// The group.
+        slot: SlotId,
+        /// FAN_MARK_* flags.
+        flags: u32,
+        /// FAN_* events.
+        mask: u64,
+        /// Path of the file or mount point; empty if only the handle is known.
+        path: Vec<u8>,
+        /// Device of its file system, as the kernel's dev_t.
+        device: u32,
+        /// Type of its file handle.
+        handle_type: u32,
+        /// Its file handle (name_to_handle_at(2)).
+        handle: Vec<u8>,
+    },
     /// The bytes of a pipes-data or fifo-data entry are written into a descriptor.
     FeedPayload {
         /// Image kind by its crit name: PIPES_DATA or FIFO_DATA.

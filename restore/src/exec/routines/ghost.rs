@@ -5,25 +5,31 @@
 //! behind it; directories that are gone too are made for the moment. If something else has the
 //! name by now it is left alone and the ghost gets a name beside it: the link text is then the only
 //! thing that differs. An inode of which several names were open is linked to each of them.
+//!
+//! A file that O_TMPFILE made never had a name and can still be given one by linkat(2), which no
+//! deleted file can, so it is made by O_TMPFILE again.
 
 use super::open::open_flags;
 use super::undo::Undo;
+use crate::files::is_nameless;
 use anyhow::{Context, Result, bail};
 use crust_image::entry::ImageReader;
+use crust_process::descriptor::reopen;
 use crust_proto::criu::{GhostChunkEntry, GhostFileEntry, Timeval};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::libc;
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, lstat, mkdirat, mknod, utimensat,
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, futimens, lstat, mkdirat, mknod,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 
@@ -40,6 +46,8 @@ struct Ghost {
     mode: u32,
     /// What has to go with it, in the order of making.
     temporary: Vec<Vec<u8>>,
+    /// The description that O_TMPFILE made, if one did.
+    nameless: Option<OwnedFd>,
 }
 
 impl Ghosts {
@@ -71,6 +79,55 @@ impl Ghosts {
             path: at,
             mode: entry.mode,
             temporary,
+            nameless: None,
+        };
+        self.made.insert(id, ghost);
+        Ok(())
+    }
+
+    /// Makes the ghost of an open ghost-file image beside `path` without a name, by an open with
+    /// these flags; with one where the file system knows no files without.
+    pub fn make_nameless(
+        &mut self,
+        id: u32,
+        path: &[u8],
+        flags: i32,
+        image: &mut ImageReader<impl Read>,
+        undo: &mut Undo,
+    ) -> Result<()> {
+        let mut temporary = Vec::new();
+        make_parents(path, undo, &mut temporary)?;
+        let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let parent = OsStr::from_bytes(path.get(..parent.max(1)).unwrap_or(b"/"));
+        let flags = flags & !(libc::O_ASYNC | libc::O_EXCL) | libc::O_TMPFILE | libc::O_CLOEXEC;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let file = match open(parent, OFlag::from_bits_retain(flags), mode) {
+            Ok(file) => file,
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
+                return self.make(id, path, image, undo);
+            }
+            Err(errno) => {
+                return Err(errno).with_context(|| {
+                    format!(
+                        "make ghost file {id:x} by O_TMPFILE in {}",
+                        parent.display()
+                    )
+                });
+            }
+        };
+        let entry: GhostFileEntry = image
+            .next_entry()?
+            .with_context(|| format!("{} has no entry", image.file()))?;
+        let own = reopen(file.as_fd(), libc::O_WRONLY).context("open it once more")?;
+        let own = File::from(own);
+        fill(&own, &entry, image)
+            .and_then(|()| set_attributes_of(&own, &entry))
+            .with_context(|| format!("fill ghost file {id:x} in {}", parent.display()))?;
+        let ghost = Ghost {
+            path: path.to_vec(),
+            mode: entry.mode,
+            temporary,
+            nameless: Some(file),
         };
         self.made.insert(id, ghost);
         Ok(())
@@ -81,6 +138,15 @@ impl Ghosts {
         let Some(ghost) = self.made.get(&id) else {
             bail!("ghost file {id:x} is opened and was not made");
         };
+        if let Some(nameless) = &ghost.nameless {
+            let opened = if is_nameless(flags) {
+                nameless.try_clone().context("dup")
+            } else {
+                let opened = reopen(nameless.as_fd(), open_flags(flags, ghost.mode));
+                opened.context("open it once more")
+            };
+            return opened.with_context(|| format!("open ghost file {id:x}"));
+        }
         let flags = open_flags(flags, ghost.mode);
         open_by_name(&ghost.path, path, undo, |name| {
             let flags = OFlag::from_bits_retain(flags);
@@ -265,6 +331,18 @@ fn set_attributes(at: &[u8], entry: &GhostFileEntry) -> Result<()> {
         UtimensatFlags::NoFollowSymlink,
     )
     .context("set the times")
+}
+
+/// The same for a regular file that is open.
+fn set_attributes_of(file: &File, entry: &GhostFileEntry) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+    fchown(file, Some(uid), Some(gid)).with_context(|| format!("chown to {uid}:{gid}"))?;
+    let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
+    fchmod(file, mode).with_context(|| format!("chmod to {:#o}", mode.bits()))?;
+    let (Some(accessed), Some(modified)) = (&entry.atim, &entry.mtim) else {
+        return Ok(());
+    };
+    futimens(file, &time(accessed), &time(modified)).context("set the times")
 }
 
 fn time(time: &Timeval) -> TimeSpec {

@@ -155,7 +155,7 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             _ => Ok(()),
         },
         Routine::MakeCgroup(dir) => cgroup::make(dir, &mut ctx.undo),
-        Routine::GhostFile { id, path } => make_ghost(ctx, *id, path),
+        Routine::GhostFile { id, path, nameless } => make_ghost(ctx, *id, path, *nameless),
         Routine::OpenGhost {
             id,
             path,
@@ -272,6 +272,23 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             };
             watch::add(slots.get(*slot)?, *wd, *mask, watched)
         }
+        Routine::MarkInode {
+            slot,
+            flags,
+            mask,
+            path,
+            device,
+            handle_type,
+            handle,
+        } => {
+            let watched = watch::Watched {
+                path,
+                device: *device,
+                handle_type: *handle_type,
+                handle,
+            };
+            watch::mark(slots.get(*slot)?, *flags, *mask, watched)
+        }
         Routine::Unlink { path } => ctx
             .undo
             .remove_file(path)
@@ -280,8 +297,13 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
     }
 }
 
-fn make_ghost(ctx: &mut Ctx<'_>, id: u32, path: &[u8]) -> Result<()> {
+fn make_ghost(ctx: &mut Ctx<'_>, id: u32, path: &[u8], nameless: Option<i32>) -> Result<()> {
     let image = ctx.images.open_image(Kind::GhostFile, Some(id.into()))?;
     let mut image = image.with_context(|| format!("ghost-file-{id:x}.img is missing"))?;
-    ctx.ghosts.make(id, path, &mut image, &mut ctx.undo)
+    match nameless {
+        Some(flags) => ctx
+            .ghosts
+            .make_nameless(id, path, flags, &mut image, &mut ctx.undo),
+        None => ctx.ghosts.make(id, path, &mut image, &mut ctx.undo),
+    }
 }

@@ -57,7 +57,14 @@ pub fn open_flags(flags: i32, mode: u32) -> i32 {
 /// Looks at `path` without opening it and compares it with what it must be.
 pub fn look(path: &[u8], flags: i32, expect: &FileFacts) -> Result<FileStat> {
     let name = OsStr::from_bytes(path);
-    let nofollow = OFlag::from_bits_truncate(flags & libc::O_NOFOLLOW);
+    // The name in an image has no symbolic link at its end, or it is of the link itself: one that
+    // is there now was put there since.
+    let as_it_is = flags & libc::O_NOFOLLOW != 0 || expect.mode.is_some();
+    let nofollow = if as_it_is {
+        OFlag::O_NOFOLLOW
+    } else {
+        OFlag::empty()
+    };
     let fd = open(
         name,
         OFlag::O_PATH | OFlag::O_CLOEXEC | nofollow,

@@ -5,12 +5,12 @@
 //! looked at, nothing is opened, and a restore that succeeds pays nothing for it.
 
 use super::open;
-use crate::plan::step::{Op, Phase, Routine, Step};
+use crate::plan::step::{Op, Origin, Phase, Routine, Step};
 
 /// What stands against the opens of the first phase, as what asks for it and what is wrong, in the
 /// plan's order. An open that waits for another step is left out: what it opens may only be there
 /// then.
-pub fn problems_of_files(steps: &[Step]) -> Vec<(String, String)> {
+pub fn problems_of_files(steps: &[Step]) -> Vec<(&Origin, String)> {
     steps
         .iter()
         .filter(|step| step.phase == Phase::Open && step.after.is_empty())
@@ -34,7 +34,7 @@ pub fn problems_of_files(steps: &[Step]) -> Vec<(String, String)> {
                 _ => return None,
             };
             let error = open::look(path, *flags, expect).err()?;
-            Some((step.origin.to_string(), format!("{error:#}")))
+            Some((&step.origin, format!("{error:#}")))
         })
         .collect()
 }

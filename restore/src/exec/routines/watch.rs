@@ -34,13 +34,19 @@ pub struct Watched<'a> {
     pub handle: &'a [u8],
 }
 
+impl Watched<'_> {
+    fn open(self) -> Result<OwnedFd> {
+        if self.path.is_empty() {
+            by_handle(self)
+        } else {
+            open_path(self.path)
+        }
+    }
+}
+
 /// Adds watch `wd` with these events.
 pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: Watched<'_>) -> Result<()> {
-    let file = if watched.path.is_empty() {
-        by_handle(watched)?
-    } else {
-        open_path(watched.path)?
-    };
+    let file = watched.open()?;
     let number = inotify.as_raw_fd() as u64;
     let mut next = [
         OwnArg::Val(number),
@@ -61,6 +67,22 @@ pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: Watched<'_>) ->
         Answer::Value(got) if got == wd as u64 => Ok(()),
         other => bail!("inotify_add_watch gave {other:?}, not watch {wd}"),
     }
+}
+
+/// Adds a mark to a fanotify group.
+pub fn mark(group: BorrowedFd<'_>, flags: u32, mask: u64, watched: Watched<'_>) -> Result<()> {
+    let file = watched.open()?;
+    let mut path = format!("/proc/self/fd/{}\0", file.as_raw_fd()).into_bytes();
+    let mut args = [
+        OwnArg::Val(group.as_raw_fd() as u64),
+        OwnArg::Val(flags.into()),
+        OwnArg::Val(mask),
+        OwnArg::Val(libc::AT_FDCWD as u64),
+        OwnArg::Bytes(&mut path),
+    ];
+    broker::call(libc::SYS_fanotify_mark, &mut args, &mut [])
+        .with_context(|| format!("fanotify_mark with flags {flags:#x} and mask {mask:#x}"))?;
+    Ok(())
 }
 
 fn open_path(path: &[u8]) -> Result<OwnedFd> {

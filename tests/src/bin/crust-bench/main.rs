@@ -11,6 +11,7 @@
 //!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
+mod descriptors;
 mod memory;
 
 use anyhow::{Context, Result, ensure};
@@ -54,12 +55,13 @@ fn main() -> Result<()> {
     {
         ["write", path] => write_own_memory(Path::new(path)),
         ["read", path] => read_into_new_memory(Path::new(path)),
+        ["descriptors"] => sandbox::run_program(0, descriptors::measure),
         ["memory"] => sandbox::run_program(0, memory::measure),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
         ["max-rss", script] => crit_bench::print_max_rss(script),
         ["crit"] => crit_bench::measure(),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench [crit|memory]"),
+        _ => anyhow::bail!("usage: crust-bench [crit|descriptors|memory]"),
     }
 }
 

@@ -1,0 +1,111 @@
+//! fanotify_init(2): marks on inodes and mounts, and a queue of events.
+//!
+//! fdinfo tells the flags of the group and each mark: of an inode by its file handle, of which the
+//! path is learnt as for inotify; of a mount by its id. The queue cannot be read without consuming
+//! it and without answering for others: waiting events are lost, as with the peer, and the log says
+//! so. Refused: marks on whole file systems and mount namespaces, which images cannot hold, and
+//! permission events, for while the group is frozen everybody who touches the files hangs.
+
+use super::inotify::{encode_handle, find_watched};
+use super::{FileTable, OpenFile, Problem, RoomResult};
+use crate::context::Context;
+use anyhow::Context as _;
+use crust_image::ids::FileId;
+use crust_process::descriptor;
+use crust_process::proc::fdinfo::{FanotifyMark, FanotifyObject};
+use crust_proto::criu::{
+    FanotifyFileEntry, FanotifyInodeMarkEntry, FanotifyMarkEntry, FanotifyMountMarkEntry, FdTypes,
+    FileEntry, MarkType,
+};
+
+/// FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM and FAN_PRE_ACCESS (linux/fanotify.h).
+const PERMISSION_EVENTS: u64 = 0x1f_0000;
+
+/// Dumps a descriptor.
+pub fn dump(
+    ctx: &Context,
+    table: &mut FileTable,
+    file: &OpenFile,
+    id: FileId,
+) -> RoomResult<FileEntry> {
+    let waiting = descriptor::bytes_waiting(file.fd).context("FIONREAD")?;
+    if waiting > 0 {
+        let (pid, name) = (file.task.pid, file.name());
+        let lost = format_args!("task {pid}: {name}: {waiting} bytes of events are lost");
+        ctx.log.warn("dump/files/fanotify", lost);
+    }
+    let info = file.fdinfo()?.fanotify;
+    let info = info.ok_or_else(|| Problem::refused("fdinfo does not tell the group"))?;
+    let mark = info
+        .marks
+        .iter()
+        .map(|mark| encode_mark(ctx, table, file, mark))
+        .collect::<RoomResult<Vec<_>>>()?;
+    let entry = FanotifyFileEntry {
+        id: id.0,
+        flags: file.flags,
+        fown: file.fown(ctx)?,
+        faflags: info.flags,
+        evflags: info.event_flags,
+        mark,
+    };
+    Ok(FileEntry {
+        r#type: FdTypes::Fanotify as i32,
+        id: id.0,
+        ffy: Some(entry),
+        ..FileEntry::default()
+    })
+}
+
+fn encode_mark(
+    ctx: &Context,
+    table: &mut FileTable,
+    file: &OpenFile,
+    mark: &FanotifyMark,
+) -> RoomResult<FanotifyMarkEntry> {
+    if (mark.mask | mark.ignored_mask) & PERMISSION_EVENTS != 0 {
+        return Err(Problem::refused("it decides about permissions of others"));
+    }
+    let small = |mask: u64| {
+        u32::try_from(mask).map_err(|_| Problem::refused(format!("mask {mask:#x} is too wide")))
+    };
+    let mut entry = FanotifyMarkEntry {
+        mflags: mark.mark_flags,
+        mask: small(mark.mask)?,
+        ignored_mask: small(mark.ignored_mask)?,
+        ..FanotifyMarkEntry::default()
+    };
+    match &mark.object {
+        FanotifyObject::Inode { ino, sdev, handle } => {
+            let path = find_watched(ctx, table, file, (*sdev, *ino), handle.as_ref())
+                .map_err(|why| Problem::refused(format!("mark on inode {ino:#x}: {why}")))?;
+            entry.r#type = MarkType::Inode as i32;
+            entry.s_dev = *sdev;
+            entry.ie = Some(FanotifyInodeMarkEntry {
+                i_ino: *ino,
+                f_handle: encode_handle(handle.as_ref(), path),
+            });
+        }
+        FanotifyObject::Mount(mnt_id) => {
+            let namespace = table.mounts.of(file.task)?;
+            let mount = u64::try_from(*mnt_id)
+                .ok()
+                .and_then(|id| namespace.mount(id));
+            let mount = mount.ok_or_else(|| {
+                Problem::refused(format!(
+                    "mark on mount {mnt_id}, which the task does not see"
+                ))
+            })?;
+            entry.r#type = MarkType::Mount as i32;
+            entry.me = Some(FanotifyMountMarkEntry {
+                mnt_id: *mnt_id as u32,
+                path: Some(mount.mountpoint.clone()),
+            });
+        }
+        FanotifyObject::Filesystem(_) | FanotifyObject::MountNamespace(_) => {
+            let what = "a mark is on a whole file system or mount namespace";
+            return Err(Problem::refused(what));
+        }
+    }
+    Ok(entry)
+}
