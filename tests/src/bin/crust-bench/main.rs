@@ -9,10 +9,13 @@
 //! - A sleeping single process: wall time of dump and of restore.
 //! - 1000 threads, and 500 child processes, all asleep: the same, and the frozen time.
 //!
+//! `crust-bench tcp` measures established connections: 20 and 1000 pairs, killed and restored.
+//!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
 mod descriptors;
 mod memory;
+mod tcp;
 
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
@@ -60,8 +63,9 @@ fn main() -> Result<()> {
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
         ["max-rss", script] => crit_bench::print_max_rss(script),
         ["crit"] => crit_bench::measure(),
+        ["tcp"] => sandbox::run_program(0, tcp::measure),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench [crit|descriptors|memory]"),
+        _ => anyhow::bail!("usage: crust-bench [crit|descriptors|memory|tcp]"),
     }
 }
 
