@@ -1,14 +1,14 @@
 //! The network lock of a restore. The dump has left one, if it was on this host: it goes when all
-//! is restored and before the connections speak again. Until then we hold one of our own besides:
-//! the dump may have been on another host, and an answer to a connection that is not there yet
-//! would end it. Ours goes with us; the dump's stays after a failure, for the next try.
+//! is restored and before the connections speak again; after a failure it stays for the next try.
+//! Where there is none we hold one of our own meanwhile: the dump may have been on another host,
+//! and an answer to a connection that is not there yet would end it. Ours goes with us.
 
 use anyhow::Result;
 use crust_cli::log::Log;
 use crust_cli::options::{NetworkLock, Options};
 use crust_image::checkpoint::Checkpoint;
 use crust_process::iptables;
-use crust_process::netfilter::{Ends, HeldLock, hold, remove};
+use crust_process::netfilter::{Ends, HeldLock, exists, hold, remove};
 use crust_proto::criu::InetSkEntry;
 use nix::libc;
 use std::net::{IpAddr, SocketAddr};
@@ -42,6 +42,9 @@ impl Locked {
             return locked;
         }
         let name = locked.table.as_deref().unwrap_or("CRIU");
+        if exists(name) == Ok(true) {
+            return locked;
+        }
         match hold(&format!("{name}-restore"), &locked.connections) {
             Ok(held) => locked.held = Some(held),
             // Connections without an end in flight come back without it.

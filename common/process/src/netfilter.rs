@@ -23,6 +23,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// NFT_MSG_* of include/uapi/linux/netfilter/nf_tables.h.
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
@@ -103,6 +104,35 @@ pub fn remove(table: &str) -> Result<bool, NetfilterError> {
         Ok(_) => Ok(true),
         Err(error) if error.errno == Errno::ENOENT => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a lock of this name. Only a question: a change would wait for the kernel's
+/// readers (synchronize_rcu), tens of milliseconds on a busy machine.
+pub fn exists(table: &str) -> Result<bool, NetfilterError> {
+    let failed = |errno| NetfilterError {
+        doing: "look for",
+        table: table.to_owned(),
+        errno,
+    };
+    let socket = netlink::open(SockProtocol::NetlinkNetFilter).map_err(failed)?;
+    let mut writer = Writer::default();
+    writer.message(GET_TABLE, netlink::REQUEST, 1, |message| {
+        message.raw(&[INET, 0, 0, 0]);
+        message.text(1, table);
+    });
+    netlink::send(socket.as_fd(), writer.bytes()).map_err(failed)?;
+    let mut buffer = vec![0; 4096];
+    let len = netlink::receive(socket.as_fd(), &mut buffer).map_err(failed)?;
+    let answer = split_message(buffer.get(..len).unwrap_or_default());
+    match answer {
+        Some((message, _)) if message.kind == netlink::ERROR => match message.status() {
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(failed(errno)),
+            Ok(()) => Ok(true),
+        },
+        Some((message, _)) => Ok(message.kind == NEW_TABLE),
+        None => Err(failed(Errno::EBADMSG)),
     }
 }
 
@@ -444,7 +474,9 @@ mod tests {
             leave_locked("CRIU-many", &many).expect("nf_tables");
             let again = leave_locked("CRIU-many", &many).expect_err("it is there");
             assert_eq!(again.errno, Errno::EEXIST);
+            assert_eq!(exists("CRIU-many"), Ok(true));
             assert_eq!(remove("CRIU-many"), Ok(true));
+            assert_eq!(exists("CRIU-many"), Ok(false));
         });
     }
 }
