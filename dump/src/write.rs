@@ -10,7 +10,7 @@ use crate::mm::copy::{PAGE, PageSource};
 use crate::mm::pages::{Counts, PagemapImage, create_pagemap};
 use crate::mm::ranges::split;
 use crate::mm::shmem::write_shmem;
-use crate::mm::vmas::{Backing, encode_guard};
+use crate::mm::vmas::{Backing, Vma, encode_guard};
 use crate::stats::Stats;
 use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
@@ -246,26 +246,35 @@ fn write_task_memory(
     let mut image = create_pagemap(images, name, pages_id, &file, &task.mem, &check)?;
     let mut pagemap = Pagemap::open(&subject.facts.dir)?;
     let mut mm = subject.mm.clone();
-    for vma in subject.vmas.iter().filter(|vma| vma.has_own_pages()) {
-        if vma.is_dumped_whole() {
-            image.add(
-                vma.range.start,
-                (vma.range.end - vma.range.start) / PAGE,
-                false,
-            )?;
+    // Neighbours of anonymous memory are looked at with one call, which for ten thousand small ones
+    // is most of the time; others one by one, for what is a file's own page depends on the area.
+    let alike = |one: &Vma, other: &Vma| one.is_plain() && other.is_plain();
+    for vmas in subject.vmas.chunk_by(alike) {
+        let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else {
+            continue;
+        };
+        if first.is_dumped_whole() {
+            let pages = (first.range.end - first.range.start) / PAGE;
+            image.add(first.range.start, pages, false)?;
             continue;
         }
-        let of = match vma.backing {
+        if !first.has_own_pages() {
+            continue;
+        }
+        let of = match first.backing {
             Backing::Anonymous => PrivateOf::Anonymous,
             _ => PrivateOf::File,
         };
-        for run in pagemap.pages_to_dump(vma.range.clone(), of) {
-            match run? {
-                PageRun::Guard { start, end } => mm.vmas.push(encode_guard(&(start..end))),
-                PageRun::Dump { start, end } => {
-                    for part in without(start..end, &subject.absent) {
-                        add_pages(&mut image, part, unchanged, vma.may_be_lazy())?;
-                    }
+        for run in pagemap.pages_to_dump(first.range.start..last.range.end, of) {
+            let run = run?;
+            let (PageRun::Guard { start, end } | PageRun::Dump { start, end }) = run;
+            for (vma, part) in by_area(start..end, vmas) {
+                if let PageRun::Guard { .. } = run {
+                    mm.vmas.push(encode_guard(&part));
+                    continue;
+                }
+                for part in without(part, &subject.absent) {
+                    add_pages(&mut image, part, unchanged, vma.may_be_lazy())?;
                 }
             }
         }
@@ -273,6 +282,17 @@ fn write_task_memory(
     let counts = image.finish()?;
     write_entry(images, Kind::Mm, Some(id), &mm)?;
     Ok(counts)
+}
+
+/// The parts of a run by the areas they are in.
+fn by_area(run: Range<u64>, vmas: &[Vma]) -> impl Iterator<Item = (&Vma, Range<u64>)> {
+    let first = vmas.partition_point(|vma| vma.range.end <= run.start);
+    let inside = vmas.iter().skip(first);
+    let inside = inside.take_while(move |vma| vma.range.start < run.end);
+    inside.map(move |vma| {
+        let part = run.start.max(vma.range.start)..run.end.min(vma.range.end);
+        (vma, part)
+    })
 }
 
 fn add_pages<S: PageSource>(

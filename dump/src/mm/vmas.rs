@@ -85,6 +85,11 @@ impl Vma {
         own && !matches!(self.backing, Backing::Vvar | Backing::Vsyscall)
     }
 
+    /// Whether it is private anonymous memory and nothing else.
+    pub fn is_plain(&self) -> bool {
+        self.backing == Backing::Anonymous && !self.shared
+    }
+
     /// Whether all its pages are dumped, and no pagemap is asked: a restorer on another kernel
     /// compares the vdso with its own, and a ring is as small.
     pub fn is_dumped_whole(&self) -> bool {
