@@ -107,6 +107,8 @@ pub struct Host {
     pub creds: Creds,
     /// The highest capability the kernel knows.
     pub last_cap: u32,
+    /// The login id of audit, `u32::MAX` when never set; `None` on a kernel without auditing.
+    pub loginuid: Option<u32>,
     /// Processors are numbered below this.
     pub cpus: u32,
     /// Limits in the kernel's order.
@@ -153,6 +155,7 @@ impl Host {
                 .collect(),
             creds: creds()?,
             last_cap: number("/proc/sys/kernel/cap_last_cap")?,
+            loginuid: number("/proc/self/loginuid").ok(),
             cpus: cpus()?,
             limits,
             nice: nice()?,
@@ -329,6 +332,7 @@ pub mod tests {
                 ..Creds::default()
             },
             last_cap: 40,
+            loginuid: None,
             cpus: 2,
             limits,
             nice: 0,

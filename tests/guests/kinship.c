@@ -69,6 +69,11 @@ int main(int argc, char **argv)
 	wl_start(argc, argv);
 	k = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	MUST(!prctl(PR_SET_CHILD_SUBREAPER, 1));
+	/* The login id of audit, which all of us inherit; a kernel may have none. */
+	int login = open("/proc/self/loginuid", O_RDWR);
+	if (login >= 0)
+		MUST(write(login, "1234", 4) == 4);
+	close(login);
 	wl_fork(leaves_its_session, NULL);
 	orphaned = wl_fork(leaves_an_orphan, NULL);
 	MUST(waitpid(orphaned, &st, 0) == orphaned);
@@ -112,6 +117,7 @@ int main(int argc, char **argv)
 	}
 	MUST(k[1].sid == getsid(0) && k[0].sid == k[0].pid && k[2].sid == k[0].pid);
 	MUST(k[4].ppid == getpid());
+	MUST(login < 0 || !strcmp(slurp("/proc/self/loginuid"), "1234"));
 	state(mate, &now);
 	MUST(now.pgid == dead[0]);
 	for (int i = 0; i < 4; i++) {

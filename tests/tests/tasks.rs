@@ -57,6 +57,22 @@ fn bomb(sandbox: &Sandbox, kind: &str) -> Result<()> {
     sandbox.assert_only(&[])
 }
 
+/// A big family: what is linear in it shows, and no limit is met on the way.
+fn many(sandbox: &Sandbox, kind: &str, number: usize) -> Result<()> {
+    let guest = sandbox.start_with("many", &[kind, &number.to_string()])?;
+    let images = sandbox.images("many")?;
+    sandbox.dump_and_kill(&guest, &images, &[])?;
+    sandbox.assert_only(&[])?;
+    sandbox.restore(&images, &[])?.succeeded()?;
+    let members = match kind {
+        "threads" => crust_tests::proc_snapshot::threads(guest.pid)?.len(),
+        _ => tree(guest.pid)?.len(),
+    };
+    ensure!(members == number, "{members} {kind} are left of {number}");
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
 /// A dumped guest and its images.
 fn dumped(sandbox: &Sandbox, name: &str) -> Result<(Guest, PathBuf)> {
     let guest = sandbox.start(name)?;
@@ -98,6 +114,9 @@ fn restoring(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<Child> {
 sandbox_test! {
     fn a_thread_bomb(sandbox) { bomb(sandbox, "threads") }
     fn a_fork_bomb(sandbox) { bomb(sandbox, "forks") }
+
+    fn a_thousand_threads(sandbox) { many(sandbox, "threads", 1000) }
+    fn five_hundred_children(sandbox) { many(sandbox, "children", 500) }
 
     fn a_vfork_in_progress_is_refused_by_name(sandbox) {
         let guest = sandbox.start("vfork_wait")?;

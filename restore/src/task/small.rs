@@ -4,8 +4,8 @@
 //! dumpable.
 
 use super::{Live, Thread, signals};
-use crate::plan::calls::{prctl, signal};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase};
+use crate::plan::calls::{close, prctl, signal};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::UserDescT;
 use nix::libc;
@@ -168,6 +168,7 @@ pub fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
     let Some(leader) = live.leader() else { return };
     let actor = leader.actor();
     plan_personality(planner, live, leader);
+    plan_loginuid(planner, live, leader);
     if live.tc.child_subreaper == Some(true) {
         let args = [Arg::Int(1)];
         let call = prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, args);
@@ -206,6 +207,39 @@ pub fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
             text: score.to_string(),
         };
         planner.push(Phase::Creds, Actor::Broker, op, leader.origin("OOM score"));
+    }
+}
+
+/// The login id can only be set by the task itself, through its own /proc file. Descriptor 0 is
+/// free as long as memory is being mapped.
+fn plan_loginuid(planner: &mut Planner<'_>, live: &Live<'_>, leader: &Thread<'_>) {
+    const CAP_AUDIT_CONTROL: u32 = 30;
+    let (Some(wanted), Some(has)) = (live.tc.loginuid, planner.host.loginuid) else {
+        return;
+    };
+    if wanted == has {
+        return;
+    }
+    let origin = leader.origin("login id");
+    if has != u32::MAX && !planner.host.has_cap(CAP_AUDIT_CONTROL) {
+        let why = format!(
+            "tc.loginuid {wanted} is not that of crust-restore, {has}, which has no CAP_AUDIT_CONTROL"
+        );
+        planner.refuse(Refusal::new(origin, why).hint("run it outside of a login session"));
+        return;
+    }
+    let text = wanted.to_string().into_bytes();
+    let len = text.len() as i64;
+    let open = vec![
+        Arg::named("AT_FDCWD", libc::AT_FDCWD),
+        Arg::Str(b"/proc/self/loginuid".to_vec()),
+        Arg::named("O_WRONLY", libc::O_WRONLY),
+    ];
+    let open = Call::new("openat", libc::SYS_openat, open).answers(Ret::Exactly(0));
+    let write = vec![Arg::Int(0), Arg::bytes(text), Arg::Int(len)];
+    let write = Call::new("write", libc::SYS_write, write).answers(Ret::Exactly(len));
+    for call in [open, write, close(0)] {
+        planner.call(Phase::Memory, leader.actor(), call, origin.clone());
     }
 }
 
