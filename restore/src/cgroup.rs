@@ -260,8 +260,8 @@ fn plan_directories(planner: &mut Planner<'_>, entry: &CgroupEntry) {
 
 /// The directory of crust-restore itself in a hierarchy.
 fn own_directory(planner: &Planner<'_>, mount: &[u8]) -> Vec<u8> {
-    let hosts = planner.host.cgroups.iter();
-    let own = hosts.filter(|host| host.mountpoint == mount).next_back();
+    let mut hosts = planner.host.cgroups.iter();
+    let own = hosts.find(|host| host.mountpoint == mount);
     let own = own.map_or(&[][..], |host| &host.own);
     [mount, own].concat()
 }
@@ -275,8 +275,8 @@ fn plan_roots(planner: &mut Planner<'_>, must_exist: bool) {
     let members = sets.filter(|entry| Some(entry.id) == set);
     for member in members.flat_map(|entry| &entry.ctls) {
         let moved = Rerooting::of(planner, &member.name);
-        let mount = planner.host.cgroups.iter();
-        let mount = mount.filter(|mount| mount.serves(&member.name)).next_back();
+        let mut mounts = planner.host.cgroups.iter();
+        let mount = mounts.find(|mount| mount.serves(&member.name));
         let (Some(moved), Some(mount)) = (moved, mount) else {
             continue;
         };
