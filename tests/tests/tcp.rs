@@ -122,6 +122,29 @@ sandbox_test! {
         expect_end(sandbox, &guest, peer)
     }
 
+    /// By the rules that CRIU would have made, and which it would delete again.
+    fn locked_by_iptables(sandbox) {
+        let rules = || Command::new("iptables").arg("-S").output();
+        if !rules().is_ok_and(|output| output.status.success()) {
+            println!("SKIPPED: iptables is not installed, or not for this kernel");
+            return Ok(());
+        }
+        let locked = || anyhow::Ok(String::from_utf8(rules()?.stdout)?.contains("0xc114"));
+        let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };
+        let images = sandbox.images("iptables")?;
+        let by = ["--tcp-established", "--network-lock", "iptables"];
+        sandbox.dump_and_kill(&guest, &images, &by)?;
+        ensure!(locked()?, "no rule is in force");
+        peer.write_all(b"waits")?;
+        sandbox.restore(&images, ESTABLISHED)?.succeeded()?;
+        ensure!(!locked()?, "a rule is left");
+        expect(&mut peer, &changed(b"waits"))?;
+        let running = [&by[..], &["--leave-running"]].concat();
+        sandbox.dump(guest.pid, &sandbox.images("again")?, &running)?.succeeded()?;
+        ensure!(!locked()?, "a rule is left of a dump that leaves the tree running");
+        expect_end(sandbox, &guest, peer)
+    }
+
     /// The peer's end comes while the program is away: it is sent again.
     fn peer_ends_meanwhile(sandbox) {
         let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };

@@ -10,7 +10,7 @@
 //! are lost, as UDP may lose them: the log says so.
 
 use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN, SYN_SENT};
-use super::{FileTable, OpenFile, Problem, RoomResult, kept_options, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, kept_options, raw_socket, sock_options};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_cli::options::Options;
@@ -91,11 +91,11 @@ pub fn dump(
 
 /// What a socket is.
 #[derive(Debug)]
-struct Socket {
-    family: i32,
+pub(super) struct Socket {
+    pub(super) family: i32,
     kind: i32,
-    protocol: i32,
-    state: u32,
+    pub(super) protocol: i32,
+    pub(super) state: u32,
     /// The longest queue of a listener.
     backlog: u32,
     /// Connections that wait in it.
@@ -107,7 +107,7 @@ struct Socket {
     /// Nothing more will come: the peer has ended, or the program does not want it.
     ended: bool,
     local: Address,
-    peer: Address,
+    pub(super) peer: Address,
 }
 
 impl Socket {
@@ -180,7 +180,7 @@ impl Socket {
         self.protocol == libc::IPPROTO_TCP && !self.is_raw()
     }
 
-    fn is_raw(&self) -> bool {
+    pub(super) fn is_raw(&self) -> bool {
         self.kind == libc::SOCK_RAW
     }
 
@@ -288,9 +288,9 @@ impl fmt::Display for Socket {
 
 /// One end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Address {
-    port: u16,
-    words: Vec<u32>,
+pub(super) struct Address {
+    pub(super) port: u16,
+    pub(super) words: Vec<u32>,
 }
 
 impl Address {
@@ -415,9 +415,6 @@ fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Re
     }
     Ok(())
 }
-
-#[path = "raw_socket.rs"]
-mod raw_socket;
 
 #[cfg(test)]
 mod tests {

@@ -30,6 +30,7 @@ mod packet_socket;
 mod path;
 mod pidfd;
 mod pipe;
+mod raw_socket;
 mod regfile;
 mod remap;
 mod signalfd;

@@ -1,7 +1,8 @@
 //! What raw sockets (raw(7)) have besides: headers of the program's own, filters of ICMP types, and a
 //! peer without a port.
 
-use super::{Address, ESTABLISHED, Socket};
+use super::inet_socket::{Address, Socket};
+use super::tcp::ESTABLISHED;
 use anyhow::Context as _;
 use crust_process::descriptor::{sockopt_bytes, sockopt_int};
 use crust_proto::criu::IpOptsRawEntry;
