@@ -19,7 +19,7 @@ static void expect(int fd, const char *text, const char *sender, int len)
 	socklen_t al = sizeof(a);
 	int n = recvfrom(fd, b, sizeof(b), MSG_DONTWAIT, (void *)&a, &al);
 	MUST(n == (int)strlen(text) && !memcmp(b, text, n));
-	if (len == 0 ? al > 2 : al < 2 + len || memcmp(a.sun_path, sender, len))
+	if (len == 0 ? al > 2 : (int)al < 2 + len || memcmp(a.sun_path, sender, len))
 		fail("%s is from an address of %d bytes: %s", text, (int)al, a.sun_path + (len && !*sender));
 }
 int main(int argc, char **argv)

@@ -296,6 +296,35 @@ impl Tmux {
     }
 }
 
+/// Waits until the clients that told us of their end have ended: the panes have shells only.
+fn only_shells_are_left(server: i32) -> Result<()> {
+    let is_shell = |pid: &i32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        matches!(comm.trim_end(), "sh" | "bash")
+    };
+    // One that has ended meanwhile has no comm, and is looked for again.
+    while !tree(server).is_ok_and(|pids| pids.iter().skip(1).all(is_shell)) {
+        std::thread::yield_now();
+    }
+    settle(server)
+}
+
+/// A look at the server when it has closed what its last clients left: two looks are equal.
+fn steady(server: i32) -> Result<Snapshot> {
+    loop {
+        let looks = [Snapshot::of_tree(server), Snapshot::of_tree(server)];
+        if let [Ok(one), Ok(two)] = looks
+            && one == two
+        {
+            return Ok(one);
+        }
+        ensure!(
+            Path::new(&format!("/proc/{server}")).exists(),
+            "tmux has ended"
+        );
+    }
+}
+
 fn tmux_with_two_panes(sandbox: &Sandbox) -> Result<()> {
     if missing("tmux") {
         return Ok(());
@@ -328,9 +357,8 @@ fn tmux_with_two_panes(sandbox: &Sandbox) -> Result<()> {
         out: dir.join("out"),
     };
     let images = sandbox.images("tmux")?;
-    // Of the client that has just gone, nothing may be left in the server.
-    settle(pid)?;
-    let before = Snapshot::of_tree(pid)?;
+    only_shells_are_left(pid)?;
+    let before = steady(pid)?;
     sandbox.dump_and_kill(&server, &images, &[])?;
     sandbox.restore(&images, &[])?.succeeded()?;
     before.expect_same(&Snapshot::of_tree(pid)?, &[])?;
