@@ -3,7 +3,7 @@
 //! of the corpus with flipped bits, overwritten numbers and cut tails. Needs no root.
 
 use anyhow::{Context, Result, ensure};
-use crust_tests::{build, corpus::recorded, tools::text};
+use crust_tests::{build, corpus::recorded, kills::Random, mutation::damaged_bytes, tools::text};
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
@@ -17,41 +17,6 @@ const ROUNDS: u64 = 6;
 const MEMORY_KIB: u64 = 2 << 20;
 /// Seconds.
 const LIMIT: &str = "20";
-
-/// xorshift64: the same damages in each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % (limit.max(1) as u64)).unwrap_or(0)
-    }
-}
-
-fn damaged(good: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut bad = good.to_vec();
-    // Behind the magic: a wrong magic ends the reading at once and tests nothing more.
-    let at = 8 + random.below(good.len().saturating_sub(8));
-    match random.below(4) {
-        0 => bad.truncate(at),
-        1 => bad
-            .iter_mut()
-            .skip(at)
-            .take(4)
-            .for_each(|byte| *byte = 0xff),
-        2 => bad.extend_from_slice(&good[at.min(good.len())..]),
-        _ => {
-            let bit = random.below(8);
-            bad.iter_mut()
-                .skip(at)
-                .take(1)
-                .for_each(|byte| *byte ^= 1 << bit);
-        }
-    }
-    bad
-}
 
 fn bounded(program: &Path, arguments: &[&str]) -> Result<Output> {
     let script = format!("ulimit -v {MEMORY_KIB}; exec timeout {LIMIT} \"$0\" \"$@\"");
@@ -105,7 +70,7 @@ fn attacked(name: &str) -> Result<()> {
         let path = images.join(&image);
         let good = fs::read(&path)?;
         for round in 0..ROUNDS {
-            let bad = damaged(&good, &mut random);
+            let (bad, _) = damaged_bytes(&good, &mut random);
             fs::write(&path, &bad)?;
             let what = format!("{name}/{image}, damage {round}, kept in {}", path.display());
             let plan = ["-D", text(&images)?, "--plan"];

@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::fds::PidFd;
+use crate::memory::TaskMem;
 use crate::pid::HostPid;
 use crate::scratch::{Scratch, Table};
 use crate::steps::step;
@@ -242,6 +243,7 @@ impl Made {
     /// signal mask: with the signal let through it is taken before any instruction is run.
     pub fn stop_by(&mut self, signal: i32) -> Result<()> {
         let pid = self.tid();
+        self.stand_before_breakpoint()?;
         self.thread.set_sigmask(!(1 << (signal.clamp(1, 64) - 1)))?;
         // SAFETY: kill takes numbers only.
         Errno::result(unsafe { libc::kill(pid.get(), signal) })
@@ -250,6 +252,15 @@ impl Made {
             self.thread.resume()?;
             match tracee::wait_blocking(pid)? {
                 Wait::Stopped(Stop::Group(_)) => return Ok(()),
+                // It has met the breakpoint: the kernel lets only SIGSTOP stop a task of an
+                // orphaned process group (kernel/signal.c, get_signal).
+                Wait::Stopped(Stop::Signal(libc::SIGTRAP)) => {
+                    self.thread.drop_signal();
+                    let doing = format!(
+                        "stop it by signal {signal}, which stops nobody in an orphaned process group"
+                    );
+                    return Err(Error::new(pid, doing, Errno::EPERM));
+                }
                 Wait::Stopped(stop @ Stop::Signal(got)) if got == signal => {
                     self.thread.stopped_again(stop);
                 }
@@ -259,6 +270,22 @@ impl Made {
                 }
             }
         }
+    }
+
+    /// A task that goes on in spite of what should stop it meets the breakpoint once more that ended
+    /// its last batch, and not whatever lies behind it.
+    fn stand_before_breakpoint(&self) -> Result<()> {
+        const BREAKPOINT: u8 = 0xcc;
+        let mut regs = self.thread.regs()?;
+        let at = regs.0.rip.wrapping_sub(1);
+        let mut byte = [0];
+        TaskMem::open(self.tid())?.read_exact_at(at, &mut byte)?;
+        if byte == [BREAKPOINT] {
+            regs.0.rip = at;
+            regs.0.orig_rax = u64::MAX;
+            self.thread.set_regs(&regs)?;
+        }
+        Ok(())
     }
 
     /// Waits for the death of a task that was told to die, with all signals let through.

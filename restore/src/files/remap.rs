@@ -18,6 +18,9 @@ use crust_proto::criu::{FdTypes, RegFileEntry};
 use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What the names of hard links made by a dump begin with.
+const LINK_PREFIX: &[u8] = b"link_remap.";
+
 /// All remaps, by the file they are for.
 #[derive(Debug, Default)]
 pub(super) struct Remaps {
@@ -231,6 +234,14 @@ fn link_path(planner: &Planner<'_>, id: FileId) -> Result<Vec<u8>, String> {
     let reg = file.and_then(|file| file.entry.reg.as_ref());
     let reg = reg.ok_or_else(|| format!("remap_id {id} is no REG entry of files.img"))?;
     check_path(&reg.name)?;
+    // It will be removed: only what a dump has made.
+    let file_name = reg.name.rsplit(|byte| *byte == b'/').next();
+    if !file_name.is_some_and(|name| name.starts_with(LINK_PREFIX)) {
+        return Err(format!(
+            "{} is not the name of a link of a dump",
+            shown(&reg.name)
+        ));
+    }
     Ok(reg.name.clone())
 }
 

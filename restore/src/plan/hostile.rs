@@ -142,7 +142,14 @@ fn damaged_images_are_planned_or_refused() {
         .iter()
         .map(|dir| read_set(dir).expect("a set"))
         .collect();
-    let scratch = std::env::temp_dir().join(format!("crust-hostile-{}", std::process::id()));
+    // In memory: ext4 brings a file that is cut and written anew to the disk at once.
+    let memory = PathBuf::from("/dev/shm");
+    let scratch = if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    };
+    let scratch = scratch.join(format!("crust-hostile-{}", std::process::id()));
     let mut victims: Vec<(Victim, PathBuf)> = Vec::new();
     for (number, set) in sets.iter().enumerate() {
         let dir = scratch.join(number.to_string());
