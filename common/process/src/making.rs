@@ -311,12 +311,32 @@ impl Made {
         self.thread.detach()
     }
 
-    /// Kills the process and waits for its end. It may be dead already.
+    /// Kills the process and waits for its end. It may be dead already. A leader's end is told only
+    /// when its other threads have been reaped, and there may be some that nobody has adopted: a
+    /// batch that failed behind a clone has made them.
     pub fn kill(self) {
         let pid = self.tid();
         kill(pid);
-        while let Ok(Wait::Stopped(_)) = tracee::wait_blocking(pid) {}
+        loop {
+            for tid in other_threads(pid) {
+                let _ = tracee::try_wait(tid);
+            }
+            match tracee::try_wait(pid) {
+                Ok(Some(Wait::Exited(_))) | Err(_) => return,
+                Ok(_) => std::thread::yield_now(),
+            }
+        }
     }
+}
+
+/// The threads of a process besides its leader; none if it is gone.
+fn other_threads(pid: HostPid) -> Vec<HostPid> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let tid = |name: std::ffi::OsString| HostPid::new(name.to_str()?.parse().ok()?);
+    let tids = entries.flatten().filter_map(|entry| tid(entry.file_name()));
+    tids.filter(|tid| *tid != pid).collect()
 }
 
 /// The child's first and only code of its own: it sleeps on the pidfd of its maker, whose death
