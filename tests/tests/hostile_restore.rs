@@ -20,7 +20,7 @@ use nix::{
 };
 use std::{env, fs, path::Path, process::Command};
 
-const A_FEW: u64 = 8;
+const A_FEW: u64 = 20;
 /// Address space of a run, KiB.
 const MEMORY_KIB: u64 = 4 << 20;
 /// Seconds that a restore may take on a busy machine.

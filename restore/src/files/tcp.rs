@@ -104,8 +104,14 @@ impl Plan {
             ino,
             local: local.to_vec(),
             remote: remote.to_vec(),
-            in_seq: stream.inq_seq.wrapping_sub(stream.inq_len + theirs),
-            out_seq: stream.outq_seq.wrapping_sub(stream.outq_len + ours),
+            in_seq: stream
+                .inq_seq
+                .wrapping_sub(stream.inq_len)
+                .wrapping_sub(theirs),
+            out_seq: stream
+                .outq_seq
+                .wrapping_sub(stream.outq_len)
+                .wrapping_sub(ours),
             waiting: stream.inq_len,
             sent,
             options: options(stream)?,
