@@ -279,7 +279,7 @@ sandbox_test! {
         let images = sandbox.images("vfork")?;
         let arguments = ["-t", &pid, "-D", text(&images)?, "--timeout", "1"];
         let words = [pid.as_str(), "vfork"];
-        let expected = failure("unstoppable", None, &words);
+        let expected = failure("vfork", None, &words);
         expect(sandbox, &|| crust(sandbox, "crust-dump", &[], &arguments), &expected)?;
         kill(Pid::from_raw(kid), Signal::SIGUSR1)?;
         guest.wait_for_line(sandbox, "ready")?;

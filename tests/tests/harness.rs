@@ -11,10 +11,25 @@ const NOT_ALONE: &[&str] = &[
     "tun",
     "bpfmap",
     "mntns",
-    // An argument: proc_remap.rs and kill_dumper.rs start these.
+    // Arguments: the tests that need them start these.
     "procfd",
     "reaper",
     "interrupted",
+    "bomb",
+    "family",
+    "incremental",
+    "many",
+    "many_fds",
+    "manymaps",
+    "outside",
+    "tcp_many",
+    // Never at rest.
+    "tcp_busy",
+    // A signal ends what it waits for: failures.rs sends it.
+    "vfork",
+    // Huge pages, or segments in the namespace of the host.
+    "hugetlb",
+    "sysv_host",
 ];
 
 fn every_guest() -> Result<Vec<String>> {
