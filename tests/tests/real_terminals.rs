@@ -373,7 +373,9 @@ fn tmux_with_two_panes(sandbox: &Sandbox) -> Result<()> {
     }
     // A window's size goes through the pair, as before.
     tmux.ask(&["resize-window", "-t", "s:0", "-x", "70", "-y", "20"])?;
-    tmux.run("s:0.0", "echo now $(tput cols)")?;
+    // tmux resizes the terminals of its panes some time after it has answered.
+    let resized = "until [ $(tput cols) = 70 ]; do :; done; echo now $(tput cols)";
+    tmux.run("s:0.0", resized)?;
     let shown = tmux.ask(&["capture-pane", "-p", "-t", "s:0.0"])?;
     ensure!(shown.contains("now 70"), "{shown}");
     let pids = tree(pid)?;

@@ -26,6 +26,7 @@ use crust_proto::criu::{
 };
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -406,11 +407,17 @@ fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Re
     if socket.is_tcp() {
         return Ok(());
     }
-    let waiting = bytes_waiting(file.fd).context("FIONREAD")?;
-    if waiting > 0 {
+    let is_waiting = match bytes_waiting(file.fd) {
+        // Ping sockets have no ioctl of their own (ping_prot, net/ipv4/ping.c).
+        Err(Errno::ENOTTY) => {
+            let mut polled = [PollFd::new(file.fd, PollFlags::POLLIN)];
+            poll(&mut polled, PollTimeout::ZERO).context("poll")? > 0
+        }
+        waiting => waiting.context("FIONREAD")? > 0,
+    };
+    if is_waiting {
         let (pid, name) = (file.task.pid, file.name());
-        let message =
-            format_args!("task {pid}: {name}: not kept: a waiting datagram of {waiting} bytes");
+        let message = format_args!("task {pid}: {name}: not kept: a waiting datagram");
         ctx.log.warn("dump/files/inet_socket", message);
     }
     Ok(())
