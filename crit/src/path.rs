@@ -1,8 +1,8 @@
 //! Paths to a place in an image's JSON: `entries[0].reg.name`, for people who edit by hand.
 //!
-//! Steps are `.key`, `[n]` (from the end when negative), `[*]` and `[key=value]`, which takes the
-//! items of an array whose member (a dotted key) has that value. A path that begins with `[` starts
-//! at the entries.
+//! Steps are `.key`, `[n]` (from the end when negative), `.n` for the same, `[*]` and `[key=value]`,
+//! which takes the items of an array whose member (a dotted key) has that value. A path that begins
+//! with `[` or a number starts at the entries.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -26,7 +26,7 @@ impl Path {
     pub fn parse(text: &str) -> Result<Path> {
         let mut steps = Vec::new();
         let mut rest = text.strip_prefix('.').unwrap_or(text);
-        if rest.starts_with('[') {
+        if rest.starts_with(|first: char| first == '[' || first.is_ascii_digit()) {
             steps.push(Step::Key("entries".to_owned()));
         }
         while !rest.is_empty() {
@@ -44,7 +44,10 @@ impl Path {
                 if key.is_empty() {
                     bail!("path {text}: an empty key");
                 }
-                steps.push(Step::Key(key.to_owned()));
+                // No member of an image's JSON is named by a number.
+                let index = key.bytes().all(|byte| byte.is_ascii_digit());
+                let index = index.then(|| key.parse().ok()).flatten();
+                steps.push(index.map_or_else(|| Step::Key(key.to_owned()), Step::Index));
                 rest = behind.strip_prefix('.').unwrap_or(behind);
             }
         }
@@ -292,6 +295,8 @@ mod tests {
     fn steps() {
         assert_eq!(get("magic").unwrap(), [json!("FILES")]);
         assert_eq!(get("entries[0].reg.name").unwrap(), [json!("/a")]);
+        assert_eq!(get(".entries.0.reg.name").unwrap(), [json!("/a")]);
+        assert_eq!(get("1.pipe.pipe_id").unwrap(), [json!(7)]);
         assert_eq!(get("[-1].pipe.pipe_id").unwrap(), [json!(7)]);
         assert_eq!(get("[*].id").unwrap(), [json!(1), json!(2)]);
         assert_eq!(get("[reg.name=/a].id").unwrap(), [json!(1)]);

@@ -59,6 +59,13 @@ struct Report {
 fn remap_dir(dir: &Path, maps: &Maps, dry_run: bool) -> Result<Report> {
     let dump = Dump::open(dir)?;
     dump.must_be_a_directory()?;
+    if maps.has_pids() && dir.join("parent").symlink_metadata().is_ok() {
+        bail!(
+            "{}: its parent dump has the memory of its tasks under their pids: `crit flatten` it \
+             first",
+            dir.display()
+        );
+    }
     let names = dump.names()?;
     let known = known_numbers(&dump)?;
     maps.check(&known)?;

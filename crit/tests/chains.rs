@@ -308,3 +308,21 @@ fn a_copy_is_a_copy() {
         );
     }
 }
+
+/// The parents know the tasks by their old pids: a chain must be flat before pids change.
+#[test]
+fn the_pids_of_a_chain_change_when_it_is_flat() {
+    let chain = chain();
+    let top = chain.path().join("3");
+    let flat = chain.path().join("flat");
+    let moved = chain.path().join("moved");
+    let pids = format!("{}=70001", root_pid(&top));
+    let remap = ["remap", arg(&top), "--pid", &pids, "--out", arg(&moved)];
+    assert!(fail(&remap, b"", 1).contains("crit flatten"));
+    assert!(!moved.exists());
+    crit(&["flatten", arg(&top), "--out", arg(&flat)]);
+    crit(&["remap", arg(&flat), "--pid", &pids, "--out", arg(&moved)]);
+    assert_eq!(root_pid(&moved), "70001");
+    assert_eq!(memory(&moved), memory(&top));
+    crit(&["check", arg(&moved)]);
+}

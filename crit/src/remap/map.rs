@@ -21,6 +21,11 @@ pub struct Maps {
 const PID_MAX: u64 = 4 * 1024 * 1024 - 1;
 
 impl Maps {
+    /// Whether pids change.
+    pub fn has_pids(&self) -> bool {
+        !self.pids.is_empty()
+    }
+
     pub fn parse(arguments: &cli::Remap) -> Result<Maps> {
         let maps = Maps {
             pids: numbers("--pid", &arguments.pid, 1, PID_MAX)?,
