@@ -115,8 +115,13 @@ pub fn interrupt(tid: HostPid) -> Result<()> {
     request(PTRACE_INTERRUPT, tid, 0, 0, || "PTRACE_INTERRUPT".into()).map(drop)
 }
 
-/// Waits until a seized thread stops or is gone. SIGCHLD must be blocked in every thread of the
-/// calling process, or the wake-up may be lost; `None` waits for ever. ETIMEDOUT names a thread
+/// The longest sleep between two looks. A signal for the process goes to any thread that does not
+/// block it (complete_signal, kernel/signal.c): in a process of which not all threads block SIGCHLD,
+/// such as a test, one may be taken between a look and the sleep, and would cost the whole deadline.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Waits until a seized thread stops or is gone. SIGCHLD should be blocked in every thread of the
+/// calling process, or a wake-up may come late; `None` waits for ever. ETIMEDOUT names a thread
 /// that does not stop: it sleeps uninterruptibly, for example in a vfork(2) whose child has not
 /// exec'ed.
 pub fn wait_stopped(tid: HostPid, deadline: Option<Instant>) -> Result<Wait> {
@@ -176,18 +181,16 @@ fn wait_for_sigchld(tid: HostPid, deadline: Option<Instant>) -> Result<()> {
             Errno::ETIMEDOUT,
         ));
     }
-    let timeout = left.map(|left| libc::timespec {
+    let left = left.map_or(LOOK_AGAIN, |left| left.min(LOOK_AGAIN));
+    let timeout = libc::timespec {
         tv_sec: left.as_secs() as libc::time_t,
         tv_nsec: left.subsec_nanos() as libc::c_long,
-    });
+    };
     let mut set = nix::sys::signal::SigSet::empty();
     set.add(Signal::SIGCHLD);
-    let timeout = timeout
-        .as_ref()
-        .map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the set and the timeout outlive the call; no siginfo is asked for. A wake-up, a
     // time-out and an interruption are alike for the caller, who looks again.
-    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), timeout) };
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &timeout) };
     Ok(())
 }
 
