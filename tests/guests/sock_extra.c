@@ -1,6 +1,7 @@
 /* Sockets of the rarer kinds and options: udp-lite, raw, ping, packet with ring, membership and fanout, netlink with many groups and
  * its options; and options for which CRIU's images have no field. */
 #include "wl.h"
+#include "sockopt.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <linux/if_packet.h>
@@ -13,14 +14,6 @@
 #ifndef ICMP_FILTER
 #define ICMP_FILTER 1
 #endif
-static int set(int fd, int level, int name, int v) { return !setsockopt(fd, level, name, &v, sizeof(v)); }
-static int opt(int fd, int level, int name)
-{
-	int v = -1;
-	socklen_t l = sizeof(v);
-	MUST(!getsockopt(fd, level, name, &v, &l));
-	return v;
-}
 int main(int argc, char **argv)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) }, b;

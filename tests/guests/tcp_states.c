@@ -1,6 +1,7 @@
 /* Tcp connections over loopback in the states that a program can hold: bytes that the peer's window keeps back, ends sent and
  * received in each order, the peer closed for good, addresses of v4 in v6; with the options of sockets. */
 #include "wl.h"
+#include "sockopt.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -36,14 +37,6 @@ static void pair(int fam, int *client, int *server)
 		MUST(!connect(*client, (void *)&to, sizeof(to)));
 	}
 	MUST((*server = accept(ls, NULL, NULL)) >= 0);
-}
-static int set(int fd, int level, int name, int v) { return !setsockopt(fd, level, name, &v, sizeof(v)); }
-static int opt(int fd, int level, int name)
-{
-	int v = -1;
-	socklen_t l = sizeof(v);
-	MUST(!getsockopt(fd, level, name, &v, &l));
-	return v;
 }
 static int rd(int fd, unsigned char *p, int n)
 {

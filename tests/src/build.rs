@@ -77,7 +77,9 @@ pub fn guests() -> Result<PathBuf> {
     let programs = products.join("guests");
     fs::create_dir_all(&programs).with_context(|| format!("create {}", programs.display()))?;
     let sources = workspace().join("tests/guests");
-    let header = modified(&sources.join("wl.h"))?;
+    let headers = ["wl.h", "sockopt.h"].map(|name| modified(&sources.join(name)));
+    let headers: Vec<_> = headers.into_iter().collect::<Result<_>>()?;
+    let header = headers.into_iter().max();
     let mut running = Vec::new();
     for entry in fs::read_dir(&sources).with_context(|| format!("list {}", sources.display()))? {
         let source = entry?.path();
@@ -85,8 +87,8 @@ pub fn guests() -> Result<PathBuf> {
             continue;
         }
         let program = programs.join(source.file_stem().unwrap_or_default());
-        let wanted = modified(&source)?.max(header);
-        if modified(&program).is_ok_and(|built| built >= wanted) {
+        let wanted = Some(modified(&source)?).max(header);
+        if modified(&program).is_ok_and(|built| Some(built) >= wanted) {
             continue;
         }
         running.push(compile(source, program)?);
