@@ -3,7 +3,7 @@
 //! CONFIG_PACKET_DIAG; without it ENOENT.
 
 use super::{SockDiagError, attribute, collect};
-use crate::netlink::{word, words};
+use crate::netlink::word;
 use nix::libc;
 use std::os::fd::BorrowedFd;
 
@@ -114,23 +114,15 @@ fn membership(bytes: &[u8]) -> Option<Membership> {
 }
 
 fn ring(bytes: &[u8]) -> Option<Ring> {
-    let [
-        block_size,
-        block_nr,
-        frame_size,
-        frame_nr,
-        retire_tmo,
-        sizeof_priv,
-        features,
-    ] = *words(bytes).first_chunk()?;
+    let word = |number: usize| word(bytes, 4 * number);
     Some(Ring {
-        block_size,
-        block_nr,
-        frame_size,
-        frame_nr,
-        retire_tmo,
-        sizeof_priv,
-        features,
+        block_size: word(0)?,
+        block_nr: word(1)?,
+        frame_size: word(2)?,
+        frame_nr: word(3)?,
+        retire_tmo: word(4)?,
+        sizeof_priv: word(5)?,
+        features: word(6)?,
     })
 }
 
