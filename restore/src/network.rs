@@ -7,6 +7,7 @@ use anyhow::Result;
 use crust_cli::log::Log;
 use crust_cli::options::{NetworkLock, Options};
 use crust_image::checkpoint::Checkpoint;
+use crust_image::tcp_state::is_connected;
 use crust_process::iptables;
 use crust_process::netfilter::{Ends, HeldLock, exists, hold, remove};
 use crust_proto::criu::InetSkEntry;
@@ -85,7 +86,7 @@ fn connections(checkpoint: &Checkpoint) -> Vec<Ends> {
     let is_tcp = |isk: &&InetSkEntry| isk.proto == libc::IPPROTO_TCP as u32;
     sockets
         .filter(is_tcp)
-        .filter(|isk| crate::files::tcp::is_connected(isk.state))
+        .filter(|isk| is_connected(isk.state))
         .filter_map(|isk| {
             Some(Ends {
                 local: end(&isk.src_addr, isk.src_port)?,

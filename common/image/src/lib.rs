@@ -20,6 +20,7 @@ pub mod pages;
 pub mod payload;
 mod required;
 pub mod sink;
+pub mod tcp_state;
 
 #[cfg(test)]
 mod testing;

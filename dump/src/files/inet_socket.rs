@@ -9,12 +9,15 @@
 //! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait
 //! are lost, as UDP may lose them: the log says so.
 
-use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN, SYN_SENT};
-use super::{FileTable, OpenFile, Problem, RoomResult, kept_options, raw_socket, sock_options};
+use super::{
+    FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, raw_socket, sock_options,
+    tcp,
+};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_cli::options::Options;
 use crust_image::ids::FileId;
+use crust_image::tcp_state::{self, CLOSE, ESTABLISHED, LISTEN, SYN_RECEIVED, SYN_SENT};
 use crust_process::descriptor::{
     bytes_unsent, bytes_waiting, local_address, peer_address, poll_state, sockopt_bytes,
     sockopt_int,
@@ -30,11 +33,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-
-/// A connection that its listener has not finished; only TCP_FASTOPEN gives it a descriptor.
-const SYN_RECEIVED: u32 = 3;
-/// TCP_CLOSING; behind it are states of the kernel's own.
-const LAST_STATE: u32 = 11;
 
 /// Dumps a descriptor.
 pub fn dump(
@@ -83,10 +81,8 @@ pub fn dump(
         crust_congestion: kept_options::collect_congestion(table, file.fd, kind),
     };
     Ok(FileEntry {
-        r#type: FdTypes::Inetsk as i32,
-        id: id.0,
         isk: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Inetsk, id)
     })
 }
 
@@ -193,7 +189,7 @@ impl Socket {
 
     /// Whether it has a peer that counts its bytes.
     fn is_connection(&self) -> bool {
-        self.is_tcp() && tcp::is_connected(self.state)
+        self.is_tcp() && tcp_state::is_connected(self.state)
     }
 
     /// getpeername(2) does not tell the peer of a connection that is being made.
@@ -228,7 +224,7 @@ impl Socket {
     /// Which directions are shut down: the state tells of ours, the poll of the peer's.
     fn shutdown(&self) -> Option<SkShutdown> {
         let closed = self.is_tcp() && self.state == CLOSE;
-        let write = self.is_tcp() && tcp::has_sent_fin(self.state) || closed && self.ended;
+        let write = self.is_tcp() && tcp_state::has_sent_fin(self.state) || closed && self.ended;
         match (self.ended, write) {
             (true, true) => Some(SkShutdown::Both),
             (true, false) => Some(SkShutdown::Read),
@@ -248,7 +244,7 @@ impl Socket {
                 let what = format!("is {self}; a connection with a peer");
                 return Err(Problem::with_hint(what, hint));
             }
-            libc::IPPROTO_TCP if self.state == SYN_RECEIVED || self.state > LAST_STATE => {
+            libc::IPPROTO_TCP if self.state == SYN_RECEIVED || self.state > tcp_state::LAST => {
                 format!("its state is {}", self.state)
             }
             libc::IPPROTO_TCP if self.waiting > 0 && !options.skip_in_flight => {

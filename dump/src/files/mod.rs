@@ -259,6 +259,15 @@ impl<'a> OpenFile<'a> {
     }
 }
 
+/// An entry of files.img without the member of its type.
+fn file_entry(kind: FdTypes, id: FileId) -> FileEntry {
+    FileEntry {
+        r#type: kind.into(),
+        id: id.0,
+        ..FileEntry::default()
+    }
+}
+
 /// Reads and parses /proc/PID/fdinfo/N.
 pub(crate) fn read_fdinfo(pid: HostPid, number: i32) -> Result<Fdinfo> {
     let path = format!("/proc/{pid}/fdinfo/{number}");

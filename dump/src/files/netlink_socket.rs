@@ -5,10 +5,11 @@
 //! came from the kernel and cannot be sent by anybody else, so a socket with an unread message or
 //! an answer under way is refused: a moment later it is empty.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, kept_options, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, sock_options};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
+use crust_image::tcp_state::CLOSE;
 use crust_process::descriptor::{
     local_address, peer_address, poll_state, sockopt_bytes, sockopt_int,
 };
@@ -17,9 +18,8 @@ use crust_proto::criu::{FdTypes, FileEntry, NetlinkSkEntry};
 use nix::libc;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// States as the images have them: NETLINK_CONNECTED, and TCP_CLOSE for a new socket.
+/// NETLINK_CONNECTED, as the images have it; a new socket is in TCP's state of that name.
 const CONNECTED: u32 = 1;
-const CLOSE: u32 = 7;
 /// Bytes of groups; the kernel has 1024 at most for a generic family.
 const GROUPS: usize = 1024;
 
@@ -77,10 +77,8 @@ pub fn dump(
         crust_type: (sock_type != libc::SOCK_RAW).then_some(sock_type as u32),
     };
     Ok(FileEntry {
-        r#type: FdTypes::Netlinksk as i32,
-        id: id.0,
         nlsk: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Netlinksk, id)
     })
 }
 

@@ -4,7 +4,7 @@
 //! are lost, as the network may lose them: the log says so. A ring that is mapped is memory of the
 //! task and is refused there.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, sock_options};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -56,10 +56,8 @@ pub fn dump(
         ns_id: table.own_ids.net_ns_id,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Packetsk as i32,
-        id: id.0,
         psk: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Packetsk, id)
     })
 }
 

@@ -2,8 +2,8 @@
 //! peer without a port.
 
 use super::inet_socket::{Address, Socket};
-use super::tcp::ESTABLISHED;
 use anyhow::Context as _;
+use crust_image::tcp_state::ESTABLISHED;
 use crust_process::descriptor::{sockopt_bytes, sockopt_int};
 use crust_proto::criu::IpOptsRawEntry;
 use nix::libc;

@@ -14,6 +14,7 @@ use crate::context::Context;
 use anyhow::{Context as _, Result, bail};
 use crust_image::kind::Kind;
 use crust_image::sink::ImageSink;
+use crust_image::tcp_state::has_sent_fin;
 use crust_process::descriptor::{peek_message, set_sockopt, sockopt_bytes};
 use crust_process::netfilter::Ends;
 use crust_process::tcp_repair::{Connection, Subject, read_connections};
@@ -22,16 +23,6 @@ use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// States of include/net/tcp_states.h.
-pub const ESTABLISHED: u32 = 1;
-pub const SYN_SENT: u32 = 2;
-const FIN_WAIT1: u32 = 4;
-const FIN_WAIT2: u32 = 5;
-pub const CLOSE: u32 = 7;
-const CLOSE_WAIT: u32 = 8;
-const LAST_ACK: u32 = 9;
-pub const LISTEN: u32 = 10;
-const CLOSING: u32 = 11;
 /// Offsets in struct tcp_info (include/uapi/linux/tcp.h): options, and both window scales.
 const INFO_OPTIONS: usize = 5;
 const INFO_SCALES: usize = 6;
@@ -39,17 +30,6 @@ const INFO_SCALES: usize = 6;
 const AT_ONCE: usize = 1000;
 /// How often a connection that changes is read.
 const TRIES: usize = 10;
-
-/// Whether a socket in this state has a peer.
-pub fn is_connected(state: u32) -> bool {
-    let states = [ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT];
-    states.contains(&state) || [LAST_ACK, CLOSING].contains(&state)
-}
-
-/// Whether our side has sent its end: write_seq counts a FIN then.
-pub fn has_sent_fin(state: u32) -> bool {
-    [FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING].contains(&state)
-}
 
 /// The connections found.
 #[derive(Debug, Default)]
@@ -277,13 +257,5 @@ mod tests {
         assert_eq!(entry.snd_wl1, None);
         let entry = encode(&Connection { unsent: 4, ..read }, 0, &info, false);
         assert_eq!(entry.unsq_len, Some(4));
-    }
-
-    #[test]
-    fn every_state_with_a_peer_is_a_connection() {
-        let connected: Vec<u32> = (1..=12).filter(|state| is_connected(*state)).collect();
-        assert_eq!(connected, [1, 2, 4, 5, 8, 9, 11]);
-        let ended: Vec<u32> = (1..=12).filter(|state| has_sent_fin(*state)).collect();
-        assert_eq!(ended, [4, 5, 9, 11]);
     }
 }

@@ -16,11 +16,14 @@
 //! restorer must be given the socket itself (`--inherit-fd fd[N]:socket:[INODE]`).
 
 use super::mounts::{Inode, Namespace, below};
-use super::{FileTable, OpenFile, Problem, RoomResult, regfile, sock_options, unix_queue};
+use super::{
+    FileTable, OpenFile, Problem, RoomResult, file_entry, regfile, sock_options, unix_queue,
+};
 use crate::context::Context;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
+use crust_image::tcp_state::LISTEN;
 use crust_process::descriptor;
 use crust_process::pid::HostPid;
 use crust_process::proc::text::split_deleted;
@@ -33,8 +36,6 @@ use std::os::fd::AsFd;
 
 /// uflags of the peer: a socket outside of the dump (USK_EXTERN).
 const EXTERNAL: u32 = 1;
-/// TCP_LISTEN of the kernel, which unix sockets use too.
-const LISTEN: u8 = 10;
 
 /// The unix sockets of a dump.
 #[derive(Debug, Default)]
@@ -89,14 +90,12 @@ pub fn dump(
         ns_id: table.own_ids.net_ns_id,
         mnt_id: None,
     };
-    if socket.state != LISTEN {
+    if u32::from(socket.state) != LISTEN {
         unix_queue::collect(ctx, table, file, id, &socket)?;
     }
     Ok(FileEntry {
-        r#type: FdTypes::Unixsk as i32,
-        id: id.0,
         usk: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Unixsk, id)
     })
 }
 
@@ -310,10 +309,8 @@ fn encode_external(id: FileId, socket: &UnixSocket, net_ns: Option<u32>) -> File
         ..UnixSkEntry::default()
     };
     FileEntry {
-        r#type: FdTypes::Unixsk as i32,
-        id: id.0,
         usk: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Unixsk, id)
     }
 }
 

@@ -11,12 +11,10 @@ use crust_cli::code::Code;
 use crust_cli::finding::Finding;
 use crust_image::checkpoint::Checkpoint;
 use crust_image::ids::VirtPid;
+use crust_image::tcp_state::LISTEN;
 use crust_proto::criu::InetSkEntry;
 use nix::libc;
 use std::fs;
-
-/// TCP_LISTEN and TCP_CLOSE of include/net/tcp_states.h.
-const LISTEN: u32 = 10;
 
 /// A socket of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

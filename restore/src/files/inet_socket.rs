@@ -8,10 +8,10 @@
 //! link-local one is not in the images.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::tcp::{self, CLOSE, ESTABLISHED, LISTEN};
-use super::{File, fown, kept_options, member, sock_options};
+use super::{File, fown, kept_options, member, sock_options, tcp};
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
+use crust_image::tcp_state::{CLOSE, ESTABLISHED, LISTEN, is_connected};
 use crust_proto::criu::{InetSkEntry, SkShutdown, TcpStreamEntry};
 use nix::libc;
 
@@ -147,7 +147,7 @@ impl Inet {
         match (protocol.1, isk.state) {
             (_, ESTABLISHED) if kind.1 == libc::SOCK_RAW => {}
             (_, CLOSE) | (libc::IPPROTO_TCP, LISTEN) => {}
-            (libc::IPPROTO_TCP, state) if tcp::is_connected(state) => {}
+            (libc::IPPROTO_TCP, state) if is_connected(state) => {}
             (libc::IPPROTO_TCP, state) => return Err(format!("TCP state {state} is not restored")),
             (_, ESTABLISHED) => {}
             (_, state) => return Err(format!("state {state} is none of a datagram socket")),
@@ -158,7 +158,7 @@ impl Inet {
         let is_bound = has_port || isk.src_addr.iter().any(|word| *word != 0);
         let is_stream = kind.1 == libc::SOCK_STREAM;
         let peer = sockaddr(family.1, "dst", isk.dst_port, &isk.dst_addr)?;
-        let had_peer = is_stream && tcp::is_connected(isk.state);
+        let had_peer = is_stream && is_connected(isk.state);
         let is_connection = had_peer && wanted != Wanted::ClosedOnes;
         let is_closed = had_peer && !is_connection;
         let is_rest =

@@ -47,7 +47,7 @@ pub use pidfd::dead_pidfd_pids;
 pub use remap::is_nameless;
 pub use tty::plan_session_terminal;
 
-use crate::plan::step::{Origin, SlotId};
+use crate::plan::step::{Actor, Call, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::{FileId, VirtPid};
 use crust_proto::criu::{FdTypes, FileEntry};
@@ -226,6 +226,26 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
     };
     let why = format!("{what} cannot be restored yet");
     planner.refuse(Refusal::new(file.origin(file.name()), why).hint(hint));
+}
+
+/// What the broker does in `Phase::Open` to make a description, or why it cannot be made.
+fn plan_calls(
+    planner: &mut Planner<'_>,
+    origin: Origin,
+    calls: Result<Vec<Call>, String>,
+) -> Option<()> {
+    match calls {
+        Ok(calls) => {
+            for call in calls {
+                planner.call(Phase::Open, Actor::Broker, call, origin.clone());
+            }
+            Some(())
+        }
+        Err(why) => {
+            planner.refuse(Refusal::new(origin, why));
+            None
+        }
+    }
 }
 
 /// The member an entry of its type must have. Says so if it is missing or has another id.

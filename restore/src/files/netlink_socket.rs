@@ -4,9 +4,9 @@
 //! else has by now cannot be had twice: bind(2) says EADDRINUSE before anything is forked.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::{File, fown, kept_options, member, sock_options};
-use crate::plan::step::{Actor, Arg, Call, Phase, Ret, SlotId};
-use crate::plan::{Planner, Refusal};
+use super::{File, fown, kept_options, member, plan_calls, sock_options};
+use crate::plan::Planner;
+use crate::plan::step::{Arg, Call, Ret, SlotId};
 use crust_proto::criu::NetlinkSkEntry;
 use nix::libc;
 
@@ -23,17 +23,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
     let nlsk = member(planner, file, file.entry.nlsk.as_ref(), |nlsk| nlsk.id)?;
     let slot = planner.slot();
     let origin = file.origin(format!("netlink socket of protocol {}", nlsk.protocol));
-    match calls(nlsk, slot) {
-        Ok(calls) => {
-            for call in calls {
-                planner.call(Phase::Open, Actor::Broker, call, origin.clone());
-            }
-        }
-        Err(why) => {
-            planner.refuse(Refusal::new(origin, why));
-            return None;
-        }
-    }
+    plan_calls(planner, origin, calls(nlsk, slot))?;
     fown::plan(planner, file, slot, nlsk.flags as i32, &nlsk.fown);
     Some(slot)
 }

@@ -6,9 +6,9 @@
 //! which it needs. Devices are the images' numbers; a device that is not there is told.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::{File, fown, member, sock_options};
-use crate::plan::step::{Actor, Arg, Call, Phase, Ret, SlotId};
-use crate::plan::{Planner, Refusal};
+use super::{File, fown, member, plan_calls, sock_options};
+use crate::plan::Planner;
+use crate::plan::step::{Arg, Call, Ret, SlotId};
 use crust_proto::criu::{PacketMclist, PacketRing, PacketSockEntry};
 use nix::libc;
 
@@ -28,17 +28,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
     let slot = planner.slot();
     let what = format!("packet socket on device {}", psk.ifindex);
     let origin = file.origin(what);
-    match calls(psk, slot) {
-        Ok(calls) => {
-            for call in calls {
-                planner.call(Phase::Open, Actor::Broker, call, origin.clone());
-            }
-        }
-        Err(why) => {
-            planner.refuse(Refusal::new(origin, why));
-            return None;
-        }
-    }
+    plan_calls(planner, origin, calls(psk, slot))?;
     fown::plan(planner, file, slot, psk.flags as i32, &psk.fown);
     Some(slot)
 }

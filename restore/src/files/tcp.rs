@@ -11,20 +11,14 @@
 //! FIN or for the acknowledgement of ours: the segments are sent to the socket in the peer's name.
 
 use crate::plan::step::{Ending, GoLive, Op, Routine, SlotId, TcpRepair};
+use crust_image::tcp_state::{
+    CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_SENT, has_got_fin,
+    has_sent_fin,
+};
 use crust_proto::criu::{InetSkEntry, TcpStreamEntry};
 use nix::libc;
 use std::net::{IpAddr, SocketAddr};
 
-/// States of include/net/tcp_states.h.
-pub const ESTABLISHED: u32 = 1;
-pub const SYN_SENT: u32 = 2;
-const FIN_WAIT1: u32 = 4;
-const FIN_WAIT2: u32 = 5;
-pub const CLOSE: u32 = 7;
-const CLOSE_WAIT: u32 = 8;
-const LAST_ACK: u32 = 9;
-pub const LISTEN: u32 = 10;
-const CLOSING: u32 = 11;
 /// Bits of `opt_mask`, which is tcpi_options of struct tcp_info.
 const TIMESTAMPS: u32 = 1;
 const SACK: u32 = 2;
@@ -36,20 +30,6 @@ const OPTION_SACK: u32 = 4;
 const OPTION_TIMESTAMP: u32 = 8;
 /// RFC 7323.
 const LARGEST_SCALE: u32 = 14;
-
-/// Whether a socket in this state has a peer and a tcp-stream image.
-pub fn is_connected(state: u32) -> bool {
-    let states = [ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT];
-    states.contains(&state) || [LAST_ACK, CLOSING].contains(&state)
-}
-
-fn has_sent_fin(state: u32) -> bool {
-    [FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING].contains(&state)
-}
-
-fn has_got_fin(state: u32) -> bool {
-    [CLOSE_WAIT, LAST_ACK, CLOSING].contains(&state)
-}
 
 /// What there is to do on a socket in repair mode.
 #[derive(Debug)]

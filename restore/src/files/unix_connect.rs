@@ -6,11 +6,12 @@
 //! the other, each accepted before the next: only so is it certain whom accept(2) gives.
 
 use super::unix_name::Address;
-use super::unix_socket::{LISTEN, Room, Sock, TYPES};
+use super::unix_socket::{Room, Sock, TYPES};
 use crate::plan::calls::close;
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, StepId};
 use crust_image::ids::VirtPid;
+use crust_image::tcp_state::LISTEN;
 use nix::libc;
 
 /// Makes a socket that has, or may have, a name; binds it; listens.

@@ -18,14 +18,11 @@ use super::{File, all, kind_of, member, shown};
 use crate::plan::step::{Origin, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::{FileId, FilesId, VirtPid};
+use crust_image::tcp_state::{CLOSE, ESTABLISHED, LISTEN};
 use crust_proto::criu::{FdTypes, UnixSkEntry};
 use nix::libc;
 use std::collections::BTreeMap;
 
-/// unix_sk_entry.state, the kernel's numbers for TCP (include/net/tcp_states.h).
-const ESTABLISHED: u32 = 1;
-const CLOSE: u32 = 7;
-pub(super) const LISTEN: u32 = 10;
 /// unix_sk_entry.uflags: the peer was outside the tree, or the socket was handed in from there.
 const EXTERNAL: u32 = 1;
 pub(super) const TYPES: [(i32, &str); 3] = [

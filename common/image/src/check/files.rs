@@ -7,6 +7,7 @@ use crate::{
     ghost::Ghost,
     ids::{FileId, PipeId},
     kind::Kind,
+    tcp_state,
 };
 use crust_proto::criu::{FdTypes, FileEntry, InetSkEntry};
 use std::collections::BTreeSet;
@@ -139,19 +140,9 @@ fn check_fs(findings: &mut Findings<'_>) {
     }
 }
 
-/// States of include/net/tcp_states.h in which a connection has a peer and queues.
-const CONNECTED_STATES: [u32; 6] = [
-    1,  // ESTABLISHED
-    4,  // FIN_WAIT1
-    5,  // FIN_WAIT2
-    8,  // CLOSE_WAIT
-    9,  // LAST_ACK
-    11, // CLOSING
-];
-
 fn check_stream(findings: &mut Findings<'_>, place: &Place<'_>, socket: &InetSkEntry) {
     const IPPROTO_TCP: u32 = 6;
-    let connected = socket.proto == IPPROTO_TCP && CONNECTED_STATES.contains(&socket.state);
+    let connected = socket.proto == IPPROTO_TCP && tcp_state::has_queues(socket.state);
     let closes = findings.given.tcp_close || findings.checkpoint.inventory.tcp_close == Some(true);
     let stream = Kind::TcpStream.file_name(Some(socket.ino.into()));
     let stored = findings

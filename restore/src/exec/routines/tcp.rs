@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;
 use crust_image::payload::{PayloadEntry, TcpStream};
+use crust_image::tcp_state::{CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK};
 use crust_process::descriptor::{set_sockopt, sockopt_int};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -24,13 +25,6 @@ const REPAIR_OFF: u32 = 0;
 const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
 const RECEIVE_QUEUE: u32 = 1;
 const SEND_QUEUE: u32 = 2;
-/// States of include/net/tcp_states.h.
-const ESTABLISHED: u32 = 1;
-const FIN_WAIT1: u32 = 4;
-const FIN_WAIT2: u32 = 5;
-const CLOSE_WAIT: u32 = 8;
-const LAST_ACK: u32 = 9;
-const CLOSING: u32 = 11;
 /// A segment to ourselves arrives before send(2) returns, unless the softirq thread has it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// SO_BUF_LOCK of include/uapi/asm-generic/socket.h.
