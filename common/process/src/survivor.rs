@@ -27,11 +27,8 @@ const ROOM: usize = 16 << 20;
 const FIRST: usize = 64;
 /// Head of a note: state, kind, descriptor, length of the path.
 const NOTE: usize = 16;
-/// How often a directory that is still busy is tried again: a cgroup empties when its last task
-/// has died.
-const TRIES: u32 = 2000;
-/// Nanoseconds between two tries.
-const PAUSE: i64 = 2_000_000;
+/// Bytes of cgroup.procs read at a time.
+const MEMBERS: usize = 4096;
 const CLONE_FILES: u64 = libc::CLONE_FILES as u64;
 
 /// When a note is carried out.
@@ -75,8 +72,9 @@ struct Notes {
 }
 
 impl Survivor {
-    /// Starts the child. `is_taken` are pids that it must not have, because somebody is going to
-    /// need them; with any, the kernel must let us choose pids.
+    /// Starts the child. `is_taken` are the pids of the tasks that are going to be made: it must
+    /// not have one of them (so the kernel must let us choose pids), and waits for their deaths
+    /// before it removes the cgroup they are in.
     pub fn start(is_taken: &dyn Fn(i32) -> bool) -> Result<Survivor> {
         let own: OwnedFd = PidFd::open(HostPid::current())?.into();
         let failed = |doing: &str, errno| Error::new(HostPid::current(), doing, errno);
@@ -205,7 +203,7 @@ impl Notes {
     }
 
     /// Everything that is to be done now, the latest first.
-    fn carry_out(&self) {
+    fn carry_out(&self, is_ours: &dyn Fn(i32) -> bool) {
         let now = match self.settled().load(Ordering::Acquire) {
             0 => When::BeforeSettled,
             _ => When::AfterSettled,
@@ -214,13 +212,13 @@ impl Notes {
         while end > FIRST {
             let at = end - self.word(end - 4).load(Ordering::Relaxed) as usize;
             if self.word(at).load(Ordering::Acquire) & now as u32 != 0 {
-                self.carry_out_one(at);
+                self.carry_out_one(at, is_ours);
             }
             end = at;
         }
     }
 
-    fn carry_out_one(&self, at: usize) {
+    fn carry_out_one(&self, at: usize, is_ours: &dyn Fn(i32) -> bool) {
         let deed = self.word(at + 4).load(Ordering::Relaxed);
         let fd = self.word(at + 8).load(Ordering::Relaxed) as i32;
         // SAFETY: a note has its path, ended by a zero, at this place.
@@ -234,20 +232,78 @@ impl Notes {
             true => libc::AT_REMOVEDIR,
             false => 0,
         };
-        for _ in 0..TRIES {
+        loop {
             // SAFETY: the path ends with a zero and outlives the call.
             let done = unsafe { libc::unlinkat(fd, path, flags) } == 0;
             if done || Errno::last() != Errno::EBUSY {
                 return;
             }
-            let pause = libc::timespec {
-                tv_sec: 0,
-                tv_nsec: PAUSE,
-            };
-            // SAFETY: the time outlives the call; what is left of it is not asked for.
-            unsafe { libc::nanosleep(&pause, std::ptr::null_mut()) };
+            // SAFETY: as above.
+            let dir = unsafe { libc::openat(fd, path, libc::O_PATH | libc::O_DIRECTORY) };
+            // A cgroup empties when its last task has died. A stranger in it may stay.
+            if !wait_for_members(dir, is_ours) {
+                return;
+            }
         }
     }
+}
+
+/// Waits for the deaths of those of our tasks, which are all killed, that are in a cgroup; false if
+/// there are none. Closes the directory.
+fn wait_for_members(dir: i32, is_ours: &dyn Fn(i32) -> bool) -> bool {
+    let mut found = false;
+    // SAFETY: system calls on numbers and on values that outlive them; nothing is allocated.
+    unsafe {
+        let file = libc::openat(dir, c"cgroup.procs".as_ptr(), libc::O_RDONLY);
+        libc::close(dir);
+        let mut text = [0u8; MEMBERS];
+        let mut pid = 0i32;
+        loop {
+            let len = libc::read(file, text.as_mut_ptr().cast(), MEMBERS);
+            let Some(read) = usize::try_from(len).ok().and_then(|len| text.get(..len)) else {
+                break;
+            };
+            if read.is_empty() {
+                break;
+            }
+            for byte in read {
+                if byte.is_ascii_digit() {
+                    pid = pid.wrapping_mul(10).wrapping_add(i32::from(byte - b'0'));
+                } else {
+                    if pid > 0 && is_ours(pid) {
+                        found = true;
+                        wait_for_death(pid);
+                    }
+                    pid = 0;
+                }
+            }
+        }
+        libc::close(file);
+    }
+    found
+}
+
+/// Returns at once if nobody has the pid any more.
+fn wait_for_death(pid: i32) {
+    // SAFETY: system calls on numbers and on a value that outlives them.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
+        if fd >= 0 {
+            wait_until_readable(fd);
+            libc::close(fd);
+        }
+    }
+}
+
+/// A pidfd is readable when its process is dead.
+fn wait_until_readable(fd: i32) {
+    let mut dead = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the value outlives the call.
+    while unsafe { libc::poll(&mut dead, 1, -1) } != 1 {}
 }
 
 /// Clones the child, under a high pid if some are taken.
@@ -261,10 +317,10 @@ fn clone_child(
         while pid > 1 && is_taken(pid) {
             pid -= 1;
         }
-        match clone_with(notes, own, Some(pid)) {
+        match clone_with(notes, own, is_taken, Some(pid)) {
             Err(Errno::EEXIST) if pid > 1 => pid -= 1,
             // Numbers cannot be chosen without a privilege: then nobody else chooses any either.
-            Err(Errno::EPERM) => return clone_with(notes, own, None),
+            Err(Errno::EPERM) => return clone_with(notes, own, is_taken, None),
             other => return other,
         }
     }
@@ -276,7 +332,12 @@ fn highest_pid() -> i32 {
     text.trim().parse().unwrap_or(DEFAULT) - 1
 }
 
-fn clone_with(notes: &Notes, own: i32, pid: Option<i32>) -> std::result::Result<HostPid, Errno> {
+fn clone_with(
+    notes: &Notes,
+    own: i32,
+    is_taken: &dyn Fn(i32) -> bool,
+    pid: Option<i32>,
+) -> std::result::Result<HostPid, Errno> {
     let set_tid = pid.unwrap_or(0);
     let args = CloneArgs {
         flags: CLONE_FILES,
@@ -292,28 +353,23 @@ fn clone_with(notes: &Notes, own: i32, pid: Option<i32>) -> std::result::Result<
     // and makes system calls only, so that locks held by other threads do not matter.
     let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
     if got == 0 {
-        outlive(notes, own);
+        outlive(notes, own, is_taken);
     }
     Errno::result(got).and_then(|pid| HostPid::new(pid as i32).ok_or(Errno::ESRCH))
 }
 
 /// The whole life of the child.
-fn outlive(notes: &Notes, parent: i32) -> ! {
+fn outlive(notes: &Notes, parent: i32, is_ours: &dyn Fn(i32) -> bool) -> ! {
     let all = !0u64;
-    let mut dead = libc::pollfd {
-        fd: parent,
-        events: libc::POLLIN,
-        revents: 0,
-    };
     // SAFETY: system calls on numbers and on values that outlive them; nothing is allocated.
     unsafe {
         let none = std::ptr::null_mut::<u64>();
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &all, none, 8);
         libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"crust-survivor".as_ptr());
-        while libc::poll(&mut dead, 1, -1) != 1 {}
     }
-    notes.carry_out();
+    wait_until_readable(parent);
+    notes.carry_out(is_ours);
     // SAFETY: ends this process only, without running anything of the parent's.
     unsafe { libc::_exit(0) }
 }

@@ -16,7 +16,7 @@ use crust_image::checkpoint::{Remap, RemapTarget};
 use crust_image::ids::{FileId, VirtPid};
 use crust_proto::criu::{FdTypes, RegFileEntry};
 use nix::libc;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What the names of hard links made by a dump begin with.
 const LINK_PREFIX: &[u8] = b"link_remap.";
@@ -29,8 +29,6 @@ pub(super) struct Remaps {
     ghosts: BTreeMap<u32, Ghost>,
     /// When the ghost planned last is gone.
     last_removal: Option<StepId>,
-    /// Where procfs is mounted, as far as the remaps show it.
-    proc_mounts: BTreeSet<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,22 +65,14 @@ pub(super) enum Way {
 
 /// Reads and checks remap-fpath.img.
 pub(super) fn read(planner: &mut Planner<'_>) {
-    planner.files.remaps.proc_mounts.insert(b"/proc".to_vec());
     for remap in &planner.checkpoint.remaps {
         let orig = remap.orig_id;
         let origin = origin(remap.entry, format!("remap of file {orig}"));
         let file = find(planner, orig).filter(|file| kind_of(file.entry) == Some(FdTypes::Reg));
-        let Some(file) = file else {
+        if file.is_none() {
             let why = format!("orig_id {orig} is no REG entry of files.img");
             planner.refuse(Refusal::new(origin, why));
             continue;
-        };
-        if let (RemapTarget::Procfs(pid), Some(reg)) = (remap.target, &file.entry.reg) {
-            planner
-                .files
-                .remaps
-                .proc_mounts
-                .extend(mount_above(&reg.name, pid));
         }
         if planner.files.remaps.by_file.insert(orig, *remap).is_some() {
             let why = format!("orig_id {orig} is that of another remap too");
@@ -93,57 +83,6 @@ pub(super) fn read(planner: &mut Planner<'_>) {
 
 fn origin(index: usize, what: impl Into<String>) -> Origin {
     Origin::new("remap-fpath.img", Some(index), what)
-}
-
-/// The mount point of the procfs in which `path` is below the directory of `pid`.
-fn mount_above(path: &[u8], pid: VirtPid) -> Option<Vec<u8>> {
-    let component = format!("/{pid}");
-    let at = path
-        .windows(component.len())
-        .enumerate()
-        .find(|(at, window)| {
-            let behind = path.get(at + component.len());
-            *window == component.as_bytes() && matches!(behind, None | Some(b'/'))
-        })?;
-    // A thread's number comes behind its process's: `/proc/P/task/T`.
-    let above = path.get(..at.0)?;
-    let above = match above.strip_suffix(b"/task") {
-        Some(process) => process.get(..process.iter().rposition(|byte| *byte == b'/')?)?,
-        None => above,
-    };
-    (!above.is_empty()).then(|| above.to_vec())
-}
-
-/// The process below whose /proc directory a path lies.
-fn process_of(mounts: &BTreeSet<Vec<u8>>, path: &[u8]) -> Option<VirtPid> {
-    mounts.iter().find_map(|mount| {
-        let below = path.strip_prefix(mount.as_slice())?.strip_prefix(b"/")?;
-        let first = below.split(|byte| *byte == b'/').next()?;
-        let digits = std::str::from_utf8(first).ok()?;
-        let all_digits = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-        VirtPid::new(digits.parse().ok().filter(|_| all_digits)?)
-    })
-}
-
-/// The thread through whose /proc/PID/task/TID directory a path leads.
-fn thread_of(mounts: &BTreeSet<Vec<u8>>, path: &[u8]) -> Option<VirtPid> {
-    let pid = process_of(mounts, path)?;
-    let marker = format!("/{pid}/task/");
-    let at = path
-        .windows(marker.len())
-        .position(|bytes| bytes == marker.as_bytes())?;
-    let tid = path
-        .get(at + marker.len()..)?
-        .split(|byte| *byte == b'/')
-        .next()?;
-    let digits = tid.iter().all(u8::is_ascii_digit);
-    VirtPid::new(
-        std::str::from_utf8(tid)
-            .ok()
-            .filter(|_| digits)?
-            .parse()
-            .ok()?,
-    )
 }
 
 /// How to reach a file; `None` if that was refused.
@@ -165,8 +104,8 @@ pub(super) fn way_to(planner: &mut Planner<'_>, file: File<'_>, reg: &RegFileEnt
             reused: None,
         }),
         None => {
-            let process = process_of(&planner.files.remaps.proc_mounts, &reg.name);
-            let of_tree = process.is_some_and(|pid| planner.tree.has_process(pid));
+            let process = planner.tree.proc_mounts.find(&reg.name);
+            let of_tree = process.is_some_and(|path| planner.tree.has_process(path.pid));
             let phase = if of_tree { Phase::Objects } else { Phase::Open };
             Some(Way::Path {
                 phase,
@@ -283,7 +222,7 @@ fn short_lived(planner: &Planner<'_>, id: FileId) -> Option<VirtPid> {
         },
         None => {
             let reg = planner.checkpoint.file(id)?.reg.as_ref()?;
-            let tid = thread_of(&planner.files.remaps.proc_mounts, &reg.name)?;
+            let tid = planner.tree.proc_mounts.find(&reg.name)?.tid?;
             let mut tasks = planner.tree.tasks.iter();
             if tasks.any(|task| task.threads.contains(&tid)) {
                 return None;
@@ -322,57 +261,5 @@ pub(super) fn plan_link_removal(planner: &mut Planner<'_>) {
         let origin = origin(index, format!("link {} of the dump", shown(&path)));
         let unlink = Op::Routine(Routine::Unlink { path });
         planner.push(Phase::Commit, Actor::Broker, unlink, origin);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pid(number: u32) -> VirtPid {
-        VirtPid::new(number).expect("a pid")
-    }
-
-    #[test]
-    fn procfs_may_be_mounted_anywhere() {
-        let above = |path: &[u8], number| mount_above(path, pid(number));
-        assert_eq!(above(b"/proc/3321/stat", 3321), Some(b"/proc".to_vec()));
-        assert_eq!(above(b"/proc/3321", 3321), Some(b"/proc".to_vec()));
-        assert_eq!(
-            above(b"/mnt/33/proc/3321/fd", 3321),
-            Some(b"/mnt/33/proc".to_vec())
-        );
-        assert_eq!(above(b"/proc/33210/stat", 3321), None);
-        assert_eq!(above(b"/proc/12/task/13/stat", 13), Some(b"/proc".to_vec()));
-        assert_eq!(above(b"/p/12/task/13", 13), Some(b"/p".to_vec()));
-    }
-
-    #[test]
-    fn the_thread_of_a_path() {
-        let mounts = BTreeSet::from([b"/proc".to_vec()]);
-        let thread = |path: &[u8]| thread_of(&mounts, path).map(VirtPid::get);
-        assert_eq!(thread(b"/proc/12/task/13/stat"), Some(13));
-        assert_eq!(thread(b"/proc/12/task/13"), Some(13));
-        assert_eq!(thread(b"/proc/12/task"), None);
-        assert_eq!(thread(b"/proc/12/task/+3"), None);
-        assert_eq!(thread(b"/proc/12/stat"), None);
-    }
-
-    #[test]
-    fn the_process_of_a_path() {
-        let mounts = BTreeSet::from([b"/proc".to_vec(), b"/mnt/proc".to_vec()]);
-        let process = |path: &[u8]| process_of(&mounts, path).map(VirtPid::get);
-        assert_eq!(process(b"/proc/12/stat"), Some(12));
-        assert_eq!(process(b"/proc/12"), Some(12));
-        assert_eq!(process(b"/mnt/proc/7/task/8"), Some(7));
-        for other in [
-            &b"/proc"[..],
-            b"/proc/sys/kernel",
-            b"/proc/+12/stat",
-            b"/process/12",
-            b"/a",
-        ] {
-            assert_eq!(process(other), None);
-        }
     }
 }

@@ -471,6 +471,11 @@ mod tests {
         own_pid: 3,
     };
 
+    /// A root and a child, each in a session of its own, with these behind them.
+    fn below_two(more: &[(u32, u32, u32, u32)]) -> Vec<(u32, u32, u32, u32)> {
+        [&[(10, 0, 10, 10), (11, 10, 11, 11)], more].concat()
+    }
+
     fn told(list: &[(u32, u32, u32, u32)], names: Names) -> Vec<String> {
         let kin = match arrange(&tasks(list), &[], names) {
             Ok(kin) => kin,
@@ -505,27 +510,11 @@ mod tests {
     #[test]
     fn children_inherit_sessions_and_join_groups() {
         assert_eq!(
-            told(
-                &[
-                    (10, 0, 10, 10),
-                    (11, 10, 11, 11),
-                    (12, 11, 12, 11),
-                    (13, 10, 12, 10)
-                ],
-                NAMES
-            ),
+            told(&below_two(&[(12, 11, 12, 11), (13, 10, 12, 10)]), NAMES),
             ["task 13 (pstree.img entry 3): group 12 is led by a task of session 11"]
         );
         assert_eq!(
-            told(
-                &[
-                    (10, 0, 10, 10),
-                    (11, 10, 11, 11),
-                    (12, 11, 12, 11),
-                    (13, 11, 12, 11)
-                ],
-                NAMES
-            ),
+            told(&below_two(&[(12, 11, 12, 11), (13, 11, 12, 11)]), NAMES),
             [
                 "10 setsid",
                 "11 by 10 setsid",
@@ -538,23 +527,12 @@ mod tests {
     #[test]
     fn a_child_of_the_session_its_parent_left_is_forked_before() {
         assert_eq!(
-            told(
-                &[(10, 0, 10, 10), (11, 10, 11, 11), (12, 11, 10, 10)],
-                NAMES
-            ),
+            told(&below_two(&[(12, 11, 10, 10)]), NAMES),
             ["10 setsid", "11 by 10 setsid", "12 by 11 early joins 10"]
         );
         // Through two generations: 12 must be born into session 10 too, to bear 13 there.
         assert_eq!(
-            told(
-                &[
-                    (10, 0, 10, 10),
-                    (11, 10, 11, 11),
-                    (12, 11, 12, 12),
-                    (13, 12, 10, 10)
-                ],
-                NAMES
-            ),
+            told(&below_two(&[(12, 11, 12, 12), (13, 12, 10, 10)]), NAMES),
             [
                 "10 setsid",
                 "11 by 10 setsid",
@@ -589,10 +567,7 @@ mod tests {
     #[test]
     fn an_orphan_of_a_living_session_comes_by_a_helper_of_its_leader() {
         assert_eq!(
-            told(
-                &[(10, 0, 10, 10), (11, 10, 11, 11), (12, 10, 11, 11)],
-                NAMES
-            ),
+            told(&below_two(&[(12, 10, 11, 11)]), NAMES),
             [
                 "10 setsid",
                 "11 by 10 setsid",

@@ -17,7 +17,7 @@ use crate::plan::step::Origin;
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::TaskKobjIdsEntry;
-pub use procfs::Reused;
+pub use procfs::{ProcMounts, Reused};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// tc.task_state.
@@ -83,6 +83,8 @@ pub struct Tree {
     pub early_threads: BTreeSet<VirtPid>,
     /// Short-lived helpers under a pid that a task or thread of the tree has now.
     pub reused: BTreeMap<VirtPid, Reused>,
+    /// Where procfs is mounted.
+    pub proc_mounts: ProcMounts,
 }
 
 impl Tree {

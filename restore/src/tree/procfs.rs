@@ -30,9 +30,27 @@ pub struct Reused {
 
 /// A process or thread that a path leads through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct ProcPath {
-    pid: VirtPid,
-    tid: Option<VirtPid>,
+pub struct ProcPath {
+    /// Of `<mount>/PID`.
+    pub pid: VirtPid,
+    /// Of `<mount>/PID/task/TID`.
+    pub tid: Option<VirtPid>,
+}
+
+/// Where procfs is mounted, as far as the remaps show it.
+#[derive(Debug, Default)]
+pub struct ProcMounts(BTreeSet<Vec<u8>>);
+
+impl ProcMounts {
+    /// What a path leads through, if it is below one of these mounts.
+    pub fn find(&self, name: &[u8]) -> Option<ProcPath> {
+        self.0.iter().find_map(|mount| parse(mount, name))
+    }
+
+    /// The process and the descriptor of a path to an fdinfo.
+    fn find_fdinfo(&self, name: &[u8]) -> Option<(VirtPid, i32)> {
+        self.0.iter().find_map(|mount| parse_fdinfo(mount, name))
+    }
 }
 
 /// What the remaps ask for: helpers by pid, with the threads they must have.
@@ -50,7 +68,7 @@ struct Wanted {
 /// kin.rs has to place.
 pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
     let mut wanted = Wanted::default();
-    let mut mounts = BTreeSet::from([b"/proc".to_vec()]);
+    let mut mounts = ProcMounts(BTreeSet::from([b"/proc".to_vec()]));
     let checkpoint = planner.checkpoint;
     for remap in &checkpoint.remaps {
         let RemapTarget::Procfs(number) = remap.target else {
@@ -68,7 +86,7 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
             planner.refuse(Refusal::new(origin, why));
             continue;
         };
-        mounts.insert(mount.to_vec());
+        mounts.0.insert(mount.to_vec());
         want(&planner.tree, &mut wanted, path);
     }
     let mut paths = BTreeSet::new();
@@ -77,8 +95,7 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
         .values()
         .filter_map(|file| file.reg.as_ref())
     {
-        let path = mounts.iter().find_map(|mount| parse(mount, &file.name));
-        paths.extend(path);
+        paths.extend(mounts.find(&file.name));
     }
     for path in paths {
         note_thread(&mut planner.tree, &mut wanted, path);
@@ -88,16 +105,14 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
         .values()
         .filter_map(|file| file.reg.as_ref())
     {
-        let fd = mounts
-            .iter()
-            .find_map(|mount| parse_fdinfo(mount, &reg.name));
-        if let Some((pid, fd)) = fd {
+        if let Some((pid, fd)) = mounts.find_fdinfo(&reg.name) {
             wanted.fds.entry(pid).or_default().insert(fd);
         }
     }
     for pid in dead_pidfd_pids(checkpoint).into_values().flatten() {
         wanted.helpers.entry(pid).or_default();
     }
+    planner.tree.proc_mounts = mounts;
     check_numbers(planner, &wanted);
     plan_short(planner, &wanted);
     for pid in wanted.helpers.keys() {
@@ -156,7 +171,9 @@ fn locate(name: &[u8], number: VirtPid) -> Option<(&[u8], ProcPath)> {
     while let Some(slash) = name.get(at..)?.iter().position(|byte| *byte == b'/') {
         let mount = name.get(..at + slash)?;
         let leads_there = |path: &ProcPath| path.pid == number || path.tid == Some(number);
-        if let Some(path) = parse(mount, name).filter(leads_there) {
+        // The root of everything is no procfs.
+        let path = parse(mount, name).filter(|path| !mount.is_empty() && leads_there(path));
+        if let Some(path) = path {
             return Some((mount, path));
         }
         at += slash + 1;
@@ -358,6 +375,11 @@ mod tests {
         assert_eq!(parse(b"/proc", b"/proc/kmsg"), None);
         assert_eq!(parse(b"/proc", b"/proc/012"), None);
         assert_eq!(parse(b"/proc", b"/process/12"), None);
+        assert_eq!(parse(b"/proc", b"/proc/+12/stat"), None);
+        assert_eq!(parse(b"/proc", b"/proc/12/task/+3"), Some(path(12, None)));
+        let mounts = ProcMounts(BTreeSet::from([b"/proc".to_vec(), b"/mnt/proc".to_vec()]));
+        assert_eq!(mounts.find(b"/mnt/proc/7/task/8"), Some(path(7, Some(8))));
+        assert_eq!(mounts.find(b"/a/7"), None);
     }
 
     #[test]
@@ -367,5 +389,9 @@ mod tests {
         let (mount, found) = locate(b"/proc/12/task/13", pid(13)).expect("found");
         assert_eq!((mount, found), (&b"/proc"[..], path(12, Some(13))));
         assert!(locate(b"/proc/12/status", pid(13)).is_none());
+        assert!(locate(b"/proc/120/stat", pid(12)).is_none());
+        assert!(locate(b"/12/stat", pid(12)).is_none());
+        let (mount, _) = locate(b"/mnt/33/proc/3321/fd", pid(3321)).expect("found");
+        assert_eq!(mount, b"/mnt/33/proc");
     }
 }
