@@ -94,14 +94,22 @@ pub fn extract_aside(archive: &Path) -> Result<tempfile::TempDir> {
     Ok(aside)
 }
 
-fn extract(archive: &Path, into: &Path) -> Result<()> {
-    let mut seen: Option<PathBuf> = None;
-    let mut reader = tar::Archive::new(decompressed(archive)?);
+/// The members of a tar, whose errors name the archive.
+fn members<'a, R: Read>(
+    reader: &'a mut tar::Archive<R>,
+    archive: &'a Path,
+) -> Result<impl Iterator<Item = Result<tar::Entry<'a, R>>>> {
     let entries = reader
         .entries()
         .with_context(|| format!("{}: not a tar", archive.display()))?;
-    for entry in entries {
-        let mut entry = entry.with_context(|| format!("{}: read", archive.display()))?;
+    Ok(entries.map(move |entry| entry.with_context(|| format!("{}: read", archive.display()))))
+}
+
+fn extract(archive: &Path, into: &Path) -> Result<()> {
+    let mut seen: Option<PathBuf> = None;
+    let mut reader = tar::Archive::new(decompressed(archive)?);
+    for entry in members(&mut reader, archive)? {
+        let mut entry = entry?;
         let path = entry
             .path()
             .with_context(|| format!("{}: read a name", archive.display()))?
@@ -165,11 +173,8 @@ pub fn member(path: &Path) -> Result<Vec<u8>> {
         bail!("{}: not a directory", path.display());
     };
     let mut reader = tar::Archive::new(decompressed(archive)?);
-    let entries = reader
-        .entries()
-        .with_context(|| format!("{}: not a tar", archive.display()))?;
-    for entry in entries {
-        let mut entry = entry.with_context(|| format!("{}: read", archive.display()))?;
+    for entry in members(&mut reader, archive)? {
+        let mut entry = entry?;
         let is_wanted = entry
             .path()
             .is_ok_and(|path| path.file_name() == Some(wanted));

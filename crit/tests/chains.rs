@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{arg, copy_of, crit, dump, fail, files};
+use common::{arg, copy_of, crit, dump, fail, files, root_pid};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -23,13 +23,6 @@ fn chain() -> tempfile::TempDir {
         symlink(parent, link).unwrap();
     }
     copy
-}
-
-fn root_pid(dir: &Path) -> String {
-    String::from_utf8(crit(&["get", arg(&dir.join("pstree.img")), "[0].pid"]))
-        .unwrap()
-        .trim()
-        .to_owned()
 }
 
 /// Every page that the top of a chain promises, by address.

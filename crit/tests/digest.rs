@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{arg, copy_of, crit, crit_with, dump, fail, files};
+use common::{arg, copy_of, crit, crit_with, dump, fail, files, root_pid, stack_address};
 use crust_image::{ImageDir, digest};
 use std::fs;
 use std::path::Path;
@@ -19,25 +19,9 @@ fn an_edit_is_no_damage() {
     let copy = copy_of(&dump("loop"));
     let dir = copy.path();
     digest::write(&ImageDir::open(dir).expect("a directory")).expect("a manifest");
-    let pid = String::from_utf8(crit(&["get", arg(&dir.join("pstree.img")), "[0].pid"]))
-        .expect("text")
-        .trim()
-        .to_owned();
+    let pid = root_pid(dir);
     let fs_image = dir.join(format!("fs-{pid}.img"));
-    let stack = crit(&[
-        "mem",
-        arg(dir),
-        "-p",
-        &pid,
-        "search",
-        "--kind",
-        "stack",
-        "--max",
-        "1",
-        "loop",
-    ]);
-    let stack = String::from_utf8(stack).expect("text");
-    let address = stack.split(' ').next().expect("an address");
+    let address = &stack_address(dir, &pid, "loop");
     crit(&["set", arg(&fs_image), "[0].umask", "63"]);
     assert_eq!(differences(dir), 0, "set");
     crit(&[

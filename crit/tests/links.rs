@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{arg, copy_of, crit, crit_with, dump, files};
+use common::{arg, copy_of, crit, crit_with, dump, files, root_pid, stack_address};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -54,27 +54,9 @@ fn attempt(arguments: &[&str], input: &[u8]) -> bool {
 
 #[test]
 fn images_that_are_links_are_not_written_through() {
-    let pid = String::from_utf8(crit(&[
-        "get",
-        arg(&dump("loop").join("img/pstree.img")),
-        "[0].pid",
-    ]))
-    .expect("text");
-    let pid = pid.trim();
-    let stack = String::from_utf8(crit(&[
-        "mem",
-        arg(&dump("loop").join("img")),
-        "-p",
-        pid,
-        "search",
-        "--kind",
-        "stack",
-        "--max",
-        "1",
-        "loop",
-    ]))
-    .expect("text");
-    let address = stack.split(' ').next().expect("an address");
+    let dir = dump("loop").join("img");
+    let pid = &root_pid(&dir);
+    let address = &stack_address(&dir, pid, "loop");
     let json = crit(&["decode", "--ndjson", arg(&dump("loop").join("img"))]);
     let edits = String::from_utf8(json.clone())
         .expect("text")

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{arg, copy_of, crit, dump, dumps, fail};
+use common::{arg, copy_of, crit, dump, dumps, fail, root_pid};
 use std::fs;
 use std::path::Path;
 
@@ -19,13 +19,6 @@ fn area(dir: &Path, pid: &str, words: &[&str]) -> (u64, u64) {
         u64::from_str_radix(start, 16).unwrap(),
         u64::from_str_radix(end, 16).unwrap(),
     )
-}
-
-fn root_pid(dir: &Path) -> String {
-    String::from_utf8(crit(&["get", arg(&dir.join("pstree.img")), "[ppid=0].pid"]))
-        .unwrap()
-        .trim()
-        .to_owned()
 }
 
 fn read(dir: &Path, pid: &str, address: u64, length: u64) -> Vec<u8> {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{arg, copy_of, crit, crit_with, dump, dumps, fail, files};
+use common::{arg, copy_of, crit, crit_with, dump, dumps, fail, files, root_pid};
 use std::fs;
 use std::path::Path;
 
@@ -76,11 +76,6 @@ fn the_dead_process_moves_with_its_paths() {
         &format!("{root}=70002"),
     ]);
     assert!(again.is_empty(), "{}", String::from_utf8_lossy(&again));
-}
-
-fn root_pid(dir: &Path) -> String {
-    let pid = crit(&["get", arg(&dir.join("pstree.img")), "[ppid=0].pid"]);
-    String::from_utf8(pid).unwrap().trim().to_owned()
 }
 
 /// Mapping every pid away and back gives the very bytes of every image again.

@@ -165,6 +165,17 @@ pub fn print_max_rss(script: &str) -> Result<()> {
     Ok(())
 }
 
+fn encode(crit: &Path, json: &Path, image: &Path) -> Result<()> {
+    let mut command = Command::new(crit);
+    command
+        .arg("encode")
+        .arg("-i")
+        .arg(json)
+        .arg("-o")
+        .arg(image);
+    run(&mut command).map(drop)
+}
+
 fn ghost(crit: &Path, scratch: &Path) -> Result<()> {
     let (text, image, again) = (
         scratch.join("ghost.json"),
@@ -175,12 +186,7 @@ fn ghost(crit: &Path, scratch: &Path) -> Result<()> {
         {"uid": 0, "gid": 0, "mode": 33152, "extra": ""}
     ]});
     fs::write(&text, head.to_string())?;
-    run(Command::new(crit)
-        .arg("encode")
-        .arg("-i")
-        .arg(&text)
-        .arg("-o")
-        .arg(&image))?;
+    encode(crit, &text, &image)?;
     let length = fs::metadata(&image)?.len() + BIG;
     File::options().write(true).open(&image)?.set_len(length)?;
     let (crit, image, again) = (crit.display(), image.display(), again.display());
@@ -286,12 +292,7 @@ fn edited(
     change(entries.context("entries")?)?;
     let text = dir.join("edited.json");
     fs::write(&text, json.to_string())?;
-    run(Command::new(crit)
-        .arg("encode")
-        .arg("-i")
-        .arg(&text)
-        .arg("-o")
-        .arg(&image))?;
+    encode(crit, &text, &image)?;
     fs::remove_file(&text)?;
     let name = image.to_string_lossy();
     let digits = name

@@ -38,17 +38,37 @@ impl Sandbox {
 
     /// `start` with further arguments behind the scratch directory.
     pub fn start_with(&self, name: &str, arguments: &[&str]) -> Result<Guest> {
+        self.start_reading(name, Stdio::null(), arguments)
+    }
+
+    /// `start_with` and this standard input.
+    pub fn start_reading(
+        &self,
+        name: &str,
+        stdin: impl Into<Stdio>,
+        arguments: &[&str],
+    ) -> Result<Guest> {
         let program = self.install_guest(name)?;
         let scratch = Path::new(GOLDEN).join(name);
         let mut command = Command::new(program);
         command.arg(&scratch).args(arguments);
-        let guest = self.spawn(name, &command, &scratch)?;
+        let guest = self.spawn_reading(name, stdin, &command, &scratch)?;
         guest.wait_until_set_up(self)?;
         Ok(guest)
     }
 
     /// Starts any program below `setsid` with its output in `scratch/out`.
     pub fn spawn(&self, name: &str, program: &Command, scratch: &Path) -> Result<Guest> {
+        self.spawn_reading(name, Stdio::null(), program, scratch)
+    }
+
+    fn spawn_reading(
+        &self,
+        name: &str,
+        stdin: impl Into<Stdio>,
+        program: &Command,
+        scratch: &Path,
+    ) -> Result<Guest> {
         fs::create_dir_all(scratch).with_context(|| format!("create {}", scratch.display()))?;
         let out = scratch.join("out");
         let file = File::create(&out).with_context(|| format!("create {}", out.display()))?;
@@ -62,10 +82,7 @@ impl Sandbox {
                 .filter_map(|(name, value)| Some((name, value?))),
         );
         setsid.current_dir(program.get_current_dir().unwrap_or(Path::new("/")));
-        setsid
-            .stdin(Stdio::null())
-            .stderr(file.try_clone()?)
-            .stdout(file);
+        setsid.stdin(stdin).stderr(file.try_clone()?).stdout(file);
         let child = setsid
             .spawn()
             .with_context(|| format!("start {program:?}"))?;
@@ -151,6 +168,12 @@ impl Guest {
         // Some guests look at the states of their helpers.
         crate::proc_snapshot::settle(self.pid)?;
         let tree = crate::proc_snapshot::tree(self.pid)?;
+        self.expect_verdict(sandbox)?;
+        sandbox.reap(&tree)
+    }
+
+    /// The same for a single task, which may be busy.
+    pub fn expect_verdict(&self, sandbox: &Sandbox) -> Result<()> {
         println!(
             "{} (pid {}): SIGTERM, then wait for its verdict",
             self.name, self.pid
@@ -164,6 +187,6 @@ impl Guest {
             "{} ended with {status:?}; it wrote:\n{text}",
             self.name
         );
-        sandbox.reap(&tree)
+        Ok(())
     }
 }

@@ -3,44 +3,14 @@
 //! its holder before anything is made, and nothing is left behind.
 
 use anyhow::{Context, Result, ensure};
-use crust_tests::{
-    guest::Guest,
-    sandbox::{GOLDEN, Sandbox},
-    sandbox_test,
-    tools::text,
-};
+use crust_tests::{sandbox::Sandbox, sandbox_test, tools::text};
 use nix::mount::{MsFlags, mount};
 use std::{
     fs::{self, File},
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
-    process::Command,
 };
 
 const CONTENT: &str = "hello";
-
-/// A guest with this file as its standard input.
-fn start(sandbox: &Sandbox, path: &Path, verdict: &str) -> Result<Guest> {
-    let program = sandbox.install_guest("outside")?;
-    let scratch = Path::new(GOLDEN).join("outside");
-    fs::create_dir_all(&scratch)?;
-    let out = scratch.join("out");
-    let file = File::create(&out)?;
-    let mut command = Command::new("setsid");
-    command.arg(program).arg(&scratch).arg(verdict);
-    command
-        .stdin(File::open(path)?)
-        .stdout(file.try_clone()?)
-        .stderr(file);
-    let child = command.spawn().context("start the guest")?;
-    let guest = Guest {
-        name: "outside".to_owned(),
-        pid: i32::try_from(child.id())?,
-        out,
-    };
-    guest.wait_until_set_up(sandbox)?;
-    Ok(guest)
-}
 
 /// One change after the other is told and undone; then the guest comes back.
 fn every_change(sandbox: &Sandbox) -> Result<()> {
@@ -54,7 +24,7 @@ fn every_change(sandbox: &Sandbox) -> Result<()> {
         )?)
     };
     write(CONTENT, 0o640)?;
-    let guest = start(sandbox, &path, "read")?;
+    let guest = sandbox.start_reading("outside", File::open(&path)?, &["read"])?;
     let images = sandbox.images("changed")?;
     sandbox.dump_and_kill(&guest, &images, &[])?;
     let held = format!("descriptor 0 of task {}", guest.pid);
@@ -122,7 +92,7 @@ fn full_disk(sandbox: &Sandbox) -> Result<()> {
     let path = dir.join("deleted");
     let content = [CONTENT.as_bytes(), &[0; 700 << 10]].concat();
     fs::write(&path, content)?;
-    let guest = start(sandbox, &path, "nothing")?;
+    let guest = sandbox.start_reading("outside", File::open(&path)?, &["nothing"])?;
     fs::remove_file(&path)?;
     let images = sandbox.images("full")?;
     sandbox.dump_and_kill(&guest, &images, &[])?;

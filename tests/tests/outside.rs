@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     guest::Guest,
-    sandbox::{GOLDEN, Sandbox},
+    sandbox::Sandbox,
     sandbox_test,
     tools::{Outcome, text},
 };
@@ -24,26 +24,6 @@ use std::{
     path::Path,
     process::{Command, Stdio},
 };
-
-/// Starts the guest with this standard input.
-fn start(sandbox: &Sandbox, stdin: OwnedFd, arguments: &[&str]) -> Result<Guest> {
-    let program = sandbox.install_guest("outside")?;
-    let scratch = Path::new(GOLDEN).join("outside");
-    fs::create_dir_all(&scratch)?;
-    let out = scratch.join("out");
-    let file = File::create(&out)?;
-    let mut command = Command::new("setsid");
-    command.arg(program).arg(&scratch).args(arguments);
-    command.stdin(stdin).stdout(file.try_clone()?).stderr(file);
-    let child = command.spawn().context("start the guest")?;
-    let guest = Guest {
-        name: "outside".to_owned(),
-        pid: i32::try_from(child.id())?,
-        out,
-    };
-    guest.wait_until_set_up(sandbox)?;
-    Ok(guest)
-}
 
 /// crust-restore, detached, with this standard input.
 fn restore(
@@ -67,7 +47,7 @@ fn inode(fd: impl AsFd) -> Result<u64> {
 fn a_pipe(sandbox: &Sandbox) -> Result<()> {
     let (reader, writer) = pipe()?;
     let key = format!("pipe:[{}]", inode(&reader)?);
-    let guest = start(sandbox, reader.into(), &["read"])?;
+    let guest = sandbox.start_reading("outside", reader, &["read"])?;
     let images = sandbox.images("outside")?;
     sandbox.dump_and_kill(&guest, &images, &[])?;
     drop(writer);
@@ -81,7 +61,7 @@ fn a_pipe(sandbox: &Sandbox) -> Result<()> {
 fn a_stream(sandbox: &Sandbox) -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let own = inode(&theirs)?;
-    let guest = start(sandbox, theirs.into(), &["reply"])?;
+    let guest = sandbox.start_reading("outside", OwnedFd::from(theirs), &["reply"])?;
     let images = sandbox.images("outside")?;
     let refused = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
     refused.says(&["outside the tree", "--ext-unix-sk"])?;
@@ -110,7 +90,7 @@ fn a_datagram_socket(sandbox: &Sandbox) -> Result<()> {
     // Ours alone, or the guest would have the receiver in its tree.
     fcntl(&receiver, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let null = File::open("/dev/null")?;
-    let guest = start(sandbox, null.into(), &["nothing", text(&path)?])?;
+    let guest = sandbox.start_reading("outside", null, &["nothing", text(&path)?])?;
     let images = sandbox.images("outside")?;
     let refused = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
     refused.says(&["--ext-unix-sk"])?;
@@ -140,7 +120,7 @@ fn a_file(sandbox: &Sandbox) -> Result<()> {
     fs::write(&new, "hello")?;
     let file = File::open(&old)?;
     let key = format!("file[{:x}:{:x}]", mount_of(&file)?, file.metadata()?.ino());
-    let guest = start(sandbox, file.into(), &["read"])?;
+    let guest = sandbox.start_reading("outside", file, &["read"])?;
     let images = sandbox.images("outside")?;
     sandbox.dump_and_kill(&guest, &images, &["--external", &key])?;
     fs::remove_file(&old)?;
@@ -154,13 +134,19 @@ fn a_file(sandbox: &Sandbox) -> Result<()> {
         &["--inherit-fd", "fd[977]:x"],
     )?;
     missing.exited_with(1)?;
-    let given = restore(
-        sandbox,
-        &images,
-        File::open(&new)?,
-        &["--inherit-fd", &inherit],
-    )?;
-    given.succeeded()?;
+    comes_back_with(sandbox, &guest, &images, &new, &inherit)
+}
+
+/// The guest comes back with `new` in the place that `inherit` names, and finds what it expects.
+fn comes_back_with(
+    sandbox: &Sandbox,
+    guest: &Guest,
+    images: &Path,
+    new: &Path,
+    inherit: &str,
+) -> Result<()> {
+    let new = File::open(new)?;
+    restore(sandbox, images, new, &["--inherit-fd", inherit])?.succeeded()?;
     guest.expect_ok(sandbox)
 }
 
@@ -170,18 +156,11 @@ fn a_path(sandbox: &Sandbox) -> Result<()> {
     let (old, new) = (dir.join("old"), dir.join("new"));
     fs::write(&old, "not me")?;
     fs::write(&new, "hello")?;
-    let guest = start(sandbox, File::open(&old)?.into(), &["read"])?;
+    let guest = sandbox.start_reading("outside", File::open(&old)?, &["read"])?;
     let images = sandbox.images("outside")?;
     sandbox.dump_and_kill(&guest, &images, &[])?;
     let inherit = format!("fd[0]:{}", text(&old)?.trim_start_matches('/'));
-    let given = restore(
-        sandbox,
-        &images,
-        File::open(&new)?,
-        &["--inherit-fd", &inherit],
-    )?;
-    given.succeeded()?;
-    guest.expect_ok(sandbox)
+    comes_back_with(sandbox, &guest, &images, &new, &inherit)
 }
 
 /// Every script sees its stage, where the images are, and the root once there is one; one that

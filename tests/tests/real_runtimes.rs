@@ -225,11 +225,7 @@ sandbox_test! {
         let guest = sandbox.spawn("java", java.current_dir(&dir), &dir)?;
         guest.wait_for_line(sandbox, "ready")?;
         through_a_dump(sandbox, &guest)?;
-        guest.signal(Signal::SIGTERM)?;
-        let ended = sandbox.wait(guest.pid)?;
-        let lines = guest.lines()?;
-        let ok = lines.last().is_some_and(|line| line == "ok");
-        ensure!(ok && matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}: {lines:?}");
+        guest.expect_verdict(sandbox)?;
         sandbox.assert_only(&[])
     }
 
@@ -247,11 +243,7 @@ sandbox_test! {
         through_a_dump(sandbox, &guest)?;
         let moving = ["VmSize", "VmRSS", "Rss", "smaps", "maps", "pending"];
         before.expect_same(&Snapshot::of_tree(guest.pid)?, &moving)?;
-        guest.signal(Signal::SIGTERM)?;
-        let ended = sandbox.wait(guest.pid)?;
-        let lines = guest.lines()?;
-        let ok = lines.last().is_some_and(|line| line == "ok");
-        ensure!(ok && matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}: {lines:?}");
+        guest.expect_verdict(sandbox)?;
         sandbox.assert_only(&[])
     }
 }

@@ -69,6 +69,22 @@ pub fn dumps() -> Vec<PathBuf> {
     found
 }
 
+/// The pid of the root of a dump.
+pub fn root_pid(dir: &Path) -> String {
+    let pid = crit(&["get", arg(&dir.join("pstree.img")), "[ppid=0].pid"]);
+    let pid = String::from_utf8(pid).expect("a number");
+    pid.trim().to_owned()
+}
+
+/// The first address of the stack of a task where this text stands.
+pub fn stack_address(dir: &Path, pid: &str, text: &str) -> String {
+    let search = ["search", "--kind", "stack", "--max", "1", text];
+    let found = crit(&[&["mem", arg(dir), "-p", pid][..], &search].concat());
+    let found = String::from_utf8(found).expect("text");
+    let address = found.split(' ').next().expect("an address");
+    address.to_owned()
+}
+
 /// One recorded dump of the kept part.
 pub fn dump(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
