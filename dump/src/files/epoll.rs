@@ -8,7 +8,7 @@
 //! in flight) is refused. The ready list is not stored: the restored targets are ready by
 //! themselves. An edge-triggered event that was told already is told once more, as with the peer.
 
-use super::{FileTable, Known, OpenFile, RoomResult};
+use super::{FileTable, Known, OpenFile, RoomResult, file_entry};
 use crate::context::{Context, Task};
 use crate::refusal::Refusal;
 use anyhow::Result;
@@ -29,10 +29,8 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         tfd: info.epoll.iter().map(encode_target).collect(),
     };
     Ok(FileEntry {
-        r#type: FdTypes::Eventpoll as i32,
-        id: id.0,
         epfd: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Eventpoll, id)
     })
 }
 

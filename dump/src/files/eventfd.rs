@@ -6,7 +6,7 @@
 //! to F_SETFL, which ignores the bit. fdinfo tells the mode since Linux 6.5; before, a semaphore
 //! cannot be told from a plain counter, as the peer's images cannot.
 
-use super::{OpenFile, RoomResult};
+use super::{OpenFile, RoomResult, file_entry};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -33,9 +33,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         counter: info.count,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Eventfd as i32,
-        id: id.0,
         efd: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Eventfd, id)
     })
 }

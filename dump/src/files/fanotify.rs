@@ -7,11 +7,9 @@
 //! permission events, for while the group is frozen everybody who touches the files hangs.
 
 use super::inotify::{encode_handle, find_watched};
-use super::{FileTable, OpenFile, Problem, RoomResult};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry};
 use crate::context::Context;
-use anyhow::Context as _;
 use crust_image::ids::FileId;
-use crust_process::descriptor;
 use crust_process::proc::fdinfo::{FanotifyMark, FanotifyObject};
 use crust_proto::criu::{
     FanotifyFileEntry, FanotifyInodeMarkEntry, FanotifyMarkEntry, FanotifyMountMarkEntry, FdTypes,
@@ -28,12 +26,7 @@ pub fn dump(
     file: &OpenFile,
     id: FileId,
 ) -> RoomResult<FileEntry> {
-    let waiting = descriptor::bytes_waiting(file.fd).context("FIONREAD")?;
-    if waiting > 0 {
-        let (pid, name) = (file.task.pid, file.name());
-        let lost = format_args!("task {pid}: {name}: {waiting} bytes of events are lost");
-        ctx.log.warn("dump/files/fanotify", lost);
-    }
+    file.warn_of_lost_events(ctx)?;
     let info = file.fdinfo()?.fanotify;
     let info = info.ok_or_else(|| Problem::refused("fdinfo does not tell the group"))?;
     let mark = info
@@ -50,10 +43,8 @@ pub fn dump(
         mark,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Fanotify as i32,
-        id: id.0,
         ffy: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Fanotify, id)
     })
 }
 

@@ -3,7 +3,7 @@
 //! The entry is a pair: a FIFO, which names the pipe by the inode number, and a REG with path,
 //! flags and owner, which the restorer opens. The waiting data is a pipe's (pipe.rs).
 
-use super::{FileTable, OpenFile, RoomResult, pipe, regfile};
+use super::{FileTable, OpenFile, RoomResult, file_entry, pipe, regfile};
 use crate::context::Context;
 use crust_image::ids::FileId;
 use crust_proto::criu::{FdTypes, FifoEntry, FileEntry};
@@ -20,13 +20,11 @@ pub fn dump(
     let reg = regfile::dump(ctx, table, file, regf_id)?;
     table.entries.push(reg);
     Ok(FileEntry {
-        r#type: FdTypes::Fifo as i32,
-        id: id.0,
         fifo: Some(FifoEntry {
             id: id.0,
             pipe_id,
             regf_id: Some(regf_id.0),
         }),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Fifo, id)
     })
 }

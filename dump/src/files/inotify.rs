@@ -6,7 +6,7 @@
 //! without a handle (on overlayfs) is looked for by name where the user says (irmap.rs). A watch on
 //! a file that has no name left is refused.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, irmap};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, irmap};
 use crate::context::Context;
 use anyhow::{Context as _, anyhow, bail};
 use crust_image::ids::FileId;
@@ -34,17 +34,7 @@ pub fn dump(
     file: &OpenFile,
     id: FileId,
 ) -> RoomResult<FileEntry> {
-    let waiting = descriptor::bytes_waiting(file.fd).context("FIONREAD")?;
-    if waiting > 0 {
-        ctx.log.warn(
-            "dump/files/inotify",
-            format_args!(
-                "task {}: {}: {waiting} bytes of events are lost",
-                file.task.pid,
-                file.name()
-            ),
-        );
-    }
+    file.warn_of_lost_events(ctx)?;
     let watches = file.fdinfo()?.inotify;
     let wd = watches
         .iter()
@@ -57,10 +47,8 @@ pub fn dump(
         wd,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Inotify as i32,
-        id: id.0,
         ify: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Inotify, id)
     })
 }
 

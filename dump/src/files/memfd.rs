@@ -7,7 +7,7 @@
 //! opened. Memfds of huge pages are refused (kind.rs).
 
 use super::write::Source;
-use super::{FileTable, OpenFile, RoomResult, regfile};
+use super::{FileTable, OpenFile, RoomResult, file_entry, regfile};
 use crate::context::Context;
 use anyhow::{Context as _, Result};
 use crust_image::ids::{FileId, ShmId};
@@ -71,10 +71,8 @@ fn encode(id: FileId, flags: u32, pos: u64, fown: FownEntry, inode_id: u64) -> F
         inode_id: inode_id as u32,
     };
     FileEntry {
-        r#type: FdTypes::Memfd as i32,
-        id: id.0,
         memfd: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Memfd, id)
     }
 }
 

@@ -233,6 +233,17 @@ impl<'a> OpenFile<'a> {
         })
     }
 
+    /// Says how much waits in a queue of events, which the kernel lets nobody read and put back.
+    fn warn_of_lost_events(&self, ctx: &Context) -> RoomResult<()> {
+        let waiting = descriptor::bytes_waiting(self.fd).context("FIONREAD")?;
+        if waiting > 0 {
+            let (pid, name) = (self.task.pid, self.name());
+            let lost = format_args!("task {pid}: {name}: {waiting} bytes of events are lost");
+            ctx.log.warn("dump/files", lost);
+        }
+        Ok(())
+    }
+
     /// Who is told of input and output.
     fn fown(&self, ctx: &Context) -> RoomResult<FownEntry> {
         let owner = descriptor::owner(self.fd).context("F_GETOWN_EX")?;

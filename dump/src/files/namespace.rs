@@ -4,7 +4,7 @@
 //! tree lives in the dumper's namespaces (anything else is refused elsewhere), so a descriptor of
 //! another one leads outside and is refused.
 
-use super::{FileTable, OpenFile, Problem, RoomResult};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry};
 use crust_image::ids::FileId;
 use crust_proto::criu::{FdTypes, FileEntry, NsFileEntry, TaskKobjIdsEntry};
 use nix::libc;
@@ -32,10 +32,8 @@ pub fn dump(table: &FileTable, file: &OpenFile, id: FileId) -> RoomResult<FileEn
         flags: file.flags,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Ns as i32,
-        id: id.0,
         nsf: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Ns, id)
     })
 }
 

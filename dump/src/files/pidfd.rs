@@ -4,7 +4,7 @@
 //! handles of the same dead process know each other. A handle of a process outside the tree is
 //! refused: the restored one could only be of whoever has that pid then.
 
-use super::{OpenFile, Problem, RoomResult};
+use super::{OpenFile, Problem, RoomResult, file_entry};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -38,10 +38,8 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         fown: file.fown(ctx)?,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Pidfd as i32,
-        id: id.0,
         pidfd: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Pidfd, id)
     })
 }
 

@@ -11,7 +11,7 @@
 //! and the user hands it in at restore (`--inherit-fd`). The log says so.
 
 use super::write::Source;
-use super::{FileTable, OpenFile, RoomResult};
+use super::{FileTable, OpenFile, RoomResult, file_entry};
 use crate::context::Context;
 use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
@@ -63,10 +63,8 @@ pub fn dump(
         fown: file.fown(ctx)?,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Pipe as i32,
-        id: id.0,
         pipe: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Pipe, id)
     })
 }
 

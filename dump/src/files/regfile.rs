@@ -47,11 +47,10 @@ pub fn dump_path(
 
 /// Wraps an entry for files.img.
 pub fn file_entry(reg: RegFileEntry) -> FileEntry {
+    let id = FileId(reg.id);
     FileEntry {
-        r#type: FdTypes::Reg as i32,
-        id: reg.id,
         reg: Some(reg),
-        ..FileEntry::default()
+        ..super::file_entry(FdTypes::Reg, id)
     }
 }
 

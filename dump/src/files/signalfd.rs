@@ -1,7 +1,7 @@
 //! signalfd(2): a descriptor that reads the signals of a mask. The mask is all it has; the signals
 //! themselves wait in the queues of the tasks.
 
-use super::{OpenFile, RoomResult};
+use super::{OpenFile, RoomResult, file_entry};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -17,9 +17,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         sigmask,
     };
     Ok(FileEntry {
-        r#type: FdTypes::Signalfd as i32,
-        id: id.0,
         sgfd: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Signalfd, id)
     })
 }

@@ -7,7 +7,7 @@
 //! a restorer that found 0 there would arm nothing (the peer's does). The time left is relative,
 //! whatever TFD_TIMER_ABSTIME says, as the peer stores it.
 
-use super::{OpenFile, RoomResult};
+use super::{OpenFile, RoomResult, file_entry};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -18,10 +18,8 @@ use crust_proto::criu::{FdTypes, FileEntry, FownEntry, TimerfdEntry};
 pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry> {
     let info = file.fdinfo()?.timerfd.context("fdinfo tells no clockid")?;
     Ok(FileEntry {
-        r#type: FdTypes::Timerfd as i32,
-        id: id.0,
         tfd: Some(encode(id, file.flags, file.fown(ctx)?, &info)),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Timerfd, id)
     })
 }
 

@@ -14,7 +14,7 @@
 //! back hung up. Which of the modes changed since the terminal was made is not known, so all are
 //! kept. Not kept: a program stopped by ^S (the kernel does not tell).
 
-use super::{FileTable, OpenFile, Problem, RoomResult, regfile};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, regfile};
 use crate::context::Context;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
@@ -182,10 +182,8 @@ pub fn dump(
         regf_id: Some(regf_id.0),
     };
     Ok(FileEntry {
-        r#type: FdTypes::Tty as i32,
-        id: id.0,
         tty: Some(entry),
-        ..FileEntry::default()
+        ..file_entry(FdTypes::Tty, id)
     })
 }
 
