@@ -153,13 +153,17 @@ fn check_modes(info: &TtyInfoEntry) -> Result<(), String> {
 
 /// Whether any mode is locked; locked control characters alone come with no flag and are rare.
 fn is_locked(termios: &TermiosEntry) -> bool {
-    let flags = [
+    flag_words(termios).iter().any(|flags| *flags != 0)
+}
+
+/// The four words of flags, as the kernel's structure has them.
+fn flag_words(termios: &TermiosEntry) -> [u32; 4] {
+    [
         termios.c_iflag,
         termios.c_oflag,
         termios.c_cflag,
         termios.c_lflag,
-    ];
-    flags.iter().any(|flags| *flags != 0)
+    ]
 }
 
 fn index_of(info: &TtyInfoEntry) -> Result<u32, String> {
@@ -415,12 +419,7 @@ fn padded(bytes: &[u8]) -> Arg {
 /// struct termios of the kernel: four words, the line discipline, the control characters. Of
 /// `c_cc` only the first 19 bytes mean anything (FORMAT 5).
 fn modes(termios: &TermiosEntry) -> Arg {
-    let flags = [
-        termios.c_iflag,
-        termios.c_oflag,
-        termios.c_cflag,
-        termios.c_lflag,
-    ];
+    let flags = flag_words(termios);
     let mut bytes: Vec<u8> = flags.iter().flat_map(|flags| flags.to_le_bytes()).collect();
     bytes.push(termios.c_line as u8);
     let characters = termios.c_cc.iter().flat_map(|word| word.to_le_bytes());
