@@ -5,10 +5,10 @@
 //! where there is one, and marks are added last of all. Events that had not been read are not in
 //! the images.
 
-use super::inotify::{handle_bytes, path_of};
+use super::inotify::watched;
 use super::regfile::check_path;
 use super::{File, all, fown, kind_of, member, shown};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FanotifyMarkEntry, FdTypes, MarkType};
 use nix::libc;
@@ -81,10 +81,7 @@ fn routines(mark: &FanotifyMarkEntry, slot: SlotId) -> Result<Vec<Routine>, Stri
             slot,
             flags: on.flags | flags,
             mask: mask.into(),
-            path: on.path.clone(),
-            device: mark.s_dev,
-            handle_type: on.handle_type,
-            handle: on.handle.clone(),
+            on: on.watched.clone(),
         })
         .collect())
 }
@@ -92,9 +89,7 @@ fn routines(mark: &FanotifyMarkEntry, slot: SlotId) -> Result<Vec<Routine>, Stri
 /// What a mark is on.
 struct FanotifyTarget {
     flags: u32,
-    path: Vec<u8>,
-    handle_type: u32,
-    handle: Vec<u8>,
+    watched: Watched,
 }
 
 impl FanotifyTarget {
@@ -102,9 +97,7 @@ impl FanotifyTarget {
         match (MarkType::try_from(mark.r#type), &mark.ie, &mark.me) {
             (Ok(MarkType::Inode), Some(inode), _) => Ok(FanotifyTarget {
                 flags: 0,
-                path: path_of(&inode.f_handle)?,
-                handle_type: inode.f_handle.r#type,
-                handle: handle_bytes(&inode.f_handle)?,
+                watched: watched(mark.s_dev, &inode.f_handle)?,
             }),
             (Ok(MarkType::Mount), _, Some(mount)) => {
                 let path = mount.path.clone().unwrap_or_default();
@@ -112,9 +105,10 @@ impl FanotifyTarget {
                     .map_err(|why| format!("mount {} at {}: {why}", mount.mnt_id, shown(&path)))?;
                 Ok(FanotifyTarget {
                     flags: libc::FAN_MARK_MOUNT,
-                    path,
-                    handle_type: 0,
-                    handle: Vec::new(),
+                    watched: Watched {
+                        path,
+                        ..Watched::default()
+                    },
                 })
             }
             (Ok(_), ..) => Err("the member of its type is missing".to_owned()),

@@ -7,7 +7,7 @@
 
 use super::regfile::check_path;
 use super::{File, all, fown, kind_of, member, shown};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FdTypes, FhEntry, InotifyWdEntry};
 use nix::libc;
@@ -63,21 +63,26 @@ pub(super) fn plan_watches(planner: &mut Planner<'_>) {
 fn routine(watch: &InotifyWdEntry, slot: SlotId) -> Result<Routine, String> {
     let wd = i32::try_from(watch.wd).ok().filter(|wd| *wd > 0);
     let wd = wd.ok_or_else(|| format!("wd {} is no watch", watch.wd))?;
-    let path = path_of(&watch.f_handle)?;
-    let handle = handle_bytes(&watch.f_handle)?;
     Ok(Routine::WatchInode {
         slot,
         wd,
         mask: watch.mask,
-        path,
-        device: watch.s_dev,
-        handle_type: watch.f_handle.r#type,
-        handle,
+        on: watched(watch.s_dev, &watch.f_handle)?,
+    })
+}
+
+/// The file of a watch or mark, on a file system of this device.
+pub(super) fn watched(device: u32, file: &FhEntry) -> Result<Watched, String> {
+    Ok(Watched {
+        path: path_of(file)?,
+        device,
+        handle_type: file.r#type,
+        handle: handle_bytes(file)?,
     })
 }
 
 /// The path of a watched file, empty if it has only a handle.
-pub(super) fn path_of(watched: &FhEntry) -> Result<Vec<u8>, String> {
+fn path_of(watched: &FhEntry) -> Result<Vec<u8>, String> {
     let path = watched.path.clone().unwrap_or_default();
     if !path.is_empty() {
         check_path(&path)?;
@@ -88,7 +93,7 @@ pub(super) fn path_of(watched: &FhEntry) -> Result<Vec<u8>, String> {
 }
 
 /// The bytes of its handle.
-pub(super) fn handle_bytes(watched: &FhEntry) -> Result<Vec<u8>, String> {
+fn handle_bytes(watched: &FhEntry) -> Result<Vec<u8>, String> {
     let words = watched.handle.iter();
     let mut handle: Vec<u8> = words.flat_map(|word| word.to_le_bytes()).collect();
     let len = watched.bytes as usize;
@@ -118,10 +123,10 @@ mod tests {
 
     #[test]
     fn a_handle_is_as_long_as_it_says() {
-        let Ok(Routine::WatchInode { handle, .. }) = routine(&watch(1, 6, None), SlotId(0)) else {
+        let Ok(Routine::WatchInode { on, .. }) = routine(&watch(1, 6, None), SlotId(0)) else {
             panic!("refused");
         };
-        assert_eq!(handle, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(on.handle, [1, 2, 3, 4, 5, 6]);
         assert!(routine(&watch(1, 17, None), SlotId(0)).is_err());
         assert!(routine(&watch(1, 0, None), SlotId(0)).is_err());
         assert!(routine(&watch(0, 6, None), SlotId(0)).is_err());

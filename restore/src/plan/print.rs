@@ -2,7 +2,7 @@
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
 use super::step::{
-    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair,
+    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair, Watched,
 };
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -221,6 +221,19 @@ fn write_rest(out: &mut String, len: usize) -> fmt::Result {
         write!(out, "... {len} bytes")?;
     }
     Ok(())
+}
+
+fn write_watched(out: &mut String, on: &Watched) -> fmt::Result {
+    if !on.path.is_empty() {
+        return write_str(out, &on.path);
+    }
+    let Watched {
+        device,
+        handle_type,
+        ..
+    } = on;
+    write!(out, "device {device:#x} handle type {handle_type}: ")?;
+    write_hex(out, &on.handle)
 }
 
 fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
@@ -457,45 +470,20 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         Routine::OwnTerminal { flags, slot } => {
             write!(out, "open our terminal flags {flags:#o} -> {}", Slot(*slot))
         }
-        Routine::WatchInode {
-            slot,
-            wd,
-            mask,
-            path,
-            device,
-            handle_type,
-            handle,
-        } => {
-            write!(
-                out,
-                "add watch {wd} to {} events {mask:#x} on ",
-                Slot(*slot)
-            )?;
-            if !path.is_empty() {
-                return write_str(out, path);
-            }
-            write!(out, "device {device:#x} handle type {handle_type}: ")?;
-            write_hex(out, handle)
+        Routine::WatchInode { slot, wd, mask, on } => {
+            let to = Slot(*slot);
+            write!(out, "add watch {wd} to {to} events {mask:#x} on ")?;
+            write_watched(out, on)
         }
         Routine::MarkInode {
             slot,
             flags,
             mask,
-            path,
-            device,
-            handle_type,
-            handle,
+            on,
         } => {
-            write!(
-                out,
-                "mark with flags {flags:#x} mask {mask:#x} by {} ",
-                Slot(*slot)
-            )?;
-            if path.is_empty() {
-                write!(out, "handle {handle_type:#x} of device {device:#x} ")?;
-                return write_hex(out, handle);
-            }
-            write_str(out, path)
+            let by = Slot(*slot);
+            write!(out, "mark with flags {flags:#x} mask {mask:#x} by {by} ")?;
+            write_watched(out, on)
         }
         Routine::Unlink { path } => {
             out.push_str("unlink ");

@@ -451,14 +451,8 @@ pub enum Routine {
         wd: i32,
         /// IN_* events.
         mask: u32,
-        /// Path of the file; empty if only the handle is known.
-        path: Vec<u8>,
-        /// Device of its file system, as the kernel's dev_t.
-        device: u32,
-        /// Type of its file handle.
-        handle_type: u32,
-        /// Its file handle (name_to_handle_at(2)).
-        handle: Vec<u8>,
+        /// The file.
+        on: Watched,
     },
     /// Binds an internet socket; a failure names who is in the way.
     BindInet {
@@ -479,14 +473,8 @@ pub enum Routine {
         flags: u32,
         /// FAN_* events.
         mask: u64,
-        /// Path of the file or mount point; empty if only the handle is known.
-        path: Vec<u8>,
-        /// Device of its file system, as the kernel's dev_t.
-        device: u32,
-        /// Type of its file handle.
-        handle_type: u32,
-        /// Its file handle (name_to_handle_at(2)).
-        handle: Vec<u8>,
+        /// The file or mount point.
+        on: Watched,
     },
     /// The bytes of a pipes-data or fifo-data entry are written into a descriptor.
     FeedPayload {
@@ -516,6 +504,19 @@ pub enum Routine {
         /// The slot.
         slot: SlotId,
     },
+}
+
+/// What a watch of inotify or a mark of fanotify is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Watched {
+    /// Its path; empty if only the handle is known.
+    pub path: Vec<u8>,
+    /// Device of its file system, as the kernel's dev_t.
+    pub device: u32,
+    /// Type of its file handle.
+    pub handle_type: u32,
+    /// Its file handle (name_to_handle_at(2)).
+    pub handle: Vec<u8>,
 }
 
 /// A TCP connection to be put into a socket in repair mode.

@@ -180,7 +180,11 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             dir,
             name,
             perms,
-        } => unix_name::bind_to_path(slots.get(*slot)?, dir, name, *perms, &mut ctx.undo),
+        } => {
+            let perms = *perms;
+            let name = unix_name::SocketName { dir, name, perms };
+            unix_name::bind_to_path(slots.get(*slot)?, name, &mut ctx.undo)
+        }
         Routine::SendPacket {
             receiver,
             nth,
@@ -255,40 +259,13 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             slots.put(*slot, copy)
         }
         Routine::OwnTerminal { flags, slot } => slots.put(*slot, terminal::own_terminal(*flags)?),
-        Routine::WatchInode {
-            slot,
-            wd,
-            mask,
-            path,
-            device,
-            handle_type,
-            handle,
-        } => {
-            let watched = watch::Watched {
-                path,
-                device: *device,
-                handle_type: *handle_type,
-                handle,
-            };
-            watch::add(slots.get(*slot)?, *wd, *mask, watched)
-        }
+        Routine::WatchInode { slot, wd, mask, on } => watch::add(slots.get(*slot)?, *wd, *mask, on),
         Routine::MarkInode {
             slot,
             flags,
             mask,
-            path,
-            device,
-            handle_type,
-            handle,
-        } => {
-            let watched = watch::Watched {
-                path,
-                device: *device,
-                handle_type: *handle_type,
-                handle,
-            };
-            watch::mark(slots.get(*slot)?, *flags, *mask, watched)
-        }
+            on,
+        } => watch::mark(slots.get(*slot)?, *flags, *mask, on),
         Routine::Unlink { path } => ctx
             .undo
             .remove_file(path)

@@ -18,19 +18,23 @@ use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
-/// Binds `socket` to `name`, meant from `dir` if it is relative, and gives the file its mode and
-/// owner.
-pub fn bind_to_path(
-    socket: BorrowedFd<'_>,
-    dir: &[u8],
-    name: &[u8],
-    perms: Option<(u32, u32, u32)>,
-    undo: &mut Undo,
-) -> Result<()> {
-    if name.starts_with(b"/") {
-        return bind_here(socket, dir, name, perms, undo);
+/// A socket's name in the file system.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketName<'a> {
+    /// The directory from which a relative name is meant.
+    pub dir: &'a [u8],
+    /// As bind(2) takes it.
+    pub name: &'a [u8],
+    /// Mode, owner and group of the file.
+    pub perms: Option<(u32, u32, u32)>,
+}
+
+/// Binds `socket` to a name and gives the file its mode and owner.
+pub fn bind_to_path(socket: BorrowedFd<'_>, to: SocketName<'_>, undo: &mut Undo) -> Result<()> {
+    if to.name.starts_with(b"/") {
+        return bind_here(socket, to, undo);
     }
-    in_directory(dir, || bind_here(socket, dir, name, perms, undo))
+    in_directory(to.dir, || bind_here(socket, to, undo))
 }
 
 /// Runs `what` in another working directory. A relative name stays relative in the socket's
@@ -47,13 +51,8 @@ fn in_directory(dir: &[u8], what: impl FnOnce() -> Result<()> + Send) -> Result<
     joined.unwrap_or_else(|_| bail!("a thread that binds a socket panicked"))
 }
 
-fn bind_here(
-    socket: BorrowedFd<'_>,
-    dir: &[u8],
-    name: &[u8],
-    perms: Option<(u32, u32, u32)>,
-    undo: &mut Undo,
-) -> Result<()> {
+fn bind_here(socket: BorrowedFd<'_>, to: SocketName<'_>, undo: &mut Undo) -> Result<()> {
+    let SocketName { dir, name, perms } = to;
     let shown = OsStr::from_bytes(name).display();
     clear_name(name)?;
     let address = UnixAddr::new(OsStr::from_bytes(name))
@@ -147,9 +146,12 @@ mod tests {
     fn bind_in(dir: &Path, name: &str) -> Result<OwnedFd> {
         let socket = stream();
         let mut undo = Undo::default();
-        let perms = Some((0o140_640, 0, 0));
-        let dir = dir.as_os_str().as_bytes();
-        bind_to_path(socket.as_fd(), dir, name.as_bytes(), perms, &mut undo)?;
+        let name = SocketName {
+            dir: dir.as_os_str().as_bytes(),
+            name: name.as_bytes(),
+            perms: Some((0o140_640, 0, 0)),
+        };
+        bind_to_path(socket.as_fd(), name, &mut undo)?;
         undo.take_back_temporary();
         undo.commit();
         Ok(socket)
@@ -190,8 +192,12 @@ mod tests {
         let dir = scratch("failed");
         let socket = stream();
         let mut undo = Undo::default();
-        let bytes = dir.as_os_str().as_bytes();
-        bind_to_path(socket.as_fd(), bytes, b"sock", None, &mut undo).expect("bound");
+        let name = SocketName {
+            dir: dir.as_os_str().as_bytes(),
+            name: b"sock",
+            perms: None,
+        };
+        bind_to_path(socket.as_fd(), name, &mut undo).expect("bound");
         drop(undo);
         std::fs::remove_dir(&dir).expect("nothing is left in it");
     }

@@ -4,6 +4,7 @@
 //! number is the kernel's choice, one above the last; INOTIFY_IOC_SETNEXTWD (Linux 4.18, with
 //! CONFIG_CHECKPOINT_RESTORE) makes that choice.
 
+use crate::plan::step::Watched;
 use anyhow::{Context, Result, bail};
 use crust_process::broker::{self, Answer, OwnArg};
 use crust_process::descriptor::{FileHandle, open_handle};
@@ -21,32 +22,17 @@ const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
 /// Bits of a minor number in the kernel's dev_t, as fdinfo shows it.
 const MINOR_BITS: u32 = 20;
 
-/// What a watch is on.
-#[derive(Clone, Copy, Debug)]
-pub struct Watched<'a> {
-    /// Its path, empty if the image has none.
-    pub path: &'a [u8],
-    /// The device of its file system, in the kernel's form.
-    pub device: u32,
-    /// Type of the handle.
-    pub handle_type: u32,
-    /// The handle.
-    pub handle: &'a [u8],
-}
-
-impl Watched<'_> {
-    fn open(self) -> Result<OwnedFd> {
-        if self.path.is_empty() {
-            by_handle(self)
-        } else {
-            open_path(self.path)
-        }
+fn open_watched(watched: &Watched) -> Result<OwnedFd> {
+    if watched.path.is_empty() {
+        by_handle(watched)
+    } else {
+        open_path(&watched.path)
     }
 }
 
 /// Adds watch `wd` with these events.
-pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: Watched<'_>) -> Result<()> {
-    let file = watched.open()?;
+pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: &Watched) -> Result<()> {
+    let file = open_watched(watched)?;
     let number = inotify.as_raw_fd() as u64;
     let mut next = [
         OwnArg::Val(number),
@@ -70,8 +56,8 @@ pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: Watched<'_>) ->
 }
 
 /// Adds a mark to a fanotify group.
-pub fn mark(group: BorrowedFd<'_>, flags: u32, mask: u64, watched: Watched<'_>) -> Result<()> {
-    let file = watched.open()?;
+pub fn mark(group: BorrowedFd<'_>, flags: u32, mask: u64, watched: &Watched) -> Result<()> {
+    let file = open_watched(watched)?;
     let mut path = format!("/proc/self/fd/{}\0", file.as_raw_fd()).into_bytes();
     let mut args = [
         OwnArg::Val(group.as_raw_fd() as u64),
@@ -92,7 +78,7 @@ fn open_path(path: &[u8]) -> Result<OwnedFd> {
 }
 
 /// open_by_handle_at(2) wants any readable descriptor of the same file system.
-fn by_handle(watched: Watched<'_>) -> Result<OwnedFd> {
+fn by_handle(watched: &Watched) -> Result<OwnedFd> {
     let text = fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let device = (
         watched.device >> MINOR_BITS,
@@ -143,20 +129,14 @@ mod tests {
         let path = std::env::temp_dir().join(format!("crust-watch-{}", std::process::id()));
         fs::write(&path, "").expect("write");
         let inotify = inotify();
-        let watched = Watched {
-            path: path.as_os_str().as_bytes(),
-            device: 0,
-            handle_type: 0,
-            handle: &[],
-        };
         for wd in [9, 5000, 3] {
             let other = path.with_extension(wd.to_string());
             fs::write(&other, "").expect("write");
             let watched = Watched {
-                path: other.as_os_str().as_bytes(),
-                ..watched
+                path: other.as_os_str().as_bytes().to_vec(),
+                ..Watched::default()
             };
-            add(inotify.as_fd(), wd, libc::IN_MODIFY, watched).expect("a watch");
+            add(inotify.as_fd(), wd, libc::IN_MODIFY, &watched).expect("a watch");
             fs::write(&other, "x").expect("write");
             let mut event = [0; 16];
             nix::unistd::read(&inotify, &mut event).expect("an event");
