@@ -13,7 +13,7 @@ use crate::{
 };
 use crust_proto::schema;
 use prost::Message;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 
 /// The largest message read or written, in bytes. The largest real ones are mm entries: 50 bytes
 /// for each of a task's areas.
@@ -514,6 +514,19 @@ impl<W: Write> ImageWriter<W> {
             format!("the source ended after {copied} of {len} bytes"),
         );
         Err(Error::io(&self.file, "copy a payload", source))
+    }
+
+    /// Copies exactly `len` bytes of `input` from `offset` on behind a message.
+    pub fn payload_at(
+        &mut self,
+        input: &mut (impl Read + Seek),
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        input
+            .seek(SeekFrom::Start(offset))
+            .map_err(|source| Error::io(&self.file, "seek to a payload", source))?;
+        self.payload_from(input, len)
     }
 
     fn write(&mut self, bytes: &[u8], doing: &'static str) -> Result<()> {

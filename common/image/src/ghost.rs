@@ -9,7 +9,7 @@
 use crate::{
     dir::ImageDir,
     entry::{ImageReader, ImageWriter},
-    error::{Error, Result},
+    error::Result,
     kind::Kind,
 };
 use crust_proto::criu::{GhostChunkEntry, GhostFileEntry};
@@ -22,6 +22,10 @@ use std::{
 
 /// How much is copied at once.
 const PIECE: usize = 1024 * 1024;
+/// From this length on a regular file is stored in chunks, as the peer does.
+const CHUNKED_FROM: u64 = 12288;
+/// The longest chunk: what a reader may have to hold at once.
+const LONGEST_CHUNK: u64 = 1 << 20;
 
 /// A piece of content; what no extent covers is a hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +63,7 @@ impl Ghost {
         let Some(entry) = reader.next_entry::<GhostFileEntry>()? else {
             return Err(reader.frame_error("the image ends before its ghost_file_entry"));
         };
-        if entry.mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+        if !is_regular(entry.mode) {
             return Ghost::without_content(reader, entry);
         }
         if entry.chunks == Some(true) {
@@ -140,16 +144,61 @@ impl Ghost {
     }
 }
 
-/// Writes one chunk of a ghost whose entry has `chunks` and `size`: `len` bytes of `content`, which
-/// belong at `offset` of the file.
-pub fn write_chunk<W: Write>(
+/// Whether a mode is that of a regular file: the only kind with content.
+pub fn is_regular(mode: u32) -> bool {
+    mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits()
+}
+
+/// Whether the content of a file of this mode and length is written as chunks.
+pub fn is_chunked(mode: u32, len: u64) -> bool {
+    is_regular(mode) && len >= CHUNKED_FROM
+}
+
+/// Writes a ghost: the description and, of a regular file, the content. `extents` are the offsets
+/// and lengths of what is no hole in `content`, ascending; not looked at if there are no chunks.
+pub fn write_ghost<W: Write>(
+    writer: &mut ImageWriter<W>,
+    entry: &GhostFileEntry,
+    content: &mut (impl Read + Seek),
+    len: u64,
+    extents: &[(u64, u64)],
+) -> Result<()> {
+    writer.entry(entry)?;
+    if !is_regular(entry.mode) {
+        return Ok(());
+    }
+    if entry.chunks != Some(true) {
+        return writer.payload_from(content, len);
+    }
+    for (offset, len) in cut(extents) {
+        write_chunk(writer, offset, len, content)?;
+    }
+    Ok(())
+}
+
+/// One chunk: `len` bytes of `content` at `offset`.
+fn write_chunk<W: Write>(
     writer: &mut ImageWriter<W>,
     offset: u64,
     len: u64,
-    content: &mut impl Read,
-) -> Result<(), Error> {
+    content: &mut (impl Read + Seek),
+) -> Result<()> {
     writer.entry(&GhostChunkEntry { len, off: offset })?;
-    writer.payload_from(content, len)
+    writer.payload_at(content, offset, len)
+}
+
+/// Extents cut to pieces a reader can hold.
+fn cut(extents: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut chunks = Vec::new();
+    for &(mut off, mut len) in extents {
+        while len > 0 {
+            let part = len.min(LONGEST_CHUNK);
+            chunks.push((off, part));
+            off += part;
+            len -= part;
+        }
+    }
+    chunks
 }
 
 #[cfg(test)]
@@ -171,8 +220,10 @@ mod tests {
     fn image(entry: &GhostFileEntry, chunks: &[(u64, &[u8])]) -> Vec<u8> {
         let mut writer = ImageWriter::new(Vec::new(), "ghost", Kind::GhostFile).unwrap();
         writer.entry(entry).unwrap();
-        for (offset, mut content) in chunks.iter().copied() {
-            write_chunk(&mut writer, offset, content.len() as u64, &mut content).unwrap();
+        for (off, content) in chunks.iter().copied() {
+            let len = content.len() as u64;
+            writer.entry(&GhostChunkEntry { len, off }).unwrap();
+            writer.payload(content).unwrap();
         }
         writer.finish().unwrap()
     }
@@ -259,6 +310,18 @@ mod tests {
             ..regular(Some(1))
         };
         assert!(read(&image(&without_size, &[])).is_err());
+    }
+
+    #[test]
+    fn long_extents_are_cut() {
+        let mib = 1 << 20;
+        let expected = [
+            (0, 4096),
+            (409_600, mib),
+            (409_600 + mib, mib),
+            (409_600 + 2 * mib, 1),
+        ];
+        assert_eq!(cut(&[(0, 4096), (409_600, 2 * mib + 1)]), expected);
     }
 
     #[test]

@@ -11,22 +11,17 @@ use super::write::Source;
 use super::{FileId, FileTable, OpenFile, Problem, RoomResult, mounts::Inode};
 use crate::context::Context;
 use anyhow::{Context as _, Result};
+use crust_image::ghost;
 use crust_image::kind::Kind;
 use crust_image::sink::ImageSink;
 use crust_process::descriptor;
-use crust_proto::criu::{GhostChunkEntry, GhostFileEntry, RemapType, Timeval};
+use crust_proto::criu::{GhostFileEntry, RemapType, Timeval};
 use nix::libc;
 use nix::sys::stat::FileStat;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
-
-/// From this length on a regular file is stored in chunks, as the peer does.
-const CHUNKED_FROM: u64 = 12288;
-/// The longest chunk: what a reader may have to hold at once.
-const LONGEST_CHUNK: u64 = 1 << 20;
 
 /// The ghosts of a dump.
 #[derive(Debug, Default)]
@@ -68,15 +63,11 @@ pub fn settle(ctx: &Context, table: &mut FileTable, file: &OpenFile, id: FileId)
     Ok(())
 }
 
-fn is_regular(mode: u32) -> bool {
-    mode & libc::S_IFMT == libc::S_IFREG
-}
-
 fn check_limit(ctx: &Context, stat: &FileStat) -> RoomResult<()> {
     // st_blocks counts 512 bytes, whatever the file system's block (stat(2)).
     let occupied = (stat.st_blocks.max(0) as u64 * 512).min(stat.st_size.max(0) as u64);
     let limit = ctx.options.ghost_limit;
-    if !is_regular(stat.st_mode) || occupied <= limit {
+    if !ghost::is_regular(stat.st_mode) || occupied <= limit {
         return Ok(());
     }
     Err(Problem::with_hint(
@@ -87,7 +78,7 @@ fn check_limit(ctx: &Context, stat: &FileStat) -> RoomResult<()> {
 
 fn encode(file: &OpenFile, stat: &FileStat) -> RoomResult<GhostFileEntry> {
     let kind = stat.st_mode & libc::S_IFMT;
-    let chunked = is_regular(stat.st_mode) && stat.st_size as u64 >= CHUNKED_FROM;
+    let chunked = ghost::is_chunked(stat.st_mode, stat.st_size as u64);
     let is_device = kind == libc::S_IFCHR || kind == libc::S_IFBLK;
     Ok(GhostFileEntry {
         uid: stat.st_uid,
@@ -139,7 +130,7 @@ fn write_ghost(
     ghost: &Ghost,
 ) -> Result<()> {
     let mut image = sink.create(Kind::GhostFile, Some(u64::from(ghost.id)))?;
-    if !is_regular(ghost.entry.mode) {
+    if !ghost::is_regular(ghost.entry.mode) {
         image.entry(&ghost.entry)?;
         image.finish()?;
         return Ok(());
@@ -149,32 +140,13 @@ fn write_ghost(
     let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOATIME;
     let own = descriptor::reopen(taken.as_fd(), flags).context("reopening a deleted file")?;
     let mut own = File::from(own);
-    image.entry(&ghost.entry)?;
-    if ghost.entry.chunks == Some(true) {
-        for (off, len) in chunks(&descriptor::data_extents(&own, ghost.len)?) {
-            image.entry(&GhostChunkEntry { len, off })?;
-            own.seek(SeekFrom::Start(off))?;
-            image.payload_from(&mut own, len)?;
-        }
-    } else {
-        image.payload_from(&mut own, ghost.len)?;
-    }
+    let extents = match ghost.entry.chunks {
+        Some(true) => descriptor::data_extents(&own, ghost.len)?,
+        _ => Vec::new(),
+    };
+    ghost::write_ghost(&mut image, &ghost.entry, &mut own, ghost.len, &extents)?;
     image.finish()?;
     Ok(())
-}
-
-/// Extents cut to pieces a reader can hold.
-fn chunks(extents: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let mut chunks = Vec::new();
-    for &(mut off, mut len) in extents {
-        while len > 0 {
-            let part = len.min(LONGEST_CHUNK);
-            chunks.push((off, part));
-            off += part;
-            len -= part;
-        }
-    }
-    chunks
 }
 
 #[cfg(test)]
@@ -185,18 +157,5 @@ mod tests {
     fn devices_have_twenty_minor_bits() {
         assert_eq!(kernel_dev(libc::makedev(254, 0)), 266_338_304);
         assert_eq!(kernel_dev(libc::makedev(0, 300)), 300);
-    }
-
-    #[test]
-    fn long_extents_are_cut() {
-        let mib = 1 << 20;
-        let cut = chunks(&[(0, 4096), (409_600, 2 * mib + 1)]);
-        let expected = [
-            (0, 4096),
-            (409_600, mib),
-            (409_600 + mib, mib),
-            (409_600 + 2 * mib, 1),
-        ];
-        assert_eq!(cut, expected);
     }
 }

@@ -13,9 +13,11 @@ use super::open::open_flags;
 use super::undo::Undo;
 use crate::files::is_nameless;
 use anyhow::{Context, Result, bail};
-use crust_image::entry::ImageReader;
+use crust_image::dir::ImageDir;
+use crust_image::ghost;
+use crust_image::kind::Kind;
 use crust_process::descriptor::reopen;
-use crust_proto::criu::{GhostChunkEntry, GhostFileEntry, Timeval};
+use crust_proto::criu::{GhostFileEntry, Timeval};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::libc;
@@ -28,10 +30,26 @@ use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+
+/// A ghost-file image.
+#[derive(Debug)]
+pub struct Image {
+    ghost: ghost::Ghost,
+    file: File,
+}
+
+impl Image {
+    /// Opens ghost-file-ID.img and reads its description.
+    pub fn open(images: &ImageDir, id: u32) -> Result<Image> {
+        let missing = || format!("ghost-file-{id:x}.img is missing");
+        let ghost = ghost::Ghost::load(images, id)?.with_context(missing)?;
+        let file = images.open_file(Kind::GhostFile, Some(id.into()))?;
+        let file = file.with_context(missing)?;
+        Ok(Image { ghost, file })
+    }
+}
 
 /// The ghosts that have a name at the moment.
 #[derive(Debug, Default)]
@@ -52,24 +70,16 @@ struct Ghost {
 
 impl Ghosts {
     /// Makes the ghost of an open ghost-file image at `path`.
-    pub fn make(
-        &mut self,
-        id: u32,
-        path: &[u8],
-        image: &mut ImageReader<impl Read>,
-        undo: &mut Undo,
-    ) -> Result<()> {
-        let entry: GhostFileEntry = image
-            .next_entry()?
-            .with_context(|| format!("{} has no entry", image.file()))?;
+    pub fn make(&mut self, id: u32, path: &[u8], image: &Image, undo: &mut Undo) -> Result<()> {
+        let entry = &image.ghost.entry;
         let mut temporary = Vec::new();
         make_parents(path, undo, &mut temporary)?;
         let at = free_name(path, id)?;
         undo.note_file_of_mode(&at, entry.mode)?;
         temporary.push(at.clone());
-        make_node(&at, &entry, image)
+        make_node(&at, image)
             .with_context(|| format!("make ghost file {id:x} at {}", shown(&at)))?;
-        set_attributes(&at, &entry).with_context(|| {
+        set_attributes(&at, entry).with_context(|| {
             format!(
                 "owner, mode and times of ghost file {id:x} at {}",
                 shown(&at)
@@ -92,7 +102,7 @@ impl Ghosts {
         id: u32,
         path: &[u8],
         flags: i32,
-        image: &mut ImageReader<impl Read>,
+        image: &Image,
         undo: &mut Undo,
     ) -> Result<()> {
         let mut temporary = Vec::new();
@@ -115,13 +125,11 @@ impl Ghosts {
                 });
             }
         };
-        let entry: GhostFileEntry = image
-            .next_entry()?
-            .with_context(|| format!("{} has no entry", image.file()))?;
         let own = reopen(file.as_fd(), libc::O_WRONLY).context("open it once more")?;
         let own = File::from(own);
-        fill(&own, &entry, image)
-            .and_then(|()| set_attributes_of(&own, &entry))
+        let entry = &image.ghost.entry;
+        fill(&own, image)
+            .and_then(|()| set_attributes_of(&own, entry))
             .with_context(|| format!("fill ghost file {id:x} in {}", parent.display()))?;
         let ghost = Ghost {
             path: path.to_vec(),
@@ -240,13 +248,19 @@ fn free_name(path: &[u8], id: u32) -> Result<Vec<u8>> {
     }
 }
 
-fn make_node(at: &[u8], entry: &GhostFileEntry, image: &mut ImageReader<impl Read>) -> Result<()> {
+fn fill(file: &File, image: &Image) -> Result<()> {
+    let copied = image.ghost.copy_content(&image.file, file);
+    copied.context("write the content")
+}
+
+fn make_node(at: &[u8], image: &Image) -> Result<()> {
+    let entry = &image.ghost.entry;
     let name = OsStr::from_bytes(at);
     match entry.mode & libc::S_IFMT {
         libc::S_IFREG => {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             let file = File::from(open(name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-            fill(&file, entry, image)
+            fill(&file, image)
         }
         libc::S_IFDIR => Ok(mkdirat(AT_FDCWD, name, Mode::S_IRWXU)?),
         libc::S_IFLNK => {
@@ -263,43 +277,6 @@ fn make_node(at: &[u8], entry: &GhostFileEntry, image: &mut ImageReader<impl Rea
         }
         kind => bail!("mode: {kind:#o} is no type of file"),
     }
-}
-
-/// Writes the content; what no chunk covers stays a hole.
-fn fill(file: &File, entry: &GhostFileEntry, image: &mut ImageReader<impl Read>) -> Result<()> {
-    if !entry.chunks() {
-        let mut failed = None;
-        image.stream_rest(|piece| {
-            failed = failed.take().or((&*file).write_all(piece).err());
-            Ok(())
-        })?;
-        return failed.map_or(Ok(()), |error| Err(error).context("write the content"));
-    }
-    let size = entry.size.context("size is missing and chunks is set")?;
-    file.set_len(size)
-        .with_context(|| format!("set the size to {size}"))?;
-    while let Some(chunk) = image.next_entry::<GhostChunkEntry>()? {
-        if chunk
-            .off
-            .checked_add(chunk.len)
-            .is_none_or(|end| end > size)
-        {
-            let what = format!("{} bytes at {} of a file of {size}", chunk.len, chunk.off);
-            return Err(image.field_error("len", what).into());
-        }
-        let mut at = chunk.off;
-        let mut failed: Option<io::Error> = None;
-        image.stream_payload(chunk.len, |piece| {
-            failed = failed.take().or(file.write_all_at(piece, at).err());
-            at += piece.len() as u64;
-            Ok(())
-        })?;
-        if let Some(error) = failed {
-            return Err(error)
-                .with_context(|| format!("write {} bytes at {}", chunk.len, chunk.off));
-        }
-    }
-    Ok(())
 }
 
 /// Owner before mode, because a change of owner takes set-id bits away; times last.

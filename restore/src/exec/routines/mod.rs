@@ -275,12 +275,11 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
 }
 
 fn make_ghost(ctx: &mut Ctx<'_>, id: u32, path: &[u8], nameless: Option<i32>) -> Result<()> {
-    let image = ctx.images.open_image(Kind::GhostFile, Some(id.into()))?;
-    let mut image = image.with_context(|| format!("ghost-file-{id:x}.img is missing"))?;
+    let image = ghost::Image::open(ctx.images, id)?;
     match nameless {
         Some(flags) => ctx
             .ghosts
-            .make_nameless(id, path, flags, &mut image, &mut ctx.undo),
-        None => ctx.ghosts.make(id, path, &mut image, &mut ctx.undo),
+            .make_nameless(id, path, flags, &image, &mut ctx.undo),
+        None => ctx.ghosts.make(id, path, &image, &mut ctx.undo),
     }
 }
