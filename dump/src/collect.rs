@@ -15,6 +15,7 @@ use crate::task::facts::{TaskFacts, collect_facts};
 use crate::task::{Told, Traced, collect_filters, collect_told, collect_traced, refuse_task};
 use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
+use crate::uts::{UtsNamespaces, collect_uts};
 use anyhow::{Context as _, Result};
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
@@ -90,6 +91,8 @@ pub struct Collected {
     pub cgroups: CgSets,
     /// SysV objects.
     pub ipc: Ipc,
+    /// The names in uts namespaces that are not ours.
+    pub uts: UtsNamespaces,
 }
 
 /// What is known of a task before anything runs in it.
@@ -237,7 +240,7 @@ impl<'a> Collector<'a> {
     fn new(ctx: &'a Context<'a>, ids: KernelIds) -> Result<Collector<'a>> {
         Ok(Collector {
             ctx,
-            files: FileTable::new(ids.encode_own())?,
+            files: FileTable::new(ids.encode_own(), ids.namespaces())?,
             ids,
             cgroups: CgSets::new()?,
             tables: HashSet::new(),
@@ -347,8 +350,10 @@ impl<'a> Collector<'a> {
             self.ctx.refuse(refusal);
         }
         let ipc = collect_ipc(self.ctx, &self.ids, &self.subjects)?;
+        let uts = collect_uts(&self.ids, &self.subjects, self.files.held_uts())?;
         Ok(Collected {
             ipc,
+            uts,
             places,
             zombies,
             subjects: self.subjects,

@@ -9,6 +9,7 @@ use crust_process::kcmp::{TaskObject, TaskSorter};
 use crust_process::pid::HostPid;
 use crust_process::proc::ProcDir;
 use crust_proto::criu::TaskKobjIdsEntry;
+use std::collections::HashMap;
 
 /// The number of the dumper's own object of each shared kind.
 const OWN: u32 = 1;
@@ -25,11 +26,33 @@ const NAMESPACES: [(&str, u32); 8] = [
     ("user", 7),
     ("cgroup", 8),
 ];
-/// The kind that a tree may have of its own.
-const CARRIED: &str = "ipc";
+/// The kinds that a tree may have of its own.
+const CARRIED: [&str; 2] = ["ipc", "uts"];
 /// What a task's children will be in, which differs after unshare(2) of these kinds.
 const FOR_CHILDREN: [(&str, &str); 2] =
     [("pid_for_children", "pid"), ("time_for_children", "time")];
+
+/// The numbers of namespaces, by the text of their links (`uts:[4026531838]`).
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    known: HashMap<Vec<u8>, u32>,
+    next: u32,
+}
+
+impl Namespaces {
+    /// The number of one that is the dumper's or a task's.
+    pub fn number(&self, link: &[u8]) -> Option<u32> {
+        self.known.get(link).copied()
+    }
+
+    /// A number for one in which no task is.
+    pub fn add(&mut self, link: &[u8]) -> u32 {
+        let number = self.next;
+        self.next += 1;
+        self.known.insert(link.to_vec(), number);
+        number
+    }
+}
 
 /// The numbers given out.
 #[derive(Debug)]
@@ -78,10 +101,14 @@ impl KernelIds {
         let (vm, files) = (number(&mut self.vm)?, number(&mut self.files)?);
         let (fs, sighand) = (number(&mut self.fs)?, number(&mut self.sighand)?);
         let mut ids = self.encode(vm, files, fs, sighand);
-        if foreign.contains(&CARRIED) {
-            ids.ipc_ns_id = Some(self.number_of(CARRIED, dir.readlink("ns/ipc")?));
-            foreign.retain(|kind| *kind != CARRIED);
+        for kind in CARRIED.into_iter().filter(|kind| foreign.contains(kind)) {
+            let number = Some(self.number_of(kind, dir.readlink(&format!("ns/{kind}"))?));
+            match kind {
+                "ipc" => ids.ipc_ns_id = number,
+                _ => ids.uts_ns_id = number,
+            }
         }
+        foreign.retain(|kind| !CARRIED.contains(kind));
         Ok((ids, foreign))
     }
 
@@ -93,6 +120,21 @@ impl KernelIds {
             self.met.len() - 1
         });
         (NAMESPACES.len() + 1 + at) as u32
+    }
+
+    /// Every namespace met so far, for descriptors of them.
+    pub fn namespaces(&self) -> Namespaces {
+        let number_of_own = |kind| NAMESPACES.iter().find(|(name, _)| *name == kind);
+        let own = self.own.iter().filter_map(|(kind, link)| {
+            let number = number_of_own(*kind)?.1;
+            Some((link.clone(), number))
+        });
+        let met = self.met.iter().map(|(_, link)| link.clone());
+        let first = NAMESPACES.len() as u32 + 1;
+        Namespaces {
+            next: first + self.met.len() as u32,
+            known: own.chain(met.zip(first..)).collect(),
+        }
     }
 
     /// The namespaces of a task that are not the dumper's, by their names in /proc/PID/ns.

@@ -18,11 +18,14 @@ use anyhow::{Context as _, Result};
 use crust_image::payload::{IpcMsgQueue, IpcSem, IpcShm};
 use crust_image::sink::{write_entry, write_payload_entries};
 use crust_image::{ImageSink, Kind};
+use crust_process::namespace;
 use crust_process::sysv::{self, Perm, Queue, Segment, SemSet};
 use crust_proto::criu::{IpcDescEntry, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, IpcVarEntry};
 use nix::errno::Errno;
+use nix::sched::CloneFlags;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 
 /// What is dumped of all ipc namespaces.
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ pub fn collect_ipc(ctx: &Context, ids: &KernelIds, subjects: &[Subject]) -> Resu
         let found = if whole {
             let dir = &subject.facts.dir;
             let namespace = dir.open_file("ns/ipc", nix::fcntl::OFlag::O_RDONLY)?;
-            sysv::in_namespace(std::os::fd::AsFd::as_fd(&namespace), || {
+            namespace::inside(namespace.as_fd(), CloneFlags::CLONE_NEWIPC, || {
                 read_space(ours, whole)
             })
             .context("enter the ipc namespace")?

@@ -22,6 +22,7 @@ mod stepped;
 mod task;
 mod track;
 mod tree;
+mod uts;
 mod write;
 
 use crust_cli::options::Tool;

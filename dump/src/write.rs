@@ -225,6 +225,7 @@ fn write_memory(
     (stats.pages, stats.in_parent) = (counts.written, counts.in_parent);
     let first = collected.subjects.len() as u32 + 1;
     let (shmem, next) = write_shmem(ctx, images, &collected.files, first, interrupt)?;
+    collected.uts.write(images)?;
     stats.shmem_pages = shmem + collected.ipc.write(images, next, interrupt)?;
     stats.memory = start.elapsed();
     Ok(())

@@ -8,9 +8,9 @@
 //! that outlived the dump is taken back if nobody has attached it meanwhile.
 
 use crate::mm;
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::step::{Actor, Arg, Op, Origin, Phase, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
-use crate::tree::Task;
+use crate::tree::{Task, plan_new};
 use crust_image::ids::{ShmId, VirtPid};
 use crust_image::payload::{IpcMsgQueue, IpcSem, IpcShm};
 use crust_process::sysv::SHM_DEST;
@@ -62,32 +62,10 @@ pub struct Ipc {
 pub fn plan_namespaces(planner: &mut Planner<'_>, tasks: &[Task]) {
     let host = planner.checkpoint.inventory.root_ids.as_ref();
     let host = host.and_then(|ids| ids.ipc_ns_id);
-    let id_of = |task: &Task| task.ids.as_ref().and_then(|ids| ids.ipc_ns_id);
-    let mut makers: BTreeMap<u32, VirtPid> = BTreeMap::new();
-    for (at, task) in tasks.iter().enumerate() {
-        let Some(id) = id_of(task) else { continue };
-        let parent = tasks.iter().find(|other| Some(other.pid) == task.parent);
-        let inherited = parent.and_then(id_of).or(host);
-        if Some(id) == inherited {
-            continue;
-        }
-        let image = format!("ids-{}.img", task.pid);
-        let origin = Origin::new(
-            image,
-            Some(0),
-            format!("ipc namespace {id} of task {}", task.pid),
-        );
-        if Some(id) == host || makers.insert(id, task.pid).is_some() {
-            let why = "is neither its parent's nor a new one, and cannot be restored yet";
-            planner.refuse(Refusal::new(origin, why));
-            continue;
-        }
-        let new = Arg::named("CLONE_NEWIPC", libc::CLONE_NEWIPC);
-        let call = Call::new("unshare", libc::SYS_unshare, vec![new]);
-        let phase = if at == 0 { Phase::Root } else { Phase::Fork };
-        planner.call(phase, Actor::Task(task.pid), call, origin);
-    }
-    plan_objects(planner, host, &makers);
+    let kind = ("ipc", Arg::named("CLONE_NEWIPC", libc::CLONE_NEWIPC));
+    let makers = plan_new(planner, tasks, kind, |ids| ids.ipc_ns_id);
+    let makers = makers.into_iter().map(|(id, (_, pid))| (id, pid));
+    plan_objects(planner, host, &makers.collect());
 }
 
 fn plan_objects(planner: &mut Planner<'_>, host: Option<u32>, makers: &BTreeMap<u32, VirtPid>) {

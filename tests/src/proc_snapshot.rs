@@ -507,7 +507,7 @@ impl Taken {
             return format!("{dir}/#{object} (deleted)");
         }
         match target.split_once(":[") {
-            Some((kind @ ("pipe" | "socket"), number)) => {
+            Some((kind @ ("pipe" | "socket" | "uts" | "ipc"), number)) => {
                 let object = self.objects.name(&format!("{kind} {number}"));
                 format!("{kind}:[{object}]")
             }

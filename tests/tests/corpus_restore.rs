@@ -128,4 +128,5 @@ sets! {
     timerfd "timerfd";
     tcp_est "tcp_est" "--tcp-established";
     netlink "netlink";
+    nsfd "nsfd";
 }

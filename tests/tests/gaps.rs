@@ -29,7 +29,6 @@ fn option_refused(sandbox: &Sandbox, name: &str, option: &str) -> Result<()> {
 }
 
 sandbox_test! {
-    fn other_uts_namespace(sandbox) { refused(sandbox, "nsfd", &["namespace", "uts"]) }
     fn established_tcp_without_the_option(sandbox) {
         refused(sandbox, "tcp_est", &["tcp", "--tcp-established", "127.0.0.1:"])
     }

@@ -12,6 +12,8 @@ crust_tests::workloads! {
     ghost_edge: guest "ghost_edge", lost &["fd 3 target"];
     link_remap: guest "link_remap", dump &["--link-remap"];
     memfd: guest "memfd";
+    nsfd: guest "nsfd";
+    nsfd_held: guest "nsfd_held";
     eventfd: guest "eventfd";
     eventfd_big: guest "eventfd_big";
     eventfd_sem: guest "eventfd_sem";

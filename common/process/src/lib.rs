@@ -16,6 +16,7 @@ pub mod kept_options;
 pub mod leftover;
 pub mod making;
 pub mod memory;
+pub mod namespace;
 pub mod netfilter;
 pub mod netlink;
 pub mod pagemap;

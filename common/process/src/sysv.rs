@@ -1,15 +1,14 @@
 //! SysV shared memory, semaphores and message queues of an ipc namespace: read without changing
 //! anything, and made again under their own ids.
 //!
-//! All calls act on the ipc namespace of the calling thread; [`in_namespace`] gives a thread that
-//! has entered another. An id is chosen by writing it to kernel/{shm,sem,msg}_next_id (Linux 3.9,
+//! All calls act on the ipc namespace of the calling thread; `namespace::inside` gives a
+//! thread that has entered another. An id is chosen by writing it to kernel/{shm,sem,msg}_next_id (Linux 3.9,
 //! CONFIG_CHECKPOINT_RESTORE; Documentation/admin-guide/sysctl/kernel.rst). Messages are read with
 //! MSG_COPY, which takes none out (msgrcv(2)).
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
 use std::fs;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -71,20 +70,6 @@ pub struct Queue {
     pub qbytes: u64,
     /// Type and text of each message, the oldest first.
     pub messages: Vec<(i64, Vec<u8>)>,
-}
-
-/// Runs `work` in a thread that has entered the ipc namespace behind a descriptor.
-pub fn in_namespace<T: Send>(
-    namespace: BorrowedFd<'_>,
-    work: impl FnOnce() -> T + Send,
-) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            setns(namespace, CloneFlags::CLONE_NEWIPC)?;
-            Ok(work())
-        });
-        thread.join().unwrap_or(Err(Errno::EIO))
-    })
 }
 
 fn perm(id: i32, found: &libc::ipc_perm) -> Perm {
@@ -321,7 +306,7 @@ mod tests {
             return;
         }
         let thread = std::thread::spawn(|| {
-            nix::sched::unshare(CloneFlags::CLONE_NEWIPC).expect("unshare");
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).expect("unshare");
             let wanted = Perm {
                 id: 32770,
                 key: 77,

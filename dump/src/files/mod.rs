@@ -48,13 +48,14 @@ pub use crust_image::ids::FileId;
 pub use path::PathOf;
 
 use crate::context::{Context, Task};
+use crate::ids::Namespaces;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_process::descriptor::{self, Statx};
 use crust_process::kcmp;
 use crust_process::pid::HostPid;
 use crust_process::proc::fdinfo::{Fdinfo, parse_fdinfo};
-use crust_proto::criu::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry};
+use crust_proto::criu::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry, UtsnsEntry};
 use kind::{InternalDevices, Kind};
 use look::Facts;
 use mounts::Inode;
@@ -124,8 +125,11 @@ pub struct FileTable {
     new_sockets: kept_options::News,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
-    /// The numbers of the namespaces that the dumper and the tree live in.
+    /// The numbers of the namespaces that the dumper lives in.
     own_ids: TaskKobjIdsEntry,
+    namespaces: Namespaces,
+    /// The names in uts namespaces in which no task is, by their number.
+    held_uts: Vec<(u32, UtsnsEntry)>,
 }
 
 /// An open file description as a room sees it.
@@ -287,9 +291,9 @@ pub(crate) fn read_fdinfo(pid: HostPid, number: i32) -> Result<Fdinfo> {
 }
 
 impl FileTable {
-    /// An empty table. `own_ids` has the numbers of the namespaces that the dumper and the tree
-    /// live in.
-    pub fn new(own_ids: TaskKobjIdsEntry) -> Result<FileTable> {
+    /// An empty table. `own_ids` has the numbers of the namespaces that the dumper lives in,
+    /// `namespaces` those of all that the tree lives in too.
+    pub fn new(own_ids: TaskKobjIdsEntry, namespaces: Namespaces) -> Result<FileTable> {
         Ok(FileTable {
             devices: InternalDevices::learn().context("learning the kernel's internal devices")?,
             next_id: 1,
@@ -312,6 +316,8 @@ impl FileTable {
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             own_ids,
+            namespaces,
+            held_uts: Vec::new(),
         })
     }
 

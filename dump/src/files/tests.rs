@@ -72,7 +72,7 @@ impl Drop for Bench {
 
 /// Dumps these descriptors as the whole table of this process.
 fn dump(ctx: &Context, fds: &[BorrowedFd]) -> (FileTable, Vec<FdinfoEntry>) {
-    let mut table = FileTable::new(TaskKobjIdsEntry::default()).unwrap();
+    let mut table = FileTable::new(TaskKobjIdsEntry::default(), Namespaces::default()).unwrap();
     let descriptors: Vec<Descriptor> = fds
         .iter()
         .map(|fd| Descriptor {

@@ -100,6 +100,7 @@ fn of_routine(routine: &Routine) -> (Option<Cap>, &'static str) {
         // proc_map_files_get_link.
         Routine::SharedAnon { .. } => (Some(Cap::CHECKPOINT_RESTORE), "shared anonymous memory"),
         Routine::Sysv { .. } => (Some(Cap::CHECKPOINT_RESTORE), "SysV objects"),
+        Routine::MakeUts { .. } => (Some(Cap::SYS_ADMIN), "a uts namespace"),
         Routine::WatchInode { on, .. } if on.path.is_empty() => {
             (Some(Cap::DAC_READ_SEARCH), "a watch by file handle")
         }

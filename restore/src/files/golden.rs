@@ -5,7 +5,7 @@ use crate::plan::golden::{data, planned};
 use std::fs;
 
 /// Images whose entries ask for steps of these rooms.
-const IMAGES: [&str; 9] = [
+const IMAGES: [&str; 10] = [
     "(files.img",
     "(fdinfo-",
     "(fs-",
@@ -15,6 +15,7 @@ const IMAGES: [&str; 9] = [
     "(sk-queues.img",
     "(filelocks.img",
     "(memfd.img",
+    "(utsns-",
 ];
 
 /// Compares the steps with the text of its file, line by line.
@@ -65,6 +66,7 @@ golden_plans! {
     directories: "rootdir",
     locks: "locks",
     inotify: "inotify",
+    descriptors_of_namespaces: "nsfd",
     terminals: "pty",
     connections: "tcp_est",
     netlink_and_packet_sockets: "netlink",

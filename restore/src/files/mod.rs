@@ -71,6 +71,8 @@ pub struct Files {
     terminals_made: BTreeSet<SlotId>,
     /// Those that somebody gave us (`--inherit-fd`).
     inherited: BTreeSet<FileId>,
+    /// Namespaces in which no task lives, by their id.
+    made_namespaces: BTreeMap<u32, SlotId>,
     /// Every number of every table.
     numbers: BTreeSet<i32>,
 }

@@ -280,6 +280,18 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
                 None => Ok(()),
             }
         }
+        Routine::MakeUts {
+            nodename,
+            domainname,
+            flags,
+            slot,
+        } => {
+            out.push_str("make uts namespace ");
+            write_str(out, nodename)?;
+            out.push(' ');
+            write_str(out, domainname)?;
+            write!(out, " flags {flags:#o} -> {}", Slot(*slot))
+        }
         Routine::MakeCgroup(dir) => {
             out.push_str(if dir.must_exist {
                 "find cgroup "

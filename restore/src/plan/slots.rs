@@ -71,6 +71,7 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::OpenPages { slot, .. }
         | Routine::OwnTerminal { slot, .. }
         | Routine::Inherit { slot, .. }
+        | Routine::MakeUts { slot, .. }
         | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }

@@ -309,6 +309,17 @@ pub enum Routine {
         /// Where a descriptor of the content goes.
         slot: Option<SlotId>,
     },
+    /// A uts namespace is made that no task lives in.
+    MakeUts {
+        /// The host's name in it.
+        nodename: Vec<u8>,
+        /// The domain's.
+        domainname: Vec<u8>,
+        /// Flags of open(2).
+        flags: i32,
+        /// Where a descriptor of it goes.
+        slot: SlotId,
+    },
     /// A cgroup directory is made, or checked.
     MakeCgroup(Box<CgroupDir>),
     /// A ghost file is made from ghost-file-ID.img, under its old path if that is free, for

@@ -17,6 +17,7 @@ use crate::plan::step::Origin;
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::TaskKobjIdsEntry;
+pub use namespaces::{plan_new, uts_names};
 pub use procfs::{ProcMounts, Reused};
 use std::collections::{BTreeMap, BTreeSet};
 

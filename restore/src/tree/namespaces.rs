@@ -1,15 +1,17 @@
 //! Namespaces that differ from the dumper's. The ids of a task are compared with those of the
-//! dumper in the inventory: equal means the host's namespace, which is inherited. A uts namespace
-//! that the whole tree shares is made by the root before it forks anybody; ipc namespaces are planned
-//! in ipc.rs; every other kind in
-//! which a task differs is refused by name.
+//! dumper in the inventory: equal means the host's namespace, which is inherited. A uts or ipc
+//! namespace is made by the first of its tasks before that forks anybody, and inherited from there;
+//! what is in ipc namespaces is planned in ipc.rs. Every other kind in which a task differs is
+//! refused by name.
 
 use super::Task;
 use crate::ipc;
 use crate::plan::step::{Actor, Arg, Call, Origin, Phase};
 use crate::plan::{Planner, Refusal};
-use crust_proto::criu::TaskKobjIdsEntry;
+use crust_image::ids::VirtPid;
+use crust_proto::criu::{TaskKobjIdsEntry, UtsnsEntry};
 use nix::libc;
+use std::collections::BTreeMap;
 
 /// The name of each kind, with where its id is.
 type Kind = (&'static str, fn(&TaskKobjIdsEntry) -> Option<u32>);
@@ -31,61 +33,94 @@ const UTS_LEN: usize = 64;
 /// Plans what can be made and refuses tasks in other namespaces of their own. The root's fork is
 /// planned already.
 pub fn plan(planner: &mut Planner<'_>, tasks: &[Task]) {
-    let uts = shared_uts(planner, tasks);
-    if let Some(id) = uts {
-        plan_uts(planner, tasks, id);
-    }
+    plan_uts(planner, tasks);
     ipc::plan_namespaces(planner, tasks);
-    refuse(planner, tasks, uts.is_some());
+    refuse(planner, tasks);
 }
 
-/// The uts namespace of the tree, if it is not the host's and all tasks share it.
-fn shared_uts(planner: &Planner<'_>, tasks: &[Task]) -> Option<u32> {
-    let host = planner.checkpoint.inventory.root_ids.as_ref()?;
-    let mut ids = tasks.iter().filter_map(|task| task.ids.as_ref());
-    let own = ids.next()?.uts_ns_id?;
-    let shared = ids.all(|ids| ids.uts_ns_id == Some(own));
-    (shared && host.uts_ns_id != Some(own)).then_some(own)
-}
-
-fn plan_uts(planner: &mut Planner<'_>, tasks: &[Task], id: u32) {
-    let checkpoint = planner.checkpoint;
-    let Some(root) = tasks.first() else { return };
-    let image = format!("utsns-{id}.img");
-    let origin = Origin::new(image, Some(0), format!("uts namespace {id}"));
-    let Some(names) = checkpoint.namespaces.uts.get(&id.into()) else {
-        return planner.refuse(Refusal::new(origin, "the image is missing"));
-    };
-    let new = Arg::named("CLONE_NEWUTS", libc::CLONE_NEWUTS);
-    let mut calls = vec![Call::new("unshare", libc::SYS_unshare, vec![new])];
-    for (call, number, field, name) in [
-        (
-            "sethostname",
-            libc::SYS_sethostname,
-            "nodename",
-            &names.nodename,
-        ),
-        (
-            "setdomainname",
-            libc::SYS_setdomainname,
-            "domainname",
-            &names.domainname,
-        ),
-    ] {
-        if name.len() > UTS_LEN || name.contains(&0) {
-            let why = format!("{field} is longer than {UTS_LEN} bytes or has a zero in it");
-            return planner.refuse(Refusal::new(origin, why));
+/// Has each namespace of a kind made by the first task of it; its children inherit it. Gives these
+/// tasks, with the phase in which they make it, by the namespace's id.
+pub fn plan_new(
+    planner: &mut Planner<'_>,
+    tasks: &[Task],
+    (kind, flag): (&str, Arg),
+    id_of: impl Fn(&TaskKobjIdsEntry) -> Option<u32>,
+) -> BTreeMap<u32, (Phase, VirtPid)> {
+    let host = planner.checkpoint.inventory.root_ids.as_ref();
+    let host = host.and_then(&id_of);
+    let id_of = |task: &Task| task.ids.as_ref().and_then(&id_of);
+    let mut makers: BTreeMap<u32, (Phase, VirtPid)> = BTreeMap::new();
+    for (at, task) in tasks.iter().enumerate() {
+        let Some(id) = id_of(task) else { continue };
+        let parent = tasks.iter().find(|other| Some(other.pid) == task.parent);
+        let inherited = parent.and_then(id_of).or(host);
+        if Some(id) == inherited {
+            continue;
         }
-        let args = vec![Arg::Str(name.clone()), Arg::Int(name.len() as i64)];
-        calls.push(Call::new(call, number, args));
+        let what = format!("{kind} namespace {id} of task {}", task.pid);
+        let origin = Origin::new(format!("ids-{}.img", task.pid), Some(0), what);
+        let phase = if at == 0 { Phase::Root } else { Phase::Fork };
+        if Some(id) == host || makers.insert(id, (phase, task.pid)).is_some() {
+            let why = "is neither its parent's nor a new one, and cannot be restored yet";
+            planner.refuse(Refusal::new(origin, why));
+            continue;
+        }
+        let call = Call::new("unshare", libc::SYS_unshare, vec![flag.clone()]);
+        planner.call(phase, Actor::Task(task.pid), call, origin);
     }
-    for call in calls {
-        planner.call(Phase::Root, Actor::Task(root.pid), call, origin.clone());
+    makers
+}
+
+fn plan_uts(planner: &mut Planner<'_>, tasks: &[Task]) {
+    let kind = ("uts", Arg::named("CLONE_NEWUTS", libc::CLONE_NEWUTS));
+    let checkpoint = planner.checkpoint;
+    for (id, (phase, pid)) in plan_new(planner, tasks, kind, |ids| ids.uts_ns_id) {
+        let image = format!("utsns-{id}.img");
+        let origin = Origin::new(image, Some(0), format!("uts namespace {id}"));
+        let stored = checkpoint.namespaces.uts.get(&id.into());
+        let checked = stored
+            .ok_or("the image is missing".to_owned())
+            .and_then(|names| uts_names(names).map(|()| names));
+        match checked {
+            Ok(names) => {
+                for call in name_calls(names) {
+                    planner.call(phase, Actor::Task(pid), call, origin.clone());
+                }
+            }
+            Err(why) => planner.refuse(Refusal::new(origin, why)),
+        }
     }
+}
+
+/// Whether the kernel takes these names.
+pub fn uts_names(names: &UtsnsEntry) -> Result<(), String> {
+    let fields = [
+        ("nodename", &names.nodename),
+        ("domainname", &names.domainname),
+    ];
+    for (field, name) in fields {
+        if name.len() > UTS_LEN || name.contains(&0) {
+            return Err(format!(
+                "{field} is longer than {UTS_LEN} bytes or has a zero in it"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn name_calls(names: &UtsnsEntry) -> [Call; 2] {
+    let call = |call, number, name: &[u8]| {
+        let args = vec![Arg::Str(name.to_vec()), Arg::Int(name.len() as i64)];
+        Call::new(call, number, args)
+    };
+    [
+        call("sethostname", libc::SYS_sethostname, &names.nodename),
+        call("setdomainname", libc::SYS_setdomainname, &names.domainname),
+    ]
 }
 
 /// Refuses tasks in namespaces of their own.
-fn refuse(planner: &mut Planner<'_>, tasks: &[Task], uts_is_made: bool) {
+fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
     let Some(host) = &planner.checkpoint.inventory.root_ids else {
         return;
     };
@@ -93,7 +128,7 @@ fn refuse(planner: &mut Planner<'_>, tasks: &[Task], uts_is_made: bool) {
     for task in tasks {
         let Some(ids) = &task.ids else { continue };
         for name in own(ids, host) {
-            if (uts_is_made && name == "uts") || name == "ipc" {
+            if name == "uts" || name == "ipc" {
                 continue;
             }
             let image = format!("ids-{}.img", task.pid);

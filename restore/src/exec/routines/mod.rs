@@ -7,6 +7,7 @@
 mod cgroup;
 mod ghost;
 mod inet;
+mod namespace;
 mod open;
 mod pages;
 mod payload;
@@ -154,6 +155,12 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             (Some(fd), Some(slot)) => slots.put(*slot, fd),
             _ => Ok(()),
         },
+        Routine::MakeUts {
+            nodename,
+            domainname,
+            flags,
+            slot,
+        } => slots.put(*slot, namespace::make_uts(nodename, domainname, *flags)?),
         Routine::MakeCgroup(dir) => cgroup::make(dir, &mut ctx.undo),
         Routine::GhostFile { id, path, nameless } => make_ghost(ctx, *id, path, *nameless),
         Routine::OpenGhost {

@@ -4,9 +4,11 @@
 use crate::ipc::{Object, Perm};
 use anyhow::{Context, Result, bail};
 use crust_image::ids::VirtPid;
+use crust_process::namespace;
 use crust_process::sysv::{self, Queue, SemSet};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sched::CloneFlags;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -23,8 +25,10 @@ pub fn make(
     // We are in the tree's pid namespace, so the number is the same.
     let path = format!("/proc/{pid}/ns/ipc");
     let namespace = File::open(&path).with_context(|| format!("open {path}"))?;
-    sysv::in_namespace(namespace.as_fd(), || make_here(object, None))
-        .with_context(|| format!("enter {path}"))?
+    namespace::inside(namespace.as_fd(), CloneFlags::CLONE_NEWIPC, || {
+        make_here(object, None)
+    })
+    .with_context(|| format!("enter {path}"))?
 }
 
 fn make_here(object: &Object, host: Option<&mut Vec<i32>>) -> Result<Option<OwnedFd>> {
