@@ -1,12 +1,14 @@
 /*
  * Many descriptors of a kind: `files`, `pipes` with data or unix `pairs` with data, so many in each
- * of so many processes. All are looked at afterwards.
+ * of so many processes; with a fifth argument the processes share them. All are looked at
+ * afterwards.
  */
 #include "wl.h"
 #include <sys/resource.h>
 static int count, *fds;
 static const char *kind;
 static char *done;
+static int shared;
 static void make(void)
 {
 	char name[32];
@@ -39,7 +41,8 @@ static int good(void)
 static void child(void *at)
 {
 	char *mine = done + (long)at;
-	make();
+	if (!shared)
+		make();
 	*mine = 1;
 	while (*(volatile char *)mine != 2)
 		usleep(10000);
@@ -50,7 +53,8 @@ int main(int argc, char **argv)
 	struct rlimit l;
 	int tasks;
 	wl_start(argc, argv);
-	MUST(argc == 5);
+	MUST(argc == 5 || argc == 6);
+	shared = argc == 6;
 	kind = argv[2];
 	count = atoi(argv[3]);
 	tasks = atoi(argv[4]);
@@ -58,9 +62,12 @@ int main(int argc, char **argv)
 	l.rlim_cur = l.rlim_max;
 	MUST(!setrlimit(RLIMIT_NOFILE, &l));
 	done = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared)
+		make();
 	for (long i = 1; i < tasks; i++)
 		wl_fork(child, (void *)i);
-	make();
+	if (!shared)
+		make();
 	for (int i = 1; i < tasks; i++)
 		while (*(volatile char *)(done + i) != 1)
 			usleep(1000);

@@ -25,6 +25,7 @@ use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
 use crust_process::survivor::Survivor;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -109,6 +110,15 @@ struct Executor<'p> {
     progress: &'p Progress,
 }
 
+/// Makes room for this many descriptors of our own, as far as the hard limit lets us.
+fn raise_descriptor_limit(wanted: u64) -> nix::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if wanted <= soft {
+        return Ok(());
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+}
+
 /// Runs the whole plan. On success every task runs, or waits to be continued if it was stopped.
 /// `before_release` is called when all is restored and nothing has run yet; its error undoes all.
 pub fn execute(
@@ -150,6 +160,8 @@ impl<'p> Executor<'p> {
             .map(|lane| scratch.area(AREAS_AT + lane * AREA, AREA))
             .collect::<Option<_>>()
             .ok_or_else(|| ExecError::new("divide the scratch memory", Errno::E2BIG))?;
+        raise_descriptor_limit(plan.held)
+            .map_err(|errno| ExecError::new("raise RLIMIT_NOFILE", errno))?;
         let own_pidfd = crust_process::fds::PidFd::open(HostPid::current())
             .map_err(|error| ExecError::new("open our own pidfd", error))?
             .into();

@@ -20,6 +20,10 @@ use crust_image::checkpoint::Checkpoint;
 pub use refusal::Refusal;
 use step::{Actor, Arg, Call, Op, Origin, Phase, Piece, Plan, SlotId, Step};
 
+/// Descriptors of the broker besides those that a plan asks for: directories, its log, scratch
+/// memory, the survivor's.
+pub const OWN_DESCRIPTORS: u64 = 64;
+
 /// Makes the plan, or tells everything that is against it.
 pub fn plan(checkpoint: &Checkpoint, host: &Host, options: &Options) -> Result<Plan, Vec<Refusal>> {
     planned(checkpoint, host, options).finish()
@@ -49,6 +53,9 @@ fn planned<'a>(checkpoint: &'a Checkpoint, host: &'a Host, options: &'a Options)
     files::plan(&mut planner);
     mm::plan(&mut planner);
     task::plan(&mut planner);
+    let (held, closed) = slots::held_and_closed(&planner.steps);
+    planner.held = held;
+    task::plan_own_descriptors(&mut planner, held - closed);
     planner
 }
 
@@ -76,6 +83,8 @@ pub struct Planner<'a> {
     pub ipc: ipc::Ipc,
     steps: Vec<Step>,
     slots: u32,
+    /// Descriptors that the broker comes to hold.
+    pub held: u64,
     refusals: Vec<Refusal>,
 }
 
@@ -91,6 +100,7 @@ impl<'a> Planner<'a> {
             ipc: ipc::Ipc::default(),
             steps: Vec::new(),
             slots: 0,
+            held: 0,
             refusals: Vec::new(),
         }
     }
@@ -165,6 +175,7 @@ impl<'a> Planner<'a> {
             used: merged(used),
             broker_fd,
             slots: self.slots,
+            held: self.held + OWN_DESCRIPTORS,
         })
     }
 }

@@ -37,6 +37,18 @@ pub fn slots_of(step: &Step) -> Slots {
     slots
 }
 
+/// How many descriptors the broker comes to hold by these steps, and how many of them it closes
+/// before the end.
+pub fn held_and_closed(steps: &[Step]) -> (u64, u64) {
+    let mut counts = (0, 0);
+    for step in steps {
+        let done = usize::from(step.done.is_some());
+        counts.0 += (slots_of(step).gives.len() - done) as u64;
+        counts.1 += u64::from(matches!(step.op, Op::Routine(Routine::Close { .. })));
+    }
+    counts
+}
+
 fn of_call(call: &Call, slots: &mut Slots) {
     for arg in &call.args {
         of_arg(arg, slots);

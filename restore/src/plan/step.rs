@@ -705,6 +705,8 @@ pub struct Plan {
     pub broker_fd: i32,
     /// How many slots there are.
     pub slots: u32,
+    /// How many descriptors the broker holds at most.
+    pub held: u64,
 }
 
 impl Call {

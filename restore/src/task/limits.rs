@@ -5,7 +5,7 @@
 use super::Live;
 use crate::host::{Limit, NOFILE, RLIMITS};
 use crate::plan::step::{Actor, Arg, Call, Origin, Phase};
-use crate::plan::{Planner, Refusal};
+use crate::plan::{OWN_DESCRIPTORS, Planner, Refusal};
 use crust_cli::code::Code;
 use nix::libc;
 
@@ -91,6 +91,29 @@ fn needed_fds(planner: &Planner<'_>) -> u64 {
         .flatten()
         .map(|entry| u64::from(entry.fd));
     numbers.max().map_or(0, |highest| highest + 1) + 3
+}
+
+/// What the broker has open at the same time counts against its own limit, whose soft value it
+/// raises when it must; the root, which inherits that, goes back to the one we were started with.
+/// `kept` is how many it holds at the end.
+pub fn plan_own_descriptors(planner: &mut Planner<'_>, kept: u64) {
+    let (Some(root), Some(has)) = (planner.tree.root, planner.host.limits.get(NOFILE).copied())
+    else {
+        return;
+    };
+    let origin = Origin::new("files.img", None, "all files that are open at once");
+    let kept = kept + OWN_DESCRIPTORS;
+    if kept > has.max {
+        let why = format!(
+            "{kept} descriptors are above the hard RLIMIT_NOFILE {} of crust-restore",
+            has.max
+        );
+        let refusal = Refusal::new(origin, why).kind(Code::Limit);
+        planner.refuse(refusal.hint("raise the limit in the shell"));
+    } else if planner.held + OWN_DESCRIPTORS > has.cur && needed_fds(planner) <= has.cur {
+        let call = prlimit("RLIMIT_NOFILE", NOFILE, has);
+        planner.call(Phase::Root, Actor::Task(root), call, origin);
+    }
 }
 
 /// Descriptors above our soft limit need a higher one while they are put on their numbers; the

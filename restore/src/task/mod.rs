@@ -13,6 +13,8 @@ mod small;
 mod timers;
 mod xsave;
 
+pub use limits::plan_own_descriptors;
+
 use crate::plan::step::{Actor, Op, Origin, Phase};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
