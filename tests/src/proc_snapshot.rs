@@ -524,10 +524,12 @@ impl Taken {
             if matches!(name, "ino" | "eventfd-id" | "it_value" | "clockid_time") {
                 continue;
             }
-            values
-                .entry(name)
-                .or_default()
-                .push(without_inodes(value.trim()));
+            let value = match name {
+                // New in each life too, but two descriptors may be of one map.
+                "map_id" => self.objects.name(&format!("bpf map {value}")),
+                _ => without_inodes(value.trim()),
+            };
+            values.entry(name).or_default().push(value);
         }
         for (name, mut values) in values {
             // The targets of an epoll come in the order of kernel addresses.

@@ -37,6 +37,8 @@ crust_tests::workloads! {
     udp: guest "udp";
     netlink: guest "netlink";
     sock_extra: guest "sock_extra";
+    bpfmap: guest "bpfmap";
+    bpf_kinds: guest "bpf_kinds";
     pty: guest "pty";
     pty_quiet: guest "pty_quiet";
     pty_waiting: guest "pty_waiting";

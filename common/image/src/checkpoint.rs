@@ -22,12 +22,13 @@ use crate::{
     ids::{FileId, FilesId, PipeId, ShmId, VirtPid},
     kind::Kind,
     pages::{DumpChain, PageRun},
-    payload::{BpfMapData, PayloadEntry, PipeData, SkPacket},
+    payload::{PayloadEntry, PipeData, SkPacket},
 };
 use crust_proto::criu::{
-    ApparmorEntry, BinfmtMiscEntry, CgroupEntry, CoreEntry, CpuinfoEntry, FdinfoEntry, FileEntry,
-    FileLockEntry, FsEntry, InventoryEntry, MemfdInodeEntry, MmEntry, PstreeEntry, SeccompEntry,
-    SeccompFilter, TaskKobjIdsEntry, TcpStreamEntry, TtyDataEntry, TtyInfoEntry,
+    ApparmorEntry, BinfmtMiscEntry, BpfmapDataEntry, CgroupEntry, CoreEntry, CpuinfoEntry,
+    FdinfoEntry, FileEntry, FileLockEntry, FsEntry, InventoryEntry, MemfdInodeEntry, MmEntry,
+    PstreeEntry, SeccompEntry, SeccompFilter, TaskKobjIdsEntry, TcpStreamEntry, TtyDataEntry,
+    TtyInfoEntry,
 };
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,8 +89,8 @@ pub struct Checkpoint {
     pub tty_data: BTreeMap<u32, TtyDataEntry>,
     /// memfd.img by `inode_id`.
     pub memfds: BTreeMap<u64, MemfdInodeEntry>,
-    /// bpfmap-data.img by `map_id`.
-    pub bpf_maps: BTreeMap<u32, BpfMapData>,
+    /// bpfmap-data.img by `map_id`; the contents stay on disk.
+    pub bpf_maps: BTreeMap<u32, BpfmapDataEntry>,
     /// filelocks.img.
     pub file_locks: Vec<FileLockEntry>,
     /// seccomp.img; `seccomp_filter` and `prev` are indexes into it.

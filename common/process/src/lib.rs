@@ -2,6 +2,7 @@
 //! and what /proc says. All `unsafe` of the project is here, narrow and argued.
 
 pub mod batch;
+pub mod bpf;
 pub mod broker;
 pub mod build_id;
 pub mod cpuid;

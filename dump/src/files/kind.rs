@@ -70,6 +70,10 @@ pub enum Kind {
     Fanotify,
     /// pidfd_open(2).
     Pidfd,
+    /// A map of the bpf machine.
+    BpfMap,
+    /// Another object of it, by its name.
+    BpfObject(&'static str),
     /// A terminal.
     Tty,
     /// /proc/PID/ns/*.
@@ -161,8 +165,12 @@ fn anonymous(link: &[u8]) -> Kind {
         b"anon_inode:[io_uring]" => unsupported("an io_uring, which images have no entry for"),
         b"anon_inode:[userfaultfd]" => unsupported("a userfaultfd"),
         b"anon_inode:[perf_event]" => unsupported("a perf event"),
-        b"anon_inode:bpf-map" => unsupported("a bpf map"),
-        b"anon_inode:bpf-prog" => unsupported("a bpf program"),
+        b"anon_inode:bpf-map" => Kind::BpfMap,
+        b"anon_inode:bpf-prog" => Kind::BpfObject("program"),
+        b"anon_inode:bpf_link" | b"anon_inode:bpf-link" => Kind::BpfObject("link"),
+        b"anon_inode:btf" => Kind::BpfObject("type information (BTF)"),
+        b"anon_inode:bpf_iter" => Kind::BpfObject("iterator"),
+        b"anon_inode:bpf-token" => Kind::BpfObject("token"),
         b"anon_inode:seccomp notify" => unsupported("a seccomp notifier"),
         _ if is_namespace(link) => Kind::Namespace,
         _ => Kind::Unsupported(format!("kernel object {}", String::from_utf8_lossy(link))),
@@ -254,6 +262,8 @@ mod tests {
             ring,
             unsupported("an io_uring, which images have no entry for")
         );
+        let program = kind(0, 16, 0, 2, b"anon_inode:bpf-prog");
+        assert_eq!(program, Kind::BpfObject("program"));
         let unknown = kind(0, 16, 0, 2, b"anon_inode:[new thing]");
         assert!(matches!(unknown, Kind::Unsupported(name) if name.contains("new thing")));
     }

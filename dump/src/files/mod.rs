@@ -9,6 +9,7 @@
 //! A taken descriptor is the task's own description: nobody here seeks it or sets its flags.
 //! Collecting writes nothing; `write.rs` puts everything into images when no refusal stands.
 
+mod bpfmap;
 mod epoll;
 mod eventfd;
 mod fanotify;
@@ -123,6 +124,7 @@ pub struct FileTable {
     netlink: netlink_socket::Listed,
     packets: packet_socket::Listed,
     new_sockets: kept_options::News,
+    bpf_maps: bpfmap::Maps,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
     /// The numbers of the namespaces that the dumper lives in.
@@ -313,6 +315,7 @@ impl FileTable {
             netlink: netlink_socket::Listed::default(),
             packets: packet_socket::Listed::default(),
             new_sockets: kept_options::News::default(),
+            bpf_maps: bpfmap::Maps::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             own_ids,
@@ -487,6 +490,8 @@ impl FileTable {
             Kind::Fanotify => fanotify::dump(ctx, self, file, id),
             Kind::Pidfd => pidfd::dump(ctx, file, id),
             Kind::Namespace => namespace::dump(self, file, id),
+            Kind::BpfMap => bpfmap::dump(ctx, self, file, id),
+            Kind::BpfObject(name) => Err(bpfmap::refuse_object(file, name)?),
             Kind::Tty => tty::dump(ctx, self, file, id),
             Kind::Unsupported(name) => Err(Problem::refused(format!("is {name}"))),
         }
@@ -541,7 +546,8 @@ fn fd_type(kind: &Kind, file: &OpenFile) -> FdTypes {
         Kind::Pidfd => FdTypes::Pidfd,
         Kind::Namespace => FdTypes::Ns,
         Kind::Tty => FdTypes::Tty,
-        Kind::Unsupported(_) => FdTypes::Und,
+        Kind::BpfMap => FdTypes::Bpfmap,
+        Kind::BpfObject(_) | Kind::Unsupported(_) => FdTypes::Und,
     }
 }
 

@@ -3,8 +3,8 @@
 //! where it was found, so memory stays small however many pipes and deleted files there are.
 
 use super::{
-    FileTable, Holder, OpenFile, file_lock, ghost, link_remap, memfd, pipe, tcp, tty, tty_queue,
-    unix_queue,
+    FileTable, Holder, OpenFile, bpfmap, file_lock, ghost, link_remap, memfd, pipe, tcp, tty,
+    tty_queue, unix_queue,
 };
 use crate::context::Context;
 use anyhow::{Context as _, Result, anyhow};
@@ -82,6 +82,7 @@ impl FileTable {
         unix_queue::write(self, sink)?;
         tcp::write(ctx, self, sink)?;
         memfd::write(self, sink)?;
+        bpfmap::write(ctx, self, sink)?;
         tty::write(self, sink)?;
         tty_queue::write(ctx, self, sink)?;
         file_lock::write(self, sink)?;

@@ -99,6 +99,9 @@ fn of_routine(routine: &Routine) -> (Option<Cap>, &'static str) {
     match routine {
         // proc_map_files_get_link.
         Routine::SharedAnon { .. } => (Some(Cap::CHECKPOINT_RESTORE), "shared anonymous memory"),
+        // kernel.unprivileged_bpf_disabled is on nearly everywhere.
+        Routine::MakeBpfMap(_) => (Some(Cap::BPF), "bpf maps"),
+        Routine::OpenBpfMap { .. } => (Some(Cap::SYS_ADMIN), "bpf maps opened twice"),
         Routine::Sysv { .. } => (Some(Cap::CHECKPOINT_RESTORE), "SysV objects"),
         Routine::MakeUts { .. } => (Some(Cap::SYS_ADMIN), "a uts namespace"),
         Routine::WatchInode { on, .. } if on.path.is_empty() => {

@@ -9,6 +9,7 @@
 //! An entry of a kind that cannot be brought back is refused by name, whether or not a descriptor
 //! refers to it.
 
+mod bpfmap;
 mod calls;
 mod epoll;
 mod eventfd;
@@ -64,6 +65,7 @@ pub struct Files {
     mapped: BTreeMap<(FileId, i32), Option<SlotId>>,
     remaps: remap::Remaps,
     memfds: memfd::Memfds,
+    bpf_maps: bpfmap::BpfMaps,
     unix: unix_socket::Sockets,
     /// The terminal that the leader of each session takes, to be filled when terminals are made.
     session_terminals: BTreeMap<u32, SlotId>,
@@ -186,6 +188,7 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
         Some(FdTypes::Netlinksk) => netlink_socket::plan(planner, file),
         Some(FdTypes::Packetsk) => packet_socket::plan(planner, file),
+        Some(FdTypes::Bpfmap) => bpfmap::plan(planner, file),
         Some(FdTypes::Inotify) => inotify::plan(planner, file),
         Some(FdTypes::Fanotify) => fanotify::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
@@ -204,6 +207,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Inetsk
             | FdTypes::Netlinksk
             | FdTypes::Packetsk
+            | FdTypes::Bpfmap
             | FdTypes::Inotify
             | FdTypes::Fanotify
             | FdTypes::Tty
@@ -217,7 +221,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
         ) => return,
         Some(FdTypes::CtlTty) => ("terminals of old images", ""),
         Some(FdTypes::Tunf) => ("tun and tap devices", ""),
-        Some(FdTypes::Bpfmap) => ("BPF maps", ""),
         Some(FdTypes::Ext) => ("files of plugins", ""),
         Some(FdTypes::AutofsPipe) => ("autofs pipes", ""),
         Some(FdTypes::Und) | None => {
@@ -308,6 +311,7 @@ impl Planner<'_> {
         let slot = match kind_of(file.entry) {
             Some(FdTypes::Reg) => regfile::plan_mapped(self, file, access),
             Some(FdTypes::Memfd) => memfd::plan_mapped(self, file, access),
+            Some(FdTypes::Bpfmap) => bpfmap::plan_mapped(self, file),
             _ => None,
         };
         self.files.mapped.insert((id, access), slot);

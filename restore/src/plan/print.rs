@@ -2,7 +2,8 @@
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
 use super::step::{
-    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair, Watched,
+    Arg, BpfMap, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair,
+    Watched,
 };
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -344,6 +345,15 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             write_address(out, address)
         }
         Routine::RepairTcp(tcp) => write_repair(out, tcp),
+        Routine::MakeBpfMap(map) => write_bpf_map(out, map),
+        Routine::OpenBpfMap { map, flags, slot } => {
+            write!(
+                out,
+                "open bpf map {} flags {flags:#x} -> {}",
+                Slot(*map),
+                Slot(*slot)
+            )
+        }
         Routine::GoLive(live) => {
             write!(out, "leave repair mode of {}", Slot(live.slot))?;
             if let Some((remote, seq)) = &live.connect {
@@ -533,6 +543,26 @@ fn write_repair(out: &mut String, tcp: &TcpRepair) -> fmt::Result {
         write!(out, " {ending:?}")?;
     }
     Ok(())
+}
+
+fn write_bpf_map(out: &mut String, map: &BpfMap) -> fmt::Result {
+    out.push_str("make bpf map ");
+    write_str(out, &map.name)?;
+    write!(
+        out,
+        " of kind {}, {} entries of {} and {} bytes, flags {:#x}",
+        map.kind, map.max_entries, map.key_size, map.value_size, map.flags
+    )?;
+    if map.extra != 0 {
+        write!(out, ", extra {:#x}", map.extra)?;
+    }
+    if map.count > 0 {
+        write!(out, ", with {} of map_id {}", map.count, map.map_id)?;
+    }
+    if map.frozen {
+        out.push_str(", frozen");
+    }
+    write!(out, " -> {}", Slot(map.slot))
 }
 
 fn write_facts(out: &mut String, facts: &FileFacts) -> fmt::Result {

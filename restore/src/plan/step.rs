@@ -498,6 +498,17 @@ pub enum Routine {
         /// The descriptor.
         slot: SlotId,
     },
+    /// A map of the bpf machine is made, filled and frozen.
+    MakeBpfMap(Box<BpfMap>),
+    /// Opens a map of the bpf machine once more.
+    OpenBpfMap {
+        /// A descriptor of it.
+        map: SlotId,
+        /// BPF_F_RDONLY, BPF_F_WRONLY or 0 for both.
+        flags: u32,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
     /// Bytes are written into a descriptor, all of them or an error.
     WriteAll {
         /// The descriptor.
@@ -561,6 +572,33 @@ pub struct TcpRepair {
     pub endings: Vec<Ending>,
     /// The state that is reached.
     pub state: u32,
+}
+
+/// A map of the bpf machine, by the fields of union bpf_attr (bpf(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BpfMap {
+    /// Where its descriptor goes.
+    pub slot: SlotId,
+    /// BPF_MAP_TYPE_*.
+    pub kind: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many there may be.
+    pub max_entries: u32,
+    /// BPF_F_*.
+    pub flags: u32,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// map_extra.
+    pub extra: u64,
+    /// Number of its entry in bpfmap-data.img.
+    pub map_id: u32,
+    /// Keys and values there.
+    pub count: u32,
+    /// Nothing may change it after.
+    pub frozen: bool,
 }
 
 /// A step towards the end of a connection.

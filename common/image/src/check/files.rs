@@ -218,6 +218,7 @@ pub fn check_data(findings: &mut Findings<'_>) {
     check_pipes(findings);
     check_queues(findings);
     check_terminals(findings);
+    check_bpf_maps(findings);
     check_locks(findings);
     check_filters(findings);
 }
@@ -267,6 +268,24 @@ fn check_terminals(findings: &mut Findings<'_>) {
             let place = Place::of(Kind::TtyData, None).field("tty_id");
             findings.error(place, format!("tty-info.img has no tty {id}"));
         }
+    }
+}
+
+/// Each map with keys has its content, be it empty.
+fn check_bpf_maps(findings: &mut Findings<'_>) {
+    let checkpoint = findings.checkpoint;
+    let mut used = BTreeSet::new();
+    for (id, file) in &checkpoint.files {
+        let Some(map) = &file.bpf else { continue };
+        used.insert(map.map_id);
+        if map.key_size > 0 && !checkpoint.bpf_maps.contains_key(&map.map_id) {
+            let place = findings.file_place(*id).field("bpf.map_id");
+            findings.error(place, format!("bpfmap-data.img has no map {}", map.map_id));
+        }
+    }
+    for id in checkpoint.bpf_maps.keys().filter(|id| !used.contains(id)) {
+        let place = Place::of(Kind::BpfmapData, None).field("map_id");
+        findings.warning(place, format!("no file is map {id}"));
     }
 }
 

@@ -9,14 +9,14 @@ use crate::{
     error::{Error, Result},
     ids::{FileId, FilesId, PipeId, VirtPid},
     kind::Kind,
-    payload::{BpfMapData, PayloadEntry, PipeData, SkPacket},
+    payload::{PayloadEntry, PipeData, SkPacket},
 };
 use crust_proto::criu::{
-    BpfmapFileEntry, EventfdFileEntry, EventpollFileEntry, EventpollTfdEntry, ExtFileEntry,
-    FanotifyFileEntry, FanotifyMarkEntry, FdTypes, FdinfoEntry, FifoEntry, FileEntry, InetSkEntry,
-    InotifyFileEntry, InotifyWdEntry, NetlinkSkEntry, NsFileEntry, PacketSockEntry, PidfdEntry,
-    PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry, TcpStreamEntry,
-    TimerfdEntry, TtyDataEntry, TtyFileEntry, TunfileEntry, UnixSkEntry,
+    BpfmapDataEntry, BpfmapFileEntry, EventfdFileEntry, EventpollFileEntry, EventpollTfdEntry,
+    ExtFileEntry, FanotifyFileEntry, FanotifyMarkEntry, FdTypes, FdinfoEntry, FifoEntry, FileEntry,
+    InetSkEntry, InotifyFileEntry, InotifyWdEntry, NetlinkSkEntry, NsFileEntry, PacketSockEntry,
+    PidfdEntry, PipeEntry, RegFileEntry, RemapFilePathEntry, RemapType, SignalfdEntry,
+    TcpStreamEntry, TimerfdEntry, TtyDataEntry, TtyFileEntry, TunfileEntry, UnixSkEntry,
 };
 use prost::Message;
 use std::collections::BTreeMap;
@@ -100,10 +100,18 @@ pub fn load_pipes_data(loader: &Loader<'_>, kind: Kind) -> Result<BTreeMap<PipeI
     })
 }
 
-pub fn load_bpf_maps(loader: &Loader<'_>) -> Result<BTreeMap<u32, BpfMapData>> {
-    loader.keyed_payloads(Kind::BpfmapData, "map_id", |map: &BpfMapData| {
-        map.entry.map_id
-    })
+pub fn load_bpf_maps(loader: &Loader<'_>) -> Result<BTreeMap<u32, BpfmapDataEntry>> {
+    let mut maps = BTreeMap::new();
+    let Some(mut reader) = loader.open(Kind::BpfmapData, None)? else {
+        return Ok(maps);
+    };
+    while let Some(entry) = reader.next_entry::<BpfmapDataEntry>()? {
+        reader.skip_payload(u64::from(entry.keys_bytes) + u64::from(entry.values_bytes))?;
+        if maps.insert(entry.map_id, entry).is_some() {
+            return Err(reader.field_error("map_id", "an entry before has the same"));
+        }
+    }
+    Ok(maps)
 }
 
 pub fn load_queues(loader: &Loader<'_>) -> Result<BTreeMap<FileId, Vec<SkPacket>>> {

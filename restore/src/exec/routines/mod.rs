@@ -4,6 +4,7 @@
 //! Whatever a routine puts into a file system for a while is noted first and taken away again, on
 //! success as soon as it has served, after a failure by [`Ctx::undo`].
 
+mod bpf;
 mod cgroup;
 mod ghost;
 mod inet;
@@ -212,6 +213,14 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
         Routine::RepairTcp(connection) => {
             let socket = slots.get(connection.slot)?;
             tcp::repair(ctx.images, &mut ctx.injector, socket, connection)
+        }
+        Routine::MakeBpfMap(map) => {
+            let made = bpf::make(ctx.images, &mut ctx.payloads, map)?;
+            slots.put(map.slot, made)
+        }
+        Routine::OpenBpfMap { map, flags, slot } => {
+            let opened = bpf::open(slots.get(*map)?, *flags)?;
+            slots.put(*slot, opened)
         }
         Routine::GoLive(live) => tcp::go_live(ctx.images, slots.get(live.slot)?, live),
         Routine::FeedPayload {

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;
-use crust_proto::criu::{PipeDataEntry, SkPacketEntry};
+use crust_proto::criu::{BpfmapDataEntry, PipeDataEntry, SkPacketEntry};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
@@ -27,12 +27,12 @@ pub struct Payloads {
 #[derive(Debug)]
 struct Indexed {
     file: File,
-    /// Offset and length of each payload of a pipe or receiving socket.
-    payloads: BTreeMap<u32, Vec<(u64, u32)>>,
+    /// Offset and length of each payload of a pipe, receiving socket or bpf map.
+    payloads: BTreeMap<u32, Vec<(u64, u64)>>,
 }
 
 impl Payloads {
-    /// The payload of the nth entry of a pipe or receiving socket, counted from 0.
+    /// The payload of the nth entry of a pipe, receiving socket or bpf map, counted from 0.
     pub fn read(&mut self, images: &ImageDir, kind: Kind, of: u32, nth: usize) -> Result<Vec<u8>> {
         let name = kind.file_name(None);
         let image = match self.images.entry(kind) {
@@ -67,21 +67,28 @@ fn index(images: &ImageDir, kind: Kind) -> Result<Indexed> {
     let name = kind.file_name(None);
     let reader = images.open_image(kind, None)?;
     let mut reader = reader.with_context(|| format!("{name} is missing"))?;
-    let mut payloads: BTreeMap<u32, Vec<(u64, u32)>> = BTreeMap::new();
+    let mut payloads: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
     loop {
         let next = match kind {
             Kind::SkQueues => {
                 let entry = reader.next_entry::<SkPacketEntry>()?;
-                entry.map(|entry| (entry.id_for, entry.length))
+                entry.map(|entry| (entry.id_for, entry.length.into()))
+            }
+            Kind::BpfmapData => {
+                let entry = reader.next_entry::<BpfmapDataEntry>()?;
+                entry.map(|entry| {
+                    let len = u64::from(entry.keys_bytes) + u64::from(entry.values_bytes);
+                    (entry.map_id, len)
+                })
             }
             _ => {
                 let entry = reader.next_entry::<PipeDataEntry>()?;
-                entry.map(|entry| (entry.pipe_id, entry.bytes))
+                entry.map(|entry| (entry.pipe_id, entry.bytes.into()))
             }
         };
         let Some((of, len)) = next else { break };
         payloads.entry(of).or_default().push((reader.offset(), len));
-        reader.skip_payload(len.into())?;
+        reader.skip_payload(len)?;
     }
     let file = images.open_file(kind, None)?;
     let file = file.with_context(|| format!("{name} is missing"))?;
