@@ -5,7 +5,7 @@
 
 pub mod needs;
 
-use crate::collect::{Collected, collect};
+use crate::collect::{Collected, collect, spaces};
 use crate::context::Context;
 use crate::dump::{allow_many_descriptors, reason_of, root_of, views};
 use crate::freezing::freeze;
@@ -78,8 +78,10 @@ fn look(options: &Options, log: &Log, frozen: &mut Frozen) -> Result<Seen> {
     };
     if let Some(collected) = collected {
         seen.needs = needs::of(&collected, options);
-        let resident = |subject: &crate::collect::Subject| needs::resident(&subject.facts.dir);
-        seen.bytes = collected.subjects.iter().filter_map(resident).sum();
+        let spaces = spaces(&collected.subjects);
+        let first = spaces.iter().filter_map(|space| space.first());
+        let resident = first.filter_map(|subject| needs::resident(&subject.facts.dir));
+        seen.bytes = resident.sum();
     }
     Ok(seen)
 }

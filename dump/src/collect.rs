@@ -19,6 +19,7 @@ use crate::uts::{UtsNamespaces, collect_uts};
 use anyhow::{Context as _, Result};
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
+use crust_process::memory::TaskMem;
 use crust_process::proc::ProcDir;
 use crust_process::proc::maps::MapsVma;
 use crust_process::proc::smaps::{SmapsVma, VmFlag};
@@ -175,17 +176,55 @@ fn hear(
     }
     let known = ctx.tasks.iter().zip(seen);
     let known: Vec<_> = known.map(|(view, seen)| (&view.mem, &seen.facts)).collect();
-    let spaces: HashSet<u32> = numbers.iter().map(|(ids, _)| ids.vm_id).collect();
-    let told = if spaces.len() == tasks.len() {
-        collect_told(&mut tasks, &known)?
-    } else {
-        // Two tasks in one address space would use the same table at the same time.
-        let one_by_one = tasks.chunks_mut(1).zip(known.chunks(1));
-        let told: Result<Vec<_>> = one_by_one.map(|(t, k)| collect_told(t, k)).collect();
-        told?.into_iter().flatten().collect()
-    };
+    let told = ask_in_waves(&mut tasks, &known, numbers)?;
     let heard = traced.into_iter().zip(told);
     Ok(heard.map(|(traced, told)| Heard { traced, told }).collect())
+}
+
+/// Two tasks in one address space would use the same table at the same time: one asks after the
+/// other, and all address spaces at once.
+fn ask_in_waves(
+    tasks: &mut [&mut FrozenTask],
+    known: &[(&TaskMem, &TaskFacts)],
+    numbers: &[Numbers],
+) -> Result<Vec<Told>> {
+    let mut users: HashMap<u32, usize> = HashMap::new();
+    let mut wave_of = |(ids, _): &Numbers| {
+        let user = users.entry(ids.vm_id).or_default();
+        *user += 1;
+        *user
+    };
+    let waves: Vec<usize> = numbers.iter().map(&mut wave_of).collect();
+    let mut told: Vec<(usize, Told)> = Vec::new();
+    for wave in 1..=waves.iter().copied().max().unwrap_or(0) {
+        let of_wave = |at: &usize| waves.get(*at) == Some(&wave);
+        let places: Vec<usize> = (0..tasks.len()).filter(of_wave).collect();
+        let asked = tasks.iter_mut().enumerate();
+        let asked = asked.filter(|(at, _)| of_wave(at));
+        let mut asked: Vec<&mut FrozenTask> = asked.map(|(_, task)| &mut **task).collect();
+        let known: Vec<_> = places
+            .iter()
+            .filter_map(|at| known.get(*at))
+            .copied()
+            .collect();
+        told.extend(places.into_iter().zip(collect_told(&mut asked, &known)?));
+    }
+    told.sort_by_key(|(at, _)| *at);
+    Ok(told.into_iter().map(|(_, told)| told).collect())
+}
+
+/// The tasks by address space, each with those that share it (CLONE_VM) behind the first of them.
+pub fn spaces(subjects: &[Subject]) -> Vec<Vec<&Subject>> {
+    let mut places: HashMap<u32, usize> = HashMap::new();
+    let mut spaces: Vec<Vec<&Subject>> = Vec::new();
+    for subject in subjects {
+        let place = *places.entry(subject.ids.vm_id).or_insert(spaces.len());
+        match spaces.get_mut(place) {
+            Some(space) => space.push(subject),
+            None => spaces.push(vec![subject]),
+        }
+    }
+    spaces
 }
 
 fn is_alive(task: &FrozenTask) -> bool {
@@ -230,9 +269,8 @@ struct Collector<'a> {
     ids: KernelIds,
     cgroups: CgSets,
     files: FileTable,
-    /// The descriptor tables and address spaces met so far.
+    /// The descriptor tables met so far.
     tables: HashSet<u32>,
-    spaces: HashSet<u32>,
     subjects: Vec<Subject>,
 }
 
@@ -244,7 +282,6 @@ impl<'a> Collector<'a> {
             ids,
             cgroups: CgSets::new()?,
             tables: HashSet::new(),
-            spaces: HashSet::new(),
             subjects: Vec::new(),
         })
     }
@@ -308,11 +345,6 @@ impl<'a> Collector<'a> {
                 format!("its namespace {kind}"),
                 what,
             ));
-        }
-        if !self.spaces.insert(ids.vm_id) {
-            let what = "is shared with another task (CLONE_VM), which is not supported yet";
-            self.ctx
-                .refuse(Refusal::new(view.pid, "its address space", what));
         }
         ids
     }

@@ -1,7 +1,7 @@
 //! Writing: everything collected goes into the images, pages in parallel, the inventory last.
 
 use crate::check::needs::resident;
-use crate::collect::{Collected, Subject, Zombie, for_each_task};
+use crate::collect::{Collected, Subject, Zombie, for_each_task, spaces};
 use crate::context::{Context, Task};
 use crate::interrupt::Interrupt;
 use crate::inventory::{RunId, encode_inventory, encode_timens};
@@ -198,7 +198,7 @@ fn write_zombie(images: &dyn ImageSink, zombie: &Zombie) -> Result<()> {
     Ok(write_entry(images, Kind::Core, Some(id), &entry)?)
 }
 
-/// All tasks at once: each has its pagemap and its pages file.
+/// All address spaces at once: each has its pages file, and a pagemap for each task in it.
 fn write_memory(
     ctx: &Context,
     images: &dyn ImageSink,
@@ -208,22 +208,23 @@ fn write_memory(
     stats: &mut Stats,
 ) -> Result<()> {
     let start = Instant::now();
-    let resident = |subject: &Subject| resident(&subject.facts.dir);
-    let total = collected.subjects.iter().filter_map(resident).sum();
+    let spaces = spaces(&collected.subjects);
+    let resident = |space: &Vec<&Subject>| resident(&space.first()?.facts.dir);
+    let total = spaces.iter().filter_map(resident).sum();
     interrupt.progress().stage("memory", Some(total));
-    let numbered: Vec<(u32, &Subject)> = (1..).zip(&collected.subjects).collect();
-    let pages = for_each_task(&numbered, |(pages_id, subject)| {
-        let task = ctx
-            .tasks
-            .get(subject.task)
-            .context("a task without a view")?;
+    let numbered: Vec<(u32, Vec<&Subject>)> = (1..).zip(spaces).collect();
+    let pages = for_each_task(&numbered, |(pages_id, space)| {
+        let tasks = space.iter().map(|subject| ctx.tasks.get(subject.task));
+        let tasks: Option<Vec<&Task>> = tasks.collect();
+        let tasks = tasks.context("a task without a view")?;
+        let (task, subject) = (tasks.first().zip(space.first())).context("a space of nobody")?;
         let unchanged = unchanged.of(task.pid);
-        write_task_memory(images, task, subject, *pages_id, unchanged, interrupt)
+        write_space(images, &tasks, subject, *pages_id, unchanged, interrupt)
             .with_context(|| format!("dump the memory of task {}", task.pid))
     })?;
     let counts: Counts = pages.into_iter().sum();
     (stats.pages, stats.in_parent) = (counts.written, counts.in_parent);
-    let first = collected.subjects.len() as u32 + 1;
+    let first = numbered.len() as u32 + 1;
     let (shmem, next) = write_shmem(ctx, images, &collected.files, first, interrupt)?;
     collected.uts.write(images)?;
     stats.shmem_pages = shmem + collected.ipc.write(images, next, interrupt)?;
@@ -231,20 +232,27 @@ fn write_memory(
     Ok(())
 }
 
-/// mm, pagemap and pages of a task. `unchanged` are pages that the dump before has as they are.
-fn write_task_memory(
+/// mm, pagemap and pages of an address space, of which `subject` is the first task. The images of
+/// the others say the same and lead to the same pages. `unchanged` are pages that the dump before
+/// has as they are.
+fn write_space(
     images: &dyn ImageSink,
-    task: &Task,
+    tasks: &[&Task],
     subject: &Subject,
     pages_id: u32,
     unchanged: &[Range<u64>],
     interrupt: &Interrupt,
 ) -> Result<Counts> {
+    let (task, others) = tasks.split_first().context("a space of nobody")?;
     let id = u64::from(task.virt);
     let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
     let check = |pages| interrupt.check_before(pages);
     let name = (Kind::Pagemap, id);
     let mut image = create_pagemap(images, name, pages_id, &file, &task.mem, &check)?;
+    for other in others {
+        let entries = images.create(Kind::Pagemap, Some(u64::from(other.virt)))?;
+        image.also_for(entries, pages_id)?;
+    }
     let mut pagemap = Pagemap::open(&subject.facts.dir)?;
     let mut mm = subject.mm.clone();
     // Neighbours of anonymous memory are looked at with one call, which for ten thousand small ones
@@ -281,7 +289,9 @@ fn write_task_memory(
         }
     }
     let counts = image.finish()?;
-    write_entry(images, Kind::Mm, Some(id), &mm)?;
+    for task in tasks {
+        write_entry(images, Kind::Mm, Some(u64::from(task.virt)), &mm)?;
+    }
     Ok(counts)
 }
 

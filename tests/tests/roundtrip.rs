@@ -33,6 +33,8 @@ crust_tests::workloads! {
     rseq: guest "rseq";
     personality: guest "personality";
     shared_fdtable: guest "shared_fdtable";
+    shared_apart: guest "shared_apart";
+    clone_vm: guest "clone_vm";
     creds_ids: guest "creds_ids";
     seccomp_filter: guest "seccomp_filter";
     seccomp_strict: guest "seccomp_strict";

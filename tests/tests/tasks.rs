@@ -130,15 +130,6 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
-    fn an_address_space_of_two_tasks_is_refused_by_name(sandbox) {
-        let guest = sandbox.start("clone_vm")?;
-        let other = *tree(guest.pid)?.last().context("no child")?;
-        let images = sandbox.images("shared")?;
-        let outcome = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
-        outcome.says(&[&format!("task {other}"), "address space", "CLONE_VM"])?;
-        guest.expect_ok(sandbox)
-    }
-
     /// A program of the other word size: refused before anything of ours runs in it.
     fn a_32_bit_program_is_refused_and_runs_on(sandbox) {
         let dir = sandbox.dir("ia32")?;

@@ -62,11 +62,21 @@ pub fn collect_families(ctx: &Context, collected: &Collected) -> Result<Families
         let parent = HostPid::new(ctx.tasks.get(subject.task)?.ppid)?;
         index.get(&parent).copied()
     };
+    let mut users: HashMap<u32, usize> = HashMap::new();
+    for subject in subjects {
+        *users.entry(subject.ids.vm_id).or_default() += 1;
+    }
+    // The whole of an address space with several tasks is written once as it is.
+    let is_alone = |at: usize| {
+        let subject = subjects.get(at);
+        subject.is_some_and(|subject| users.get(&subject.ids.vm_id) == Some(&1))
+    };
     let pairs: Vec<(usize, usize)> = subjects
         .iter()
         .enumerate()
-        .filter(|(_, subject)| shares_memory(subject))
+        .filter(|(at, subject)| is_alone(*at) && shares_memory(subject))
         .filter_map(|(at, subject)| Some((at, parent_of(subject)?)))
+        .filter(|(_, parent)| is_alone(*parent))
         .collect();
     if pairs.is_empty() {
         return Ok(Families::default());

@@ -22,6 +22,8 @@ const LAZY: u32 = 2;
 /// A pagemap image under way, with its pages file.
 pub struct PagemapImage<'a, S> {
     entries: SinkWriter,
+    /// The same for other tasks in the same address space.
+    copies: Vec<SinkWriter>,
     copier: Copier<'a, S>,
     /// The run that the next one may prolong.
     last: Option<Run>,
@@ -68,6 +70,7 @@ pub fn create_pagemap<'a, S: PageSource>(
     entries.entry(&PagemapHead { pages_id })?;
     Ok(PagemapImage {
         entries,
+        copies: Vec::new(),
         copier: Copier::new(source, pages, check),
         last: None,
         in_parent: 0,
@@ -75,6 +78,14 @@ pub fn create_pagemap<'a, S: PageSource>(
 }
 
 impl<S: PageSource> PagemapImage<'_, S> {
+    /// Another task has the same memory: a pagemap of its own leads to the same pages file. To be
+    /// said before any page is added.
+    pub fn also_for(&mut self, mut entries: SinkWriter, pages_id: u32) -> Result<()> {
+        entries.entry(&PagemapHead { pages_id })?;
+        self.copies.push(entries);
+        Ok(())
+    }
+
     /// Adds a run of pages behind all before it.
     pub fn add(&mut self, addr: u64, pages: u64, lazy: bool) -> Result<()> {
         self.copier.add(addr, pages)?;
@@ -109,9 +120,9 @@ impl<S: PageSource> PagemapImage<'_, S> {
     pub fn finish(mut self) -> Result<Counts> {
         self.write_last()?;
         let written = self.copier.finish()?;
-        self.entries
-            .finish()
-            .context("write the end of a pagemap")?;
+        for entries in std::iter::once(self.entries).chain(self.copies) {
+            entries.finish().context("write the end of a pagemap")?;
+        }
         Ok(Counts {
             written,
             in_parent: self.in_parent,
@@ -120,14 +131,17 @@ impl<S: PageSource> PagemapImage<'_, S> {
 
     fn write_last(&mut self) -> Result<()> {
         if let Some(run) = self.last.take() {
-            self.entries.entry(&PagemapEntry {
+            let entry = PagemapEntry {
                 vaddr: run.addr,
                 // Readers of our time look at nr_pages only, and the peer writes 0 here.
                 compat_nr_pages: 0,
                 in_parent: None,
                 flags: Some(run.flags),
                 nr_pages: Some(run.pages),
-            })?;
+            };
+            for entries in std::iter::once(&mut self.entries).chain(&mut self.copies) {
+                entries.entry(&entry)?;
+            }
         }
         Ok(())
     }

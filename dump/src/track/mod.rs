@@ -16,6 +16,7 @@ use crust_image::pages::DumpChain;
 use crust_image::{ImageDir, Kind};
 use crust_process::dirty::Tracker;
 use crust_process::freeze::{Frozen, FrozenTask};
+use crust_process::kcmp::{Group, TaskObject, TaskSorter};
 use crust_process::pagemap::{Pagemap, PrivateOf};
 use crust_process::pid::HostPid;
 use crust_process::proc::ProcDir;
@@ -23,7 +24,7 @@ use crust_process::proc::maps::{MapsVma, VmaName, parse_maps};
 use crust_process::proc::stat::parse_stat;
 use crust_process::proc::status::parse_status;
 use crust_process::remote::{Remote, Site};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// The trackers of a tree.
@@ -54,8 +55,16 @@ impl Trackers {
     /// Makes one for each task of a frozen tree that has none yet. A task that cannot have one (a
     /// full descriptor table) is told of and dumped whole each time.
     pub fn add_missing(&mut self, ctx: &Context, frozen: &mut Frozen) -> Result<()> {
+        let alone = alone(ctx)?;
         for view in &ctx.tasks {
             if self.of(view.pid).is_some() {
+                continue;
+            }
+            if !alone.contains(&view.pid) {
+                ctx.log.info(format_args!(
+                    "task {} shares its memory with another and is dumped whole each time",
+                    view.pid
+                ));
                 continue;
             }
             let task = frozen.tasks.iter_mut().find(|task| task.pid == view.pid);
@@ -99,6 +108,21 @@ impl Unchanged {
     pub fn of(&self, pid: HostPid) -> &[Range<u64>] {
         self.0.get(&pid).map_or(&[], Vec::as_slice)
     }
+}
+
+/// The tasks with an address space of their own. Two with one could not both have a tracker, and
+/// what the one would be told of as written the other would not.
+fn alone(ctx: &Context) -> Result<HashSet<HostPid>> {
+    let mut sorter = TaskSorter::new(TaskObject::Vm);
+    let mut users: HashMap<Group, Vec<HostPid>> = HashMap::new();
+    for task in &ctx.tasks {
+        users
+            .entry(sorter.group(task.pid)?)
+            .or_default()
+            .push(task.pid);
+    }
+    let alone = users.into_values().filter(|tasks| tasks.len() == 1);
+    Ok(alone.flatten().collect())
 }
 
 /// When a task was started, in clock ticks after the boot.

@@ -1,8 +1,8 @@
 //! The beginning and the end of a task's life under us: its memory is cleared, helpers and
 //! zombies die, and at last the scratch memory goes, registers are set and everybody is let go.
 
-use super::{AREA, ExecError, Executor, Task, compile, host_pid, vdso};
-use crate::plan::step::{Op, Phase, Step, ThreadState};
+use super::{AREA, Actor, ExecError, Executor, Task, compile, host_pid, vdso};
+use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
 use crust_image::ids::VirtPid;
 use crust_process::fds::PidFd;
 use crust_process::making::{Made, Outcome};
@@ -243,9 +243,10 @@ impl<'p> Executor<'p> {
                 calls: self.calls_at_end(*pid, task)?,
             });
         }
+        // All make their last call together: the scratch memory may be that of several tasks.
         let most = leaving.iter().map(|task| task.calls.len()).max();
-        for nth in 0..most.unwrap_or(0) {
-            self.make_calls(&leaving, nth)?;
+        for left in (1..=most.unwrap_or(0)).rev() {
+            self.make_calls(&leaving, left)?;
         }
         Ok(())
     }
@@ -284,8 +285,8 @@ impl<'p> Executor<'p> {
         Ok(calls)
     }
 
-    /// The call of this number of every task that has one.
-    fn make_calls(&mut self, leaving: &[Leaving], nth: usize) -> Result<(), ExecError> {
+    /// The call of every task behind which so many are left with it, if it has so many.
+    fn make_calls(&mut self, leaving: &[Leaving], left: usize) -> Result<(), ExecError> {
         type Part = fn(&mut Made, u64, i64, [u64; 6]) -> crust_process::error::Result<i64>;
         let parts: [Part; 3] = [
             |made, gadget, nr, args| made.begin_call(gadget, nr, args).map(|()| 0),
@@ -294,7 +295,8 @@ impl<'p> Executor<'p> {
         ];
         for part in parts {
             for task in leaving {
-                let Some((what, nr, args)) = task.calls.get(nth) else {
+                let nth = task.calls.len().checked_sub(left);
+                let Some((what, nr, args)) = nth.and_then(|nth| task.calls.get(nth)) else {
                     continue;
                 };
                 let error = |why: String| ExecError::new(format!("{what} in {}", task.pid), why);
@@ -313,17 +315,21 @@ impl<'p> Executor<'p> {
         Ok(())
     }
 
-    /// Where the vdso is in each task: where the plan has moved it.
+    /// Where the vdso is in each task: where the plan has moved it, for all in the address space.
     fn vdsos(&self) -> BTreeMap<VirtPid, u64> {
+        let spaces = spaces_of(self.plan);
         let moved = self.plan.steps.iter().filter_map(|step| match &step.op {
             Op::MoveVdso { areas } => Some((step.actor, areas)),
             _ => None,
         });
-        let starts = moved.filter_map(|(actor, areas)| match actor {
-            super::Actor::Task(pid) => Some((pid, self.vdso.start_in(areas)?)),
-            _ => None,
-        });
-        starts.collect()
+        let starts: BTreeMap<VirtPid, u64> = moved
+            .filter_map(|(actor, areas)| match actor {
+                Actor::Task(pid) => Some((*spaces.get(&pid)?, self.vdso.start_in(areas)?)),
+                _ => None,
+            })
+            .collect();
+        let of_task = |(pid, space): (&VirtPid, &VirtPid)| Some((*pid, *starts.get(space)?));
+        spaces.iter().filter_map(of_task).collect()
     }
 
     /// First our death must not kill anybody any more, then everybody goes. Until the last one is
@@ -366,6 +372,22 @@ impl<'p> Executor<'p> {
         }
         Ok(held)
     }
+}
+
+/// The first process in the address space of each, itself in most cases.
+fn spaces_of(plan: &Plan) -> BTreeMap<VirtPid, VirtPid> {
+    let mut spaces = BTreeMap::new();
+    for step in &plan.steps {
+        let Op::Fork { pid, flags, .. } = step.op else {
+            continue;
+        };
+        let space = match step.actor {
+            Actor::Task(maker) if flags & libc::CLONE_VM as u64 != 0 => spaces.get(&maker).copied(),
+            _ => None,
+        };
+        spaces.insert(pid, space.unwrap_or(pid));
+    }
+    spaces
 }
 
 fn set_states(task: &Task<'_>, host_xstate: usize) -> Result<(), ExecError> {

@@ -79,9 +79,10 @@ pub struct Mm {
     shared: BTreeMap<u64, SlotId>,
 }
 
-/// Plans the memory of every live task.
+/// Plans the memory of every live task; the first in an address space makes it for all who are in
+/// it (CLONE_VM), and whose images say the same.
 pub fn plan(planner: &mut Planner<'_>) {
-    let tasks: Vec<Task> = planner.tree.alive().cloned().collect();
+    let tasks: Vec<Task> = planner.tree.owners(|ids| ids.vm_id).cloned().collect();
     shmem::plan(planner, &tasks);
     for task in &tasks {
         plan_task(planner, task);

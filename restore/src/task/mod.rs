@@ -87,12 +87,12 @@ pub fn plan(planner: &mut Planner<'_>) {
     }
     let stops = signals::plan_stops(planner, &live);
     for task in &live {
-        plan_task(planner, task);
+        plan_task(planner, task, &stops);
     }
     signals::plan_pending(planner, &live, &stops);
 }
 
-fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
+fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>, stops: &signals::Stops) {
     let Some(leader) = live.leader() else { return };
     for thread in live.threads.iter().skip(1) {
         if !planner.tree.early_threads.contains(&thread.tid) {
@@ -110,7 +110,7 @@ fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>) {
         rseq::plan(planner, thread);
     }
     small::plan_task(planner, live);
-    signals::plan_actions(planner, live);
+    signals::plan_actions(planner, live, stops);
     timers::plan(planner, live);
     limits::plan(planner, live);
     for thread in &live.threads {

@@ -10,7 +10,7 @@ use super::{Live, Thread};
 use crate::plan::calls::signal;
 use crate::plan::step::{Arg, Call, Op, Phase, Ret};
 use crate::plan::{Planner, Refusal, StepId};
-use crate::tree::State;
+use crate::tree::{State, Task};
 use crust_image::ids::VirtPid;
 use crust_proto::criu::{SaEntry, SignalQueueEntry, ThreadSasEntry};
 use nix::libc;
@@ -27,9 +27,20 @@ fn with_action() -> impl Iterator<Item = i32> {
     (1..=LAST_SIGNAL).filter(|number| ![libc::SIGKILL, libc::SIGSTOP].contains(number))
 }
 
-/// Plans the actions that differ from those of a new task.
-pub fn plan_actions(planner: &mut Planner<'_>, live: &Live<'_>) {
+/// Plans the actions that differ from those of a new task. Tasks that share them (CLONE_SIGHAND)
+/// have them from the first, when all have been stopped that are to be.
+pub fn plan_actions(planner: &mut Planner<'_>, live: &Live<'_>, stops: &Stops) {
     let Some(leader) = live.leader() else { return };
+    let is_owner = |owner: &Task| owner.pid == live.task.pid;
+    if !planner.tree.owners(|ids| ids.sighand_id).any(is_owner) {
+        return;
+    }
+    let group = live.task.ids.as_ref().map(|ids| ids.sighand_id);
+    let stops = group.and_then(|group| stops.by_actions.get(&group));
+    // What a task does itself it does in order.
+    let others = stops.into_iter().flatten();
+    let others = others.filter(|(pid, _)| *pid != live.task.pid);
+    let before: Vec<StepId> = others.map(|(_, stop)| *stop).collect();
     let actions = &live.tc.sigactions;
     let wanted = with_action().count();
     if !actions.is_empty() && actions.len() != wanted {
@@ -48,7 +59,10 @@ pub fn plan_actions(planner: &mut Planner<'_>, live: &Live<'_>) {
             // reset to the default.
             planner.push(Phase::Commit, leader.actor(), Op::LastCall(call), origin);
         } else {
-            planner.call(Phase::Signals, leader.actor(), call, origin);
+            let set = planner.call(Phase::Signals, leader.actor(), call, origin);
+            for stop in &before {
+                planner.in_turn(*stop, set);
+            }
         }
     }
 }
@@ -65,13 +79,18 @@ fn sigaction(number: i32, action: &SaEntry) -> Call {
     Call::new("rt_sigaction", libc::SYS_rt_sigaction, args)
 }
 
-/// The stops of stopped tasks, by parent.
-pub type Stops = BTreeMap<VirtPid, Vec<StepId>>;
+/// The stops of stopped tasks.
+#[derive(Debug, Default)]
+pub struct Stops {
+    by_parent: BTreeMap<VirtPid, Vec<StepId>>,
+    /// By sighand_id, with who is stopped.
+    by_actions: BTreeMap<u32, Vec<(VirtPid, StepId)>>,
+}
 
 /// Plans the stops, before any action is set: a stop is the default action, and a program may
 /// have a handler for SIGTSTP.
 pub fn plan_stops(planner: &mut Planner<'_>, tasks: &[Live<'_>]) -> Stops {
-    let mut stops = Stops::new();
+    let mut stops = Stops::default();
     for live in tasks {
         let number = match live.task.state {
             State::Stopped(number) => number,
@@ -90,7 +109,11 @@ pub fn plan_stops(planner: &mut Planner<'_>, tasks: &[Live<'_>]) -> Stops {
         let block = sigprocmask("SIG_BLOCK", libc::SIG_BLOCK, number);
         planner.call(Phase::Signals, leader.actor(), block, origin);
         if let Some(parent) = live.task.parent {
-            stops.entry(parent).or_default().push(stop);
+            stops.by_parent.entry(parent).or_default().push(stop);
+        }
+        if let Some(ids) = &live.task.ids {
+            let stops = stops.by_actions.entry(ids.sighand_id);
+            stops.or_default().push((live.task.pid, stop));
         }
     }
     stops
@@ -116,7 +139,7 @@ pub fn plan_pending(planner: &mut Planner<'_>, tasks: &[Live<'_>], stops: &Stops
         // Before the private queue too: that is where the leader would take a signal from first.
         if planner.tree.children(live.task.pid).next().is_some() {
             let flush = plan_flush(planner, leader);
-            for &stop in stops.get(&live.task.pid).into_iter().flatten() {
+            for &stop in stops.by_parent.get(&live.task.pid).into_iter().flatten() {
                 planner.in_turn(stop, flush);
             }
         }

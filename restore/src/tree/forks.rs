@@ -8,12 +8,18 @@
 
 use super::kin::{Kin, Node, Role, origin_of};
 use super::procfs::early_threads;
+use super::sharing::Act;
 use super::{State, Task};
 use crate::mm::inherit;
 use crate::plan::calls::prctl;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, SlotId};
-use crate::plan::{Planner, Refusal, StepId};
+use crate::plan::{Planner, StepId};
 use nix::libc;
+
+const UNSHARE: &[(u64, &str)] = &[
+    (libc::CLONE_FILES as u64, "CLONE_FILES"),
+    (libc::CLONE_FS as u64, "CLONE_FS"),
+];
 
 /// Pushes all steps of the tree.
 pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
@@ -22,7 +28,6 @@ pub fn plan(planner: &mut Planner<'_>, kin: &Kin) {
             planner.tree.helpers.insert(node.pid);
         }
     }
-    refuse_sharing(planner, kin);
     planner.mm.early = inherit::plan_inheritance(planner, kin);
     let leads = (0..kin.nodes.len())
         .map(|at| plan_node(planner, kin, at))
@@ -57,21 +62,29 @@ fn plan_node(planner: &mut Planner<'_>, kin: &Kin, at: usize) -> Option<StepId> 
     let node = kin.nodes.get(at)?;
     let (actor, origin) = (Actor::Task(node.pid), origin_of(node));
     inherit::plan_early(planner, node.pid);
-    let children = || kin.nodes.iter().filter(|child| child.maker == Some(at));
-    for child in children().filter(|child| child.before_setsid) {
-        plan_fork(planner, kin, node, child);
-    }
     let mut leads = None;
-    if node.leads_session {
-        let call = Call::new("setsid", libc::SYS_setsid, vec![]);
-        leads = Some(planner.call(Phase::Fork, actor, call, origin));
-        // Before it forks: who is in the session already does not get its terminal.
-        crate::files::plan_session_terminal(planner, node.pid);
-    } else if node.leads_group {
-        leads = Some(planner.call(Phase::Fork, actor, setpgid(0), origin));
+    if node.leads_group && !node.leads_session {
+        leads = Some(planner.call(Phase::Fork, actor, setpgid(0), origin.clone()));
     }
-    for child in children().filter(|child| !child.before_setsid) {
-        plan_fork(planner, kin, node, child);
+    for act in &node.acts {
+        match *act {
+            Act::Fork(child) => {
+                if let Some(child) = kin.nodes.get(child) {
+                    plan_fork(planner, kin, node, child);
+                }
+            }
+            Act::Setsid => {
+                let call = Call::new("setsid", libc::SYS_setsid, vec![]);
+                leads = Some(planner.call(Phase::Fork, actor, call, origin.clone()));
+                // Before it forks: who is in the session already does not get its terminal.
+                crate::files::plan_session_terminal(planner, node.pid);
+            }
+            Act::Unshare(flags) => {
+                let args = vec![Arg::flags(flags, UNSHARE)];
+                let call = Call::new("unshare", libc::SYS_unshare, args);
+                planner.call(Phase::Fork, actor, call, origin.clone());
+            }
+        }
     }
     if let Role::Helper(_) = node.role {
         for &tid in &node.threads {
@@ -91,16 +104,14 @@ fn setpgid(group: i64) -> Call {
 
 fn plan_fork(planner: &mut Planner<'_>, kin: &Kin, maker: &Node, child: &Node) {
     let exit_signal = match child.role {
+        // A sibling has its maker's (clone(2), CLONE_PARENT).
+        Role::Task(_) if child.flags & libc::CLONE_PARENT as u64 != 0 => 0,
         Role::Task(_) => libc::SIGCHLD,
         Role::Helper(_) => 0,
     };
-    let flags = match (task_of(planner, maker), task_of(planner, child)) {
-        (Some(parent), Some(task)) => clone_flags(parent, task),
-        _ => 0,
-    };
     let op = Op::Fork {
         pid: child.pid,
-        flags,
+        flags: child.flags,
         exit_signal,
     };
     let before = child.before_setsid && kin.nodes.len() > 1;
@@ -119,71 +130,6 @@ fn task_of<'t>(planner: &'t Planner<'_>, node: &Node) -> Option<&'t Task> {
         Role::Task(at) => planner.tree.tasks.get(at),
         Role::Helper(_) => None,
     }
-}
-
-fn clone_flags(parent: &Task, child: &Task) -> u64 {
-    let (Some(parent), Some(child)) = (&parent.ids, &child.ids) else {
-        return 0;
-    };
-    let mut flags = 0;
-    if parent.files_id == child.files_id {
-        flags |= libc::CLONE_FILES;
-    }
-    if parent.fs_id == child.fs_id {
-        flags |= libc::CLONE_FS;
-    }
-    flags as u64
-}
-
-/// Sharing that cannot be made: an address space of two tasks, or a table between tasks that are
-/// not parent and child.
-fn refuse_sharing(planner: &mut Planner<'_>, kin: &Kin) {
-    let mut refusals = Vec::new();
-    for (at, node) in kin.nodes.iter().enumerate() {
-        let Some(task) = task_of(planner, node) else {
-            continue;
-        };
-        let Some(ids) = &task.ids else { continue };
-        let maker = node.maker.and_then(|maker| kin.nodes.get(maker));
-        let maker = maker.and_then(|maker| task_of(planner, maker));
-        let maker_ids = maker.and_then(|maker| maker.ids.as_ref());
-        for other in kin
-            .nodes
-            .iter()
-            .take(at)
-            .filter_map(|node| task_of(planner, node))
-        {
-            let Some(others) = &other.ids else { continue };
-            let mut refuse = |what: &str| {
-                let image = format!("ids-{}.img", task.pid);
-                let origin = Origin::new(image, Some(0), format!("task {}", task.pid));
-                let why = format!(
-                    "shares {what} with task {}, which cannot be restored yet",
-                    other.pid
-                );
-                refusals.push(Refusal::new(origin, why));
-            };
-            if others.vm_id == ids.vm_id {
-                refuse("its address space");
-            } else if others.sighand_id == ids.sighand_id {
-                refuse("its signal actions");
-            }
-            let by_maker = |id: u32, maker_id: Option<u32>| maker_id == Some(id);
-            let (files, fs) = (
-                maker_ids.map(|ids| ids.files_id),
-                maker_ids.map(|ids| ids.fs_id),
-            );
-            if others.files_id == ids.files_id && !by_maker(ids.files_id, files) {
-                refuse("its descriptor table, not being its child,");
-            }
-            if others.fs_id == ids.fs_id && !by_maker(ids.fs_id, fs) {
-                refuse("its directories and umask, not being its child,");
-            }
-        }
-    }
-    refusals
-        .into_iter()
-        .for_each(|refusal| planner.refuse(refusal));
 }
 
 /// Groups are joined when their leaders lead.

@@ -12,6 +12,7 @@
 //! stands in for a dead one.
 
 use super::Task;
+use super::sharing::{self, Act};
 use crate::plan::Refusal;
 use crate::plan::step::Origin;
 use crust_image::ids::VirtPid;
@@ -49,6 +50,10 @@ pub struct Node {
     pub threads: Vec<VirtPid>,
     /// The pstree entry that asks for it.
     pub entry: usize,
+    /// CLONE_* bits that it is forked with.
+    pub flags: u64,
+    /// What it does while the tree is made, in order.
+    pub acts: Vec<Act>,
 }
 
 /// All processes, makers before whom they make.
@@ -95,6 +100,7 @@ pub fn arrange(
     };
     room.taken.extend(proc_helpers.iter().flat_map(proc_ids));
     room.plan_sessions();
+    room.plan_spaces();
     room.plan_groups();
     for helper in proc_helpers {
         // A helper that leads a session or group has the pid already: it serves.
@@ -108,24 +114,25 @@ pub fn arrange(
             node.threads = helper.threads.clone();
         }
     }
-    if room.faults.is_empty() {
-        Ok(Kin {
-            nodes: makers_first(room.nodes),
-        })
-    } else {
-        Err(room.faults)
+    if !room.faults.is_empty() {
+        return Err(room.faults);
     }
+    let mut kin = Kin {
+        nodes: makers_first(room.nodes),
+    };
+    sharing::settle(&mut kin, tasks)?;
+    Ok(kin)
 }
 
-struct Room<'t> {
-    tasks: &'t [Task],
+pub(super) struct Room<'t> {
+    pub(super) tasks: &'t [Task],
     names: Names,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     /// Node of each task, by its pid.
     by_pid: BTreeMap<u32, usize>,
     taken: BTreeSet<u32>,
     /// The session into which each task is born, where that matters.
-    birth: Vec<Option<u32>>,
+    pub(super) birth: Vec<Option<u32>>,
     /// Helpers that lead a session or group, by its id.
     leaders: BTreeMap<u32, usize>,
     faults: Vec<Refusal>,
@@ -153,6 +160,8 @@ impl<'t> Room<'t> {
                 joins: None,
                 threads: Vec::new(),
                 entry: task.entry,
+                flags: 0,
+                acts: Vec::new(),
             }
         });
         Room {
@@ -174,7 +183,7 @@ impl<'t> Room<'t> {
         (!inside && self.names.shell_job).then_some(root.sid)
     }
 
-    fn fault(&mut self, task: &Task, why: String) -> &mut Refusal {
+    pub(super) fn fault(&mut self, task: &Task, why: String) -> &mut Refusal {
         let origin = task.origin(format!("task {}", task.pid));
         self.faults.push(Refusal::new(origin, why));
         let last = self.faults.len() - 1;
@@ -297,7 +306,13 @@ impl<'t> Room<'t> {
         Some(helper)
     }
 
-    fn helper(&mut self, pid: VirtPid, maker: Option<usize>, entry: usize, why: String) -> usize {
+    pub(super) fn helper(
+        &mut self,
+        pid: VirtPid,
+        maker: Option<usize>,
+        entry: usize,
+        why: String,
+    ) -> usize {
         self.taken.insert(pid.get());
         self.nodes.push(Node {
             pid,
@@ -310,12 +325,14 @@ impl<'t> Room<'t> {
             joins: None,
             threads: Vec::new(),
             entry,
+            flags: 0,
+            acts: Vec::new(),
         });
         self.nodes.len() - 1
     }
 
     /// From the top: pids at the bottom are those of the host's own processes.
-    fn free_pid(&self) -> Option<VirtPid> {
+    pub(super) fn free_pid(&self) -> Option<VirtPid> {
         let free = (2..self.names.pid_max)
             .rev()
             .find(|pid| !self.taken.contains(pid));
@@ -323,7 +340,7 @@ impl<'t> Room<'t> {
     }
 
     /// Whether one node is made by another or by one that is.
-    fn descends(&self, mut node: usize, from: usize) -> bool {
+    pub(super) fn descends(&self, mut node: usize, from: usize) -> bool {
         // As many steps as nodes: a ring of makers ends too.
         for _ in 0..self.nodes.len() {
             match self.nodes.get(node).and_then(|node| node.maker) {

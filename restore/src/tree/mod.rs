@@ -12,6 +12,7 @@ mod forks;
 pub mod kin;
 mod namespaces;
 mod procfs;
+mod sharing;
 
 use crate::plan::step::Origin;
 use crate::plan::{Planner, Refusal, StepId};
@@ -92,6 +93,14 @@ impl Tree {
     /// Tasks that will run or be stopped.
     pub fn alive(&self) -> impl Iterator<Item = &Task> {
         self.tasks.iter().filter(|task| task.is_live())
+    }
+
+    /// The live tasks that are the first to have an object: by these numbers of ids-PID.img, one
+    /// does for all who share it. A task without an image has everything for itself.
+    pub fn owners(&self, id: fn(&TaskKobjIdsEntry) -> u32) -> impl Iterator<Item = &Task> {
+        let mut met = BTreeSet::new();
+        self.alive()
+            .filter(move |task| task.ids.as_ref().is_none_or(|ids| met.insert(id(ids))))
     }
 
     /// The task with a pid.

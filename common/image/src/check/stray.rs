@@ -7,6 +7,7 @@ use super::{Findings, Place};
 use crate::{
     checkpoint::RemapTarget,
     dir::{ImageDir, PARENT_LINK},
+    ids::VirtPid,
     kind::Kind,
     pages::Pagemap,
 };
@@ -75,10 +76,11 @@ fn check_ids(findings: &mut Findings<'_>) {
     }
 }
 
-/// Each pages file belongs to one pagemap and is as long as that says.
+/// Each pages file belongs to one pagemap, or to those of one address space, and is as long as that
+/// says.
 fn check_pages_files(findings: &mut Findings<'_>, dir: &ImageDir) {
     let checkpoint = findings.checkpoint;
-    let mut owners: BTreeMap<u64, Place<'_>> = BTreeMap::new();
+    let mut owners: BTreeMap<u64, (Kind, u64, Place<'_>)> = BTreeMap::new();
     for (kind, id) in &checkpoint.images {
         let (Kind::Pagemap | Kind::PagemapShmem, Some(id)) = (kind, *id) else {
             continue;
@@ -89,9 +91,13 @@ fn check_pages_files(findings: &mut Findings<'_>, dir: &ImageDir) {
         };
         let place = Place::of(*kind, Some(id)).entry(0).field("pages_id");
         let pages_id = u64::from(pagemap.pages_id);
-        if let Some(owner) = owners.insert(pages_id, place) {
-            let what = format!("pages-{pages_id}.img is that of {} too", owner.image_name());
-            findings.error(place, what);
+        match owners.insert(pages_id, (*kind, id, place)) {
+            Some(owner) if !share_memory(findings, (*kind, id), (owner.0, owner.1)) => {
+                let owner = owner.2.image_name();
+                let what = format!("pages-{pages_id}.img is that of {owner} too");
+                findings.error(place, what);
+            }
+            _ => {}
         }
         check_length(findings, dir, &pagemap);
     }
@@ -102,6 +108,15 @@ fn check_pages_files(findings: &mut Findings<'_>, dir: &ImageDir) {
             findings.warning(Place::of(*kind, Some(*id)), "no pagemap has these pages");
         }
     }
+}
+
+/// Whether two pagemaps are those of tasks in one address space (CLONE_VM), with the same memory.
+fn share_memory(findings: &Findings<'_>, one: (Kind, u64), other: (Kind, u64)) -> bool {
+    let space = |(kind, id): (Kind, u64)| {
+        let pid = VirtPid::new(u32::try_from(id).ok()?).filter(|_| kind == Kind::Pagemap)?;
+        Some(findings.checkpoint.ids(pid)?.vm_id)
+    };
+    space(one).is_some_and(|id| space(other) == Some(id))
 }
 
 fn check_length(findings: &mut Findings<'_>, dir: &ImageDir, pagemap: &Pagemap) {
