@@ -257,7 +257,7 @@ fn look(task: &Task, ids: &KernelIds) -> Result<Seen> {
     }
     let absent = collect_absent(&facts.dir, &facts.stack())?;
     Ok(Seen {
-        foreign: ids.foreign_namespaces(&facts.dir),
+        foreign: ids.foreign_namespaces(&facts.dir)?,
         facts,
         absent,
     })

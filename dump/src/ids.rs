@@ -4,6 +4,7 @@
 //! The images number each kind on its own; the dumper's own objects come first (the inventory's
 //! root_ids), so a namespace with the dumper's number is one that no image describes.
 
+use crate::task::facts::namespace_link;
 use anyhow::Result;
 use crust_process::kcmp::{TaskObject, TaskSorter};
 use crust_process::pid::HostPid;
@@ -71,14 +72,18 @@ impl KernelIds {
     /// Looks at the dumper's own.
     pub fn new() -> Result<KernelIds> {
         let dir = ProcDir::open(HostPid::current())?;
-        let link = |(kind, _)| Some((kind, dir.readlink(&format!("ns/{kind}")).ok()?));
+        let mut own = Vec::new();
+        for (kind, _) in NAMESPACES {
+            // A kernel may be built without one.
+            own.extend(namespace_link(&dir, kind)?.map(|link| (kind, link)));
+        }
         Ok(KernelIds {
+            own,
             vm: TaskSorter::new(TaskObject::Vm),
             files: TaskSorter::new(TaskObject::Files),
             fs: TaskSorter::new(TaskObject::Fs),
             sighand: TaskSorter::new(TaskObject::Sighand),
             met: Vec::new(),
-            own: NAMESPACES.into_iter().filter_map(link).collect(),
         })
     }
 
@@ -138,22 +143,21 @@ impl KernelIds {
     }
 
     /// The namespaces of a task that are not the dumper's, by their names in /proc/PID/ns.
-    pub fn foreign_namespaces(&self, dir: &ProcDir) -> Vec<&'static str> {
-        // A link that cannot be read is not ours: a pid namespace without its first process.
-        let differs = |name: &str, own: &[u8]| {
-            dir.readlink(&format!("ns/{name}"))
-                .map_or(true, |link| link != own)
-        };
-        let own_of = |kind: &str| self.own.iter().find(|(name, _)| *name == kind);
-        let now = self
-            .own
-            .iter()
-            .filter(|(kind, link)| differs(kind, link))
-            .map(|(kind, _)| *kind);
-        let later = FOR_CHILDREN
-            .iter()
-            .filter(|(name, kind)| own_of(kind).is_some_and(|(_, link)| differs(name, link)));
-        now.chain(later.map(|(name, _)| *name)).collect()
+    pub fn foreign_namespaces(&self, dir: &ProcDir) -> Result<Vec<&'static str>> {
+        let mut foreign = Vec::new();
+        for (kind, own) in &self.own {
+            if namespace_link(dir, kind)?.as_ref() != Some(own) {
+                foreign.push(*kind);
+            }
+        }
+        for (name, kind) in FOR_CHILDREN {
+            let own = self.own.iter().find(|(own, _)| *own == kind);
+            // A pid namespace without its first process has no link, and is not ours.
+            if own.is_some() && namespace_link(dir, name)?.as_ref() != own.map(|(_, link)| link) {
+                foreign.push(name);
+            }
+        }
+        Ok(foreign)
     }
 
     fn encode(&self, vm_id: u32, files_id: u32, fs_id: u32, sighand_id: u32) -> TaskKobjIdsEntry {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crust_cli::code::Code;
 use crust_cli::failure::failure_of;
 use crust_cli::progress::Progress;
+use crust_cli::workers;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -30,9 +31,12 @@ impl Interrupt {
         // A limit of file sizes shall be an error of the write, not our end.
         blocked.add(Signal::SIGXFSZ);
         blocked.thread_block().context("block signals")?;
+        // They block what this thread does.
+        workers::start();
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         Ok(Interrupt {
-            signals: SignalFd::with_flags(&ending, flags).context("signalfd")?,
+            signals: SignalFd::with_flags(&ending, flags)
+                .context("make the descriptor that tells of signals (signalfd)")?,
             progress,
         })
     }
@@ -51,7 +55,11 @@ impl Interrupt {
 
     /// An error if one of the signals has come.
     pub fn check(&self) -> Result<()> {
-        match self.signals.read_signal().context("read the signalfd")? {
+        match self
+            .signals
+            .read_signal()
+            .context("look whether a signal has come (signalfd)")?
+        {
             None => Ok(()),
             Some(info) => {
                 let name =

@@ -24,6 +24,7 @@ use crust_cli::failure::{Failure, OfStage, failure_of};
 use crust_cli::finding::{Finding, Severity};
 use crust_cli::options::{Options, Tool};
 use crust_cli::report::Report;
+use crust_cli::workers;
 use crust_image::ImageDir;
 use crust_image::check::{self, Given};
 use crust_image::checkpoint::Checkpoint;
@@ -109,6 +110,7 @@ fn errors(findings: Vec<Finding>) -> Vec<Finding> {
 
 /// Looks, tells, and fails if the restore would.
 pub fn check(options: &Options) -> Result<()> {
+    workers::start();
     let mut needs = Needs::default();
     let host = Host::probe().stage(Code::Host)?;
     let findings = match look(options, &host, &mut needs) {

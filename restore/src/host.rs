@@ -2,6 +2,7 @@
 //! as a value, made by hand in tests. What a restored task inherits from crust-restore (ids,
 //! limits, nice value) is here too: the plan sets only what differs.
 
+use anyhow::Context;
 use crust_process::proc::cgroup::parse_cgroup;
 use crust_process::proc::maps::{VmaName, parse_maps};
 use crust_process::proc::mountinfo::{MountInfo, parse_mountinfo};
@@ -9,8 +10,8 @@ use crust_process::proc::status::parse_status;
 use crust_process::xstate;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::Range;
+use std::{fs, io};
 
 /// Resources of getrlimit(2), in the kernel's order.
 pub const RLIMITS: [(&str, Resource); 16] = [
@@ -140,10 +141,11 @@ impl Host {
         let (vdso_code, vdso_data) = vdso_sizes()?;
         let mut limits = [Limit { cur: 0, max: 0 }; 16];
         for (limit, (name, resource)) in limits.iter_mut().zip(RLIMITS) {
-            let (cur, max) =
-                getrlimit(resource).map_err(|e| anyhow::anyhow!("read {name}: {e}"))?;
+            let limit_of = getrlimit(resource);
+            let (cur, max) = limit_of.with_context(|| format!("ask for our own limit {name}"))?;
             *limit = Limit { cur, max };
         }
+        let session = nix::unistd::getsid(None).context("ask for our own session")?;
         Ok(Host {
             page_size,
             task_end: (1 << 47) - page_size,
@@ -155,7 +157,7 @@ impl Host {
                 .collect(),
             creds: creds()?,
             last_cap: number("/proc/sys/kernel/cap_last_cap")?,
-            loginuid: number("/proc/self/loginuid").ok(),
+            loginuid: loginuid()?,
             cpus: cpus()?,
             limits,
             nice: nice()?,
@@ -163,7 +165,7 @@ impl Host {
             personality: personality()?,
             pid_max: number("/proc/sys/kernel/pid_max")?,
             own_pid: std::process::id(),
-            session: nix::unistd::getsid(None)?.as_raw() as u32,
+            session: session.as_raw() as u32,
             group: nix::unistd::getpgrp().as_raw() as u32,
             cgroups: cgroups()?,
             timer_restore_ids: release()? >= (6, 15),
@@ -177,17 +179,30 @@ impl Host {
 }
 
 fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
-    fs::read(path).map_err(|e| anyhow::anyhow!("read {path}: {e}"))
+    fs::read(path).with_context(|| format!("read {path}"))
 }
 
 fn read(path: &str) -> anyhow::Result<String> {
-    fs::read_to_string(path).map_err(|e| anyhow::anyhow!("read {path}: {e}"))
+    fs::read_to_string(path).with_context(|| format!("read {path}"))
 }
 
 fn number<T: std::str::FromStr>(path: &str) -> anyhow::Result<T> {
-    let text = read(path)?;
+    parse_number(path, &read(path)?)
+}
+
+fn parse_number<T: std::str::FromStr>(path: &str, text: &str) -> anyhow::Result<T> {
     let parsed = text.trim().parse();
     parsed.map_err(|_| anyhow::anyhow!("read {path}: {:?} is no number", text.trim()))
+}
+
+/// A kernel without auditing has no such file.
+fn loginuid() -> anyhow::Result<Option<u32>> {
+    const PATH: &str = "/proc/self/loginuid";
+    match fs::read_to_string(PATH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {PATH}")),
+        Ok(text) => Ok(Some(parse_number(PATH, &text)?)),
+    }
 }
 
 fn page_size() -> anyhow::Result<u64> {
@@ -204,8 +219,7 @@ fn cpus() -> anyhow::Result<u32> {
 
 /// Our own vdso stands for that of every task: the kernel maps the same one into all.
 fn vdso_sizes() -> anyhow::Result<(u64, u64)> {
-    let text =
-        fs::read("/proc/self/maps").map_err(|e| anyhow::anyhow!("read /proc/self/maps: {e}"))?;
+    let text = bytes("/proc/self/maps")?;
     let (mut code, mut data) = (0, 0);
     for vma in parse_maps(&text)? {
         let size = vma.end.saturating_sub(vma.start);

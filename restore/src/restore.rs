@@ -20,6 +20,7 @@ use crust_cli::options::{Options, PlanFormat};
 use crust_cli::progress::Progress;
 use crust_cli::scripts::{self, Stage};
 use crust_cli::status::tell_started;
+use crust_cli::workers;
 use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
@@ -37,6 +38,7 @@ const KILLED: i32 = 128;
 /// root's.
 pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let start = Instant::now();
+    workers::start();
     let progress = Progress::new(options).stage(Code::GivenFd)?;
     progress.stage("read", None);
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
@@ -68,6 +70,10 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     })
     .stage(Code::Execute)?;
     progress.finish();
+    if let Some(error) = restored.unreleased {
+        let why = "let the restored tree go; it is whole, and goes on when crust-restore ends";
+        return Err(anyhow::Error::from(error).context(why)).stage(Code::Afterwards);
+    }
     scripts::run(options, log, Stage::PostResume, Some(restored.root.get())).stage(Code::Script)?;
     tell(log, &restored);
     write_stats(options, &checkpoint, &restored).stage(Code::Afterwards)?;

@@ -158,16 +158,89 @@ pub fn what_is_left(sandbox: &Sandbox, guest: &Guest) -> Result<Left> {
     }
 }
 
-/// Everything in the world of a test that a restore could leave something in: files with their
-/// inodes and sizes, mounts, cgroups.
+/// Everything in the world of a test that a run could leave something in: files with their inodes
+/// and sizes (ghost files and link remaps among them), mounts, cgroups, sysctls, SysV objects, what
+/// the sockets of others listen on, and the rules of the firewall, as far as there is a program
+/// that tells them.
 pub fn world() -> Result<Vec<String>> {
     let mut world = Vec::new();
     list(Path::new(GOLDEN), &mut world)?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
-    world.extend(mounts.lines().map(str::to_owned));
-    list_directories(Path::new("/sys/fs/cgroup"), &mut world);
+    for table in [
+        "/proc/self/mountinfo",
+        "/proc/sysvipc/shm",
+        "/proc/sysvipc/sem",
+        "/proc/sysvipc/msg",
+    ] {
+        let text = fs::read_to_string(table).with_context(|| format!("read {table}"))?;
+        world.extend(text.lines().map(|line| format!("{table}: {line}")));
+    }
+    list_cgroups(Path::new("/sys/fs/cgroup"), &own_number(), &mut world);
+    list_sysctls(Path::new("/proc/sys/net"), &mut world);
+    list_sysctls(Path::new("/proc/sys/kernel"), &mut world);
+    list_firewall(&mut world);
     world.sort();
     Ok(world)
+}
+
+/// A number that no other sandbox on the machine has: that of its pid namespace. What tests make
+/// outside of their namespaces has it in its name.
+pub fn own_number() -> String {
+    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let digits = |c: &char| c.is_ascii_digit();
+    link.to_string_lossy().chars().filter(digits).collect()
+}
+
+/// Cgroups are the whole machine's, where others come and go: those of this sandbox count, and
+/// those that CRIU or crust would make for themselves.
+fn list_cgroups(dir: &Path, own: &str, into: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = entry.path();
+            let name = path.display().to_string();
+            if name.contains(own) || name.contains(".criu") || name.contains("cgyard") {
+                into.push(name);
+            }
+            list_cgroups(&path, own, into);
+        }
+    }
+}
+
+/// Settings by their values, but for those that move by themselves.
+fn list_sysctls(dir: &Path, into: &mut Vec<String>) {
+    const MOVING: [&str; 6] = [
+        "random",
+        "ns_last_pid",
+        "pty",
+        "tainted",
+        "perf_event",
+        "usermodehelper",
+    ];
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.display().to_string();
+        if MOVING.iter().any(|moving| name.contains(moving)) {
+            continue;
+        }
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => list_sysctls(&path, into),
+            _ => into.extend(
+                fs::read_to_string(&path)
+                    .ok()
+                    .map(|value| format!("{name} = {value}")),
+            ),
+        }
+    }
+}
+
+fn list_firewall(into: &mut Vec<String>) {
+    for (program, arguments) in [("nft", &["list", "ruleset"][..]), ("iptables-save", &[])] {
+        let output = Command::new(program).args(arguments).output();
+        let rules = output.map(|output| output.stdout).unwrap_or_default();
+        let rules = String::from_utf8_lossy(&rules).into_owned();
+        // Comments have the time in them, chains the numbers of packets.
+        let rules = rules.lines().filter(|line| !line.starts_with(['#', ':']));
+        into.extend(rules.map(|rule| format!("{program}: {rule}")));
+    }
 }
 
 fn list(dir: &Path, into: &mut Vec<String>) -> Result<()> {
@@ -188,15 +261,6 @@ fn list(dir: &Path, into: &mut Vec<String>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn list_directories(dir: &Path, into: &mut Vec<String>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            into.push(entry.path().display().to_string());
-            list_directories(&entry.path(), into);
-        }
-    }
 }
 
 /// Fails with what has come and gone between two looks at the world.
@@ -258,7 +322,7 @@ pub fn dump_killed_at_steps(
 }
 
 /// The same world but for the images of whole dumps, which are written anew.
-fn expect_same_files(before: &[String], after: &[String]) -> Result<()> {
+pub fn expect_same_files(before: &[String], after: &[String]) -> Result<()> {
     let others = |world: &[String]| -> Vec<String> {
         let images = |line: &&String| !line.contains("/run/images-");
         world.iter().filter(images).cloned().collect()
@@ -266,7 +330,8 @@ fn expect_same_files(before: &[String], after: &[String]) -> Result<()> {
     expect_same_world(&others(before), &others(after))
 }
 
-fn wait_for_survivors(sandbox: &Sandbox) -> Result<()> {
+/// Waits until no survivor of a dead restore is at work.
+pub fn wait_for_survivors(sandbox: &Sandbox) -> Result<()> {
     for pid in sandbox.processes()? {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         if comm.trim_end() == "crust-survivor" {

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     guest::Guest,
-    kills::{expect_alive, expect_running},
+    kills::{expect_alive, expect_running, own_number},
     proc_snapshot::Snapshot,
     sandbox::Sandbox,
     sandbox_test,
@@ -34,7 +34,7 @@ impl Cgroup {
         let name = format!(
             "crust-test-{}-{}",
             std::env::temp_dir().as_os_str().len(),
-            inode()
+            own_number()
         );
         let path = root.join(name);
         let made = root.join("tasks").exists() && fs::create_dir(&path).is_ok();
@@ -47,13 +47,6 @@ impl Cgroup {
     fn set(&self, file: &str, value: &str) -> Result<()> {
         fs::write(self.0.join(file), value).with_context(|| format!("write {value} to {file}"))
     }
-}
-
-/// A number that no other sandbox on the machine has: that of its pid namespace.
-fn inode() -> String {
-    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    let digits = |c: &char| c.is_ascii_digit();
-    link.to_string_lossy().chars().filter(digits).collect()
 }
 
 impl Drop for Cgroup {

@@ -112,7 +112,7 @@ impl Error for Failure {}
 
 /// The failure that an error is: itself, if it is one, or one of this kind.
 pub fn failure_of(error: anyhow::Error, stage: Code) -> Failure {
-    let sentence = format!("{error:#}");
+    let sentence = sentence_of(&error);
     match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => {
@@ -126,6 +126,23 @@ pub fn failure_of(error: anyhow::Error, stage: Code) -> Failure {
             }
         }
     }
+}
+
+/// What went wrong from the outside in. Some errors have the text of their cause at their end
+/// already, which is told once.
+fn sentence_of(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if sentence.ends_with(&text) {
+            continue;
+        }
+        if !sentence.is_empty() {
+            sentence += ": ";
+        }
+        sentence += &text;
+    }
+    sentence
 }
 
 /// Names the stage of which a result is.
@@ -142,6 +159,10 @@ impl<T, E: Into<anyhow::Error>> OfStage<T> for Result<T, E> {
 
 /// A few kinds are told by the error whatever the stage is.
 fn closer_kind(error: &anyhow::Error, errno: Option<Errno>, stage: Code) -> Code {
+    // Whoever hears these must know that the work is done, whatever went wrong behind it.
+    if matches!(stage, Code::LetGo | Code::Afterwards) {
+        return stage;
+    }
     let of_image = |cause: &&ImageError| match cause {
         ImageError::Io { .. } => None,
         ImageError::Missing { .. } | ImageError::Incomplete { .. } => Some(Code::Incomplete),
@@ -216,6 +237,26 @@ mod tests {
         let refused = failure_of(refused.into(), Code::Freeze);
         assert_eq!(refused.code(), Code::Privilege);
         assert_eq!(refused.to_json()["task"], 7);
+    }
+
+    #[test]
+    fn what_fails_behind_the_work_is_told_as_that() {
+        let late = failure_of(anyhow!(Errno::ENOSPC).context("write x"), Code::Afterwards);
+        assert_eq!(late.code(), Code::Afterwards);
+        assert_eq!(late.to_json()["errno"], "ENOSPC");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = io::Error::from_raw_os_error(5);
+        let told = format!("a.img: flush: {cause}");
+        let failure = failure_of(anyhow!(cause).context(told).context("outer"), Code::Write);
+        let sentence = failure.to_string();
+        assert_eq!(sentence.matches("Input/output error").count(), 1);
+        assert!(
+            sentence.starts_with("outer: a.img: flush: Input"),
+            "{sentence}"
+        );
     }
 
     #[test]

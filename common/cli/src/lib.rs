@@ -17,3 +17,4 @@ pub mod run;
 pub mod scripts;
 pub mod status;
 pub mod table;
+pub mod workers;

@@ -19,15 +19,17 @@ const LONGEST_ID: usize = 64;
 /// with zeros. Empty when there is none.
 pub fn read(file: &File) -> io::Result<Vec<u32>> {
     let mut head = [0u8; 64];
-    let Ok(len) = file.read_at(&mut head, 0) else {
+    let len = match file.read_at(&mut head, 0) {
+        Ok(len) => len,
         // A directory or a device that cannot be read has none.
-        return Ok(Vec::new());
+        Err(error) if is_no_file(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
     };
     let Some(table) = head.get(..len).and_then(parse_header) else {
         return Ok(Vec::new());
     };
     let mut headers = vec![0u8; table.count * table.size];
-    if file.read_exact_at(&mut headers, table.offset).is_err() {
+    if !read_whole(file, &mut headers, table.offset)? {
         return Ok(Vec::new());
     }
     for header in headers.chunks_exact(table.size) {
@@ -35,13 +37,38 @@ pub fn read(file: &File) -> io::Result<Vec<u32>> {
             continue;
         };
         let mut text = vec![0u8; notes.1 as usize];
-        if file.read_exact_at(&mut text, notes.0).is_ok()
+        if read_whole(file, &mut text, notes.0)?
             && let Some(id) = find_build_id(&text)
         {
             return Ok(words(id));
         }
     }
     Ok(Vec::new())
+}
+
+/// What read(2) says of things that are no files of bytes.
+fn is_no_file(error: &io::Error) -> bool {
+    let words = [
+        libc::EISDIR,
+        libc::EINVAL,
+        libc::ESPIPE,
+        libc::EAGAIN,
+        libc::ENXIO,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|word| words.contains(&word))
+}
+
+/// Fills `buf`; false if the file ends before.
+fn read_whole(file: &File, buf: &mut [u8], at: u64) -> io::Result<bool> {
+    match file.read_exact_at(buf, at) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        // An offset that no file can have.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A build id as `file` and `readelf -n` print it.

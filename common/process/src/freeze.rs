@@ -405,7 +405,8 @@ fn seize_with_seccomp(tid: HostPid) -> OsResult<()> {
         Err(error) if matches!(error.errno, Errno::EINVAL | Errno::EPERM) => {
             match status_number(tid, "Seccomp") {
                 Ok(Some(0)) => tracee::seize(tid, 0),
-                _ => Err(error),
+                Ok(_) => Err(error),
+                Err(unreadable) => Err(unreadable),
             }
         }
         other => other,

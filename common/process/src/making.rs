@@ -133,9 +133,15 @@ impl Made {
         forked.map_err(|errno| Error::new(pid, "clone3 with its exact pid", errno))?;
         restored.map_err(|errno| Error::new(pid, "sigprocmask", errno))?;
         step();
-        seize(pid).inspect_err(|_| kill(pid))?;
-        tracee::interrupt(pid)?;
-        Made::adopt(pid)
+        let adopted = seize(pid).and_then(|()| {
+            tracee::interrupt(pid)?;
+            Made::adopt(pid)
+        });
+        adopted.inspect_err(|_| {
+            kill(pid);
+            // Whatever the wait says: it is ours, and nobody else waits for it.
+            let _ = tracee::wait_blocking(pid);
+        })
     }
 
     /// Takes charge of a thread that a task of ours has cloned with CLONE_PTRACE.

@@ -26,11 +26,15 @@ fn in_thread<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<T> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let there = || {
             enter()?;
             Ok(work())
-        });
-        thread.join().unwrap_or(Err(Errno::EIO))
+        };
+        // `spawn` would panic where the kernel gives no thread.
+        match std::thread::Builder::new().spawn_scoped(scope, there) {
+            Ok(thread) => thread.join().unwrap_or(Err(Errno::EIO)),
+            Err(error) => Err(error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw)),
+        }
     })
 }
 

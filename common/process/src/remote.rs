@@ -23,6 +23,7 @@ use crate::stub;
 use crate::tracee::{self, SigSet, Stop, Stopped, Wait};
 use nix::errno::Errno;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const PAGE: u64 = 4096;
 /// What a table may take of the stack. 64 sigactions with their results need 6 KiB; without us a
@@ -95,6 +96,8 @@ pub struct Remote<'m> {
     saved_tables: Vec<u8>,
     caught: SigSet,
     closed: bool,
+    /// A thread could not be taken out: it leads itself out by what is written, which must stay.
+    occupied: AtomicBool,
 }
 
 /// A thread that goes into the stub with its first batch and is inside between batches.
@@ -135,6 +138,7 @@ impl<'m> Remote<'m> {
             saved_tables,
             caught: site.caught,
             closed: false,
+            occupied: AtomicBool::new(false),
         })
     }
 
@@ -196,6 +200,9 @@ impl<'m> Remote<'m> {
     }
 
     fn put_back(&self) -> Result<()> {
+        if self.occupied.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.mem
             .write_all_at(self.tables_at(), &self.saved_tables)?;
         self.mem
@@ -326,10 +333,20 @@ impl Entered<'_, '_> {
         self.take_out()
     }
 
+    /// A thread that the kernel does not let us take out goes by itself when it is let go, as if we
+    /// were dead: so the code and the tables stay.
     fn take_out(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.inside) {
             return Ok(());
         }
+        let taken = self.try_take_out();
+        if taken.is_err() {
+            self.remote.occupied.store(true, Ordering::Relaxed);
+        }
+        taken
+    }
+
+    fn try_take_out(&mut self) -> Result<()> {
         if self.shadowed {
             self.put_back_action()?;
             self.shadowed = false;

@@ -129,10 +129,14 @@ impl Survivor {
 impl Drop for Survivor {
     /// Nothing is left to undo, or somebody has done it.
     fn drop(&mut self) {
-        // SAFETY: system calls on numbers; the child is ours and not reaped by anybody else.
+        // Should it outlive us after all, it finds nothing to do.
+        self.notes.end().store(FIRST as u32, Ordering::Release);
+        // SAFETY: system calls on numbers; the child is ours and not reaped by anybody else. It is
+        // waited for only if it has to end.
         unsafe {
-            libc::kill(self.child.get(), libc::SIGKILL);
-            libc::waitpid(self.child.get(), std::ptr::null_mut(), libc::__WALL);
+            if libc::kill(self.child.get(), libc::SIGKILL) == 0 {
+                libc::waitpid(self.child.get(), std::ptr::null_mut(), libc::__WALL);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! inside the task.
 
 use anyhow::{Context, Result};
+use crust_process::error::Error as TaskError;
 use crust_process::kcmp::{TaskObject, task_object};
 use crust_process::pid::HostPid;
 use crust_process::proc::auxv::parse_auxv;
@@ -16,6 +17,7 @@ use crust_process::proc::status::{Status, parse_status};
 use crust_process::proc::timers::{PosixTimer, parse_timers};
 use crust_process::proc::{ParseError, ProcDir};
 use crust_process::remote::Site;
+use nix::errno::Errno;
 use rayon::prelude::*;
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -69,7 +71,7 @@ const WORTH_THREADS: usize = 32;
 /// Reads everything of a task with these threads, of which the first speaks for it.
 pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
     let dir = ProcDir::open(pid)?;
-    let own = OwnNamespaces::read(&dir);
+    let own = OwnNamespaces::read(&dir)?;
     let thread = |tid: &HostPid| collect_thread(&dir, &own, *tid);
     let threads: Result<Vec<_>> = if tids.len() < WORTH_THREADS {
         tids.iter().map(thread).collect()
@@ -90,12 +92,16 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
         auxv: parsed(&dir, "auxv", &mut text, parse_auxv)?.words,
         timers,
         personality: parsed(&dir, "personality", &mut text, parse_personality)?,
-        loginuid: parsed(&dir, "loginuid", &mut text, parse_loginuid).ok(),
+        loginuid: if_there(parsed(&dir, "loginuid", &mut text, parse_loginuid))?,
         oom_score_adj: parsed(&dir, "oom_score_adj", &mut text, parse_oom_score_adj)?,
-        coredump_filter: parsed(&dir, "coredump_filter", &mut text, parse_coredump_filter)
-            .ok()
-            .flatten(),
-        lsm_label: lsm_label(&dir),
+        coredump_filter: if_there(parsed(
+            &dir,
+            "coredump_filter",
+            &mut text,
+            parse_coredump_filter,
+        ))?
+        .flatten(),
+        lsm_label: lsm_label(&dir)?,
         dir,
     })
 }
@@ -128,8 +134,12 @@ const NAMESPACES: [&str; 4] = ["net", "uts", "ipc", "cgroup"];
 struct OwnNamespaces([Option<Vec<u8>>; NAMESPACES.len()]);
 
 impl OwnNamespaces {
-    fn read(dir: &ProcDir) -> OwnNamespaces {
-        OwnNamespaces(NAMESPACES.map(|kind| dir.readlink(&format!("ns/{kind}")).ok()))
+    fn read(dir: &ProcDir) -> Result<OwnNamespaces> {
+        let mut links = [const { None }; NAMESPACES.len()];
+        for (link, kind) in links.iter_mut().zip(NAMESPACES) {
+            *link = namespace_link(dir, kind)?;
+        }
+        Ok(OwnNamespaces(links))
     }
 }
 
@@ -147,7 +157,7 @@ fn collect_apart(task: &ProcDir, own: &OwnNamespaces, thread: &ProcDir) -> Resul
         }
     }
     for (kind, own) in NAMESPACES.iter().zip(&own.0) {
-        if thread.readlink(&format!("ns/{kind}")).ok() != *own {
+        if namespace_link(thread, kind)? != *own {
             apart.push(format!("{kind} namespace"));
         }
     }
@@ -165,12 +175,34 @@ fn parsed<T>(
 }
 
 /// Without an active security module the read fails (EINVAL).
-fn lsm_label(dir: &ProcDir) -> Option<Vec<u8>> {
-    let mut label = dir.read("attr/current").ok()?;
+/// A kernel that is built without something has no file for it.
+fn if_there<T>(read: Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match error.downcast_ref::<TaskError>() {
+            Some(error) if error.errno == Errno::ENOENT => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// The link of a namespace; `None` if the kernel has none of this kind.
+pub fn namespace_link(dir: &ProcDir, name: &str) -> Result<Option<Vec<u8>>> {
+    let link = dir.readlink(&format!("ns/{name}"));
+    if_there(link.map_err(anyhow::Error::from))
+}
+
+fn lsm_label(dir: &ProcDir) -> Result<Option<Vec<u8>>> {
+    let mut label = match dir.read("attr/current") {
+        Ok(label) => label,
+        // No module that gives labels is active (proc_pid_attr_read).
+        Err(error) if error.errno == Errno::EINVAL => return Ok(None),
+        Err(error) => return if_there(Err(error.into())),
+    };
     while label.last().is_some_and(|byte| matches!(byte, b'\n' | 0)) {
         label.pop();
     }
-    Some(label).filter(|label| !label.is_empty())
+    Ok(Some(label).filter(|label| !label.is_empty()))
 }
 
 impl TaskFacts {

@@ -4,6 +4,7 @@
 use super::{AREA, Actor, ExecError, Executor, Task, compile, host_pid, vdso};
 use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
 use crust_image::ids::VirtPid;
+use crust_process::error::Error as TaskError;
 use crust_process::fds::PidFd;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
@@ -24,6 +25,13 @@ const SIGSTOP: u64 = libc::SIGSTOP as u64;
 
 /// What a call is for, its number and its arguments.
 type RawCall = (String, i64, [u64; 6]);
+
+/// What came of the end of a restore.
+pub(super) struct Finished {
+    pub(super) root: HostPid,
+    pub(super) left: Vec<String>,
+    pub(super) unreleased: Option<TaskError>,
+}
 
 /// A task on its way out of the scratch memory.
 struct Leaving {
@@ -192,7 +200,7 @@ impl<'p> Executor<'p> {
     pub(super) fn finish(
         &mut self,
         before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
-    ) -> Result<(HostPid, Vec<String>), ExecError> {
+    ) -> Result<Finished, ExecError> {
         let root = self
             .plan
             .root
@@ -210,8 +218,12 @@ impl<'p> Executor<'p> {
         self.go_live()?;
         // A reader must not find us among the writers of its pipe when it goes on.
         self.slots.clear();
-        let left = self.release_all()?;
-        Ok((root, left))
+        let (left, unreleased) = self.release_all()?;
+        Ok(Finished {
+            root,
+            left,
+            unreleased,
+        })
     }
 
     /// The broker's steps of the last phase: no task takes part any more.
@@ -334,7 +346,10 @@ impl<'p> Executor<'p> {
 
     /// First our death must not kill anybody any more, then everybody goes. Until the last one is
     /// let off the survivor holds the first ones to their end. Gives what could not be tidied up.
-    fn release_all(&mut self) -> Result<Vec<String>, ExecError> {
+    /// What could not be tidied up, and the first task that could not be let go. That is no failure
+    /// of the restore any more: the whole tree lives, and goes on at the latest when we end.
+    fn release_all(&mut self) -> Result<(Vec<String>, Option<TaskError>), ExecError> {
+        let mut unreleased = None;
         let failed = |error| ExecError::new("let the tree go", error);
         let held = self.hold_by_survivor().map_err(failed)?;
         for task in self.tasks.values().filter(|task| !task.dead) {
@@ -351,12 +366,12 @@ impl<'p> Executor<'p> {
             for made in task.threads.into_values().chain([task.leader]) {
                 match made.release() {
                     // Somebody has killed it meanwhile, as may happen to any task.
-                    Err(error) if !error.is_gone() => return Err(failed(error)),
+                    Err(error) if !error.is_gone() => unreleased = unreleased.or(Some(error)),
                     _ => {}
                 }
             }
         }
-        Ok(left)
+        Ok((left, unreleased))
     }
 
     /// Tells the survivor of every task. The descriptors are what it knows them by.

@@ -20,6 +20,7 @@ use compile::Compiled;
 use crust_cli::progress::Progress;
 use crust_image::dir::ImageDir;
 use crust_image::ids::VirtPid;
+use crust_process::error::Error as TaskError;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
@@ -84,6 +85,8 @@ pub struct Restored {
     pub phases: Vec<(Phase, Duration)>,
     /// What could not be tidied up behind a tree that runs.
     pub left: Vec<String>,
+    /// The first task that could not be let go: it goes on when we end.
+    pub unreleased: Option<TaskError>,
 }
 
 /// A task being made.
@@ -131,7 +134,7 @@ pub fn execute(
     let mut executor = Executor::new(plan, images, progress)?;
     let mut phases = Vec::new();
     let result = executor.run_phases(start, &mut phases);
-    let (root, left) = match result.and_then(|()| executor.finish(before_release)) {
+    let finished = match result.and_then(|()| executor.finish(before_release)) {
         Ok(finished) => finished,
         Err(error) => {
             executor.kill_all();
@@ -139,7 +142,12 @@ pub fn execute(
         }
     };
     phases.push((Phase::Commit, start.elapsed()));
-    Ok(Restored { root, phases, left })
+    Ok(Restored {
+        root: finished.root,
+        phases,
+        left: finished.left,
+        unreleased: finished.unreleased,
+    })
 }
 
 impl<'p> Executor<'p> {

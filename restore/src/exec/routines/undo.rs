@@ -139,31 +139,46 @@ impl Undo {
         let Some(at) = self.paths.iter().rposition(|noted| noted.path == path) else {
             return Err(Errno::ENOENT);
         };
+        // What cannot be removed stays noted: the undoing of the failure tries once more.
+        remove_path(&self.paths[at])?;
         let noted = self.paths.remove(at);
-        let removed = remove_path(&noted);
         self.cross_out(&noted);
-        removed
+        Ok(())
     }
 
     /// Removes a file now, noted or not; it must be there.
     pub fn remove_file(&mut self, path: &[u8]) -> Result<(), Errno> {
-        let removed = unlink_file(path);
+        unlink_file(path)?;
         let (gone, kept) = std::mem::take(&mut self.paths)
             .into_iter()
             .partition(|noted| noted.path == path);
         self.paths = kept;
         let gone: Vec<Noted> = gone;
         gone.iter().for_each(|noted| self.cross_out(noted));
-        removed
+        Ok(())
     }
 
     /// The tree is whole: removes what is not to stay. What is to stay after a success is still
-    /// noted, until [`Undo::commit`]. What could not be removed, and why.
+    /// noted, until [`Undo::commit`], and so is what could not be removed, which is told with the
+    /// reason: the restore fails by it, and its undoing tries once more.
     pub fn take_back_temporary(&mut self) -> Vec<(Vec<u8>, Errno)> {
-        let paths = std::mem::take(&mut self.paths).into_iter();
-        let (kept, temporary) = paths.partition(|noted| noted.stays_on_success);
-        self.paths = temporary;
-        let left = self.take_back();
+        let mut left = Vec::new();
+        let mut kept = Vec::new();
+        while let Some(noted) = self.paths.pop() {
+            let removed = match noted.stays_on_success {
+                true => None,
+                false => Some(remove_path(&noted)),
+            };
+            match removed {
+                Some(Ok(())) => self.cross_out(&noted),
+                Some(Err(errno)) => {
+                    left.push((noted.path.clone(), errno));
+                    kept.push(noted);
+                }
+                None => kept.push(noted),
+            }
+        }
+        kept.reverse();
         self.paths = kept;
         left
     }

@@ -47,8 +47,13 @@ fn in_directory(dir: &[u8], what: impl FnOnce() -> Result<()> + Send) -> Result<
         chdir(path).with_context(|| format!("change to {}", path.display()))?;
         what()
     };
-    let joined = std::thread::scope(|scope| scope.spawn(there).join());
-    joined.unwrap_or_else(|_| bail!("a thread that binds a socket panicked"))
+    std::thread::scope(|scope| {
+        // `spawn` would panic where the kernel gives no thread.
+        let thread = std::thread::Builder::new().spawn_scoped(scope, there);
+        let thread = thread.context("start a thread that binds a socket")?;
+        let joined = thread.join();
+        joined.unwrap_or_else(|_| bail!("a thread that binds a socket panicked"))
+    })
 }
 
 fn bind_here(socket: BorrowedFd<'_>, to: SocketName<'_>, undo: &mut Undo) -> Result<()> {

@@ -1,0 +1,199 @@
+//! Refusals of the kernel, made to order: one system call of a run fails with an error of the
+//! test's choice.
+//!
+//! `programs/refuse.c` runs the executable under test below a seccomp filter that asks it about
+//! each call of one number; it lets all go on but the Nth. The tasks that a restore makes are
+//! below the same filter. A first run counts the calls, so a test goes through all numbers that
+//! a run uses. CRUST_TESTS_FAULTS says how many calls of each number fail, one in each run: a
+//! number, or `all`; without it a few.
+
+use crate::{
+    build::{run, workspace},
+    kills::Random,
+    sandbox::Sandbox,
+    tools::Outcome,
+};
+use anyhow::{Context, Result, ensure};
+use nix::{errno::Errno, libc};
+use std::{collections::BTreeMap, env, fs, path::PathBuf, process::Command};
+
+/// Calls of each number that fail, when nobody says how many.
+const A_FEW: u64 = 2;
+
+/// Calls that are left alone, for a failure of theirs is not one of crust's: the allocator's, those
+/// of the runtime's own start and end, and those that have no error.
+const LEFT_ALONE: &[i64] = &[
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigaction,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_execve,
+    libc::SYS_close,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_gettid,
+    libc::SYS_geteuid,
+    libc::SYS_getuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    // The seeds of hash maps: the standard library panics.
+    libc::SYS_getrandom,
+    libc::SYS_sched_yield,
+    libc::SYS_restart_syscall,
+];
+
+/// What the kernel may say, in turn. None of them is a word that means "again" or "not known".
+const WORDS: &[Errno] = &[Errno::EIO, Errno::ENOMEM, Errno::EPERM];
+
+/// The launcher, built.
+#[derive(Debug)]
+pub struct Refuser {
+    program: PathBuf,
+    report: PathBuf,
+}
+
+/// One call that is to fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The system call.
+    pub number: i64,
+    /// The how many'th of its number.
+    pub nth: u64,
+    /// With what.
+    pub errno: Errno,
+}
+
+impl Refuser {
+    /// Compiles it.
+    pub fn build(sandbox: &Sandbox) -> Result<Refuser> {
+        let dir = sandbox.dir("refuser")?;
+        let program = dir.join("refuse");
+        let mut cc = Command::new("cc");
+        cc.args(["-O1", "-Wall", "-Wextra", "-o"]).arg(&program);
+        run(cc.arg(workspace().join("tests/programs/refuse.c")))?;
+        Ok(Refuser {
+            report: dir.join("report.log"),
+            program,
+        })
+    }
+
+    fn command(&self, words: &[String], sandbox: &Sandbox, name: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(&self.report).args(words);
+        command.arg(sandbox.binary(name)).args(args);
+        command
+    }
+
+    /// The calls that a run makes: how many of each number.
+    pub fn count(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        args: &[&str],
+    ) -> Result<BTreeMap<i64, u64>> {
+        let command = self.command(&["count".to_owned()], sandbox, name, args);
+        sandbox.run_command(command, None)?.succeeded()?;
+        let report = fs::read_to_string(&self.report).context("read the report")?;
+        let mut calls = BTreeMap::new();
+        for line in report.lines() {
+            let (number, count) = line.split_once(' ').context("a line of two numbers")?;
+            calls.insert(number.parse()?, count.parse()?);
+        }
+        ensure!(calls.len() > 20, "the run made only the calls {calls:?}");
+        Ok(calls)
+    }
+
+    /// Runs with one failing call; the outcome, and whether it came to that call.
+    pub fn run(
+        &self,
+        sandbox: &Sandbox,
+        fault: Fault,
+        name: &str,
+        args: &[&str],
+    ) -> Result<(Outcome, bool)> {
+        let Fault { number, nth, errno } = fault;
+        let words = [
+            number.to_string(),
+            nth.to_string(),
+            (errno as i32).to_string(),
+        ];
+        let command = self.command(&words, sandbox, name, args);
+        let outcome = sandbox.run_command(command, None)?;
+        let report = fs::read_to_string(&self.report).context("read the report")?;
+        Ok((outcome, report.starts_with("refused")))
+    }
+}
+
+/// The faults to try on a run that makes these calls.
+pub fn faults_of(calls: &BTreeMap<i64, u64>, seed: &str) -> Result<Vec<Fault>> {
+    let wanted = match env::var("CRUST_TESTS_FAULTS").as_deref() {
+        Ok("all") => u64::MAX,
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("CRUST_TESTS_FAULTS={text}"))?,
+        Err(_) => A_FEW,
+    };
+    let seed = seed.bytes().fold(0x9e37_79b9_7f4a_7c15, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut random = Random(seed);
+    let mut faults = Vec::new();
+    for (number, count) in calls {
+        if LEFT_ALONE.contains(number) {
+            continue;
+        }
+        let wanted = wanted.min(*count);
+        for part in 0..wanted {
+            // One in each of as many equal parts.
+            let (start, end) = (part * count / wanted, (part + 1) * count / wanted);
+            let nth = 1 + start + random.below(end - start);
+            let errno = WORDS[faults.len() % WORDS.len()];
+            let number = *number;
+            faults.push(Fault { number, nth, errno });
+        }
+    }
+    Ok(faults)
+}
+
+/// A failed run ends with one sentence that has the kernel's word and names something: a task, a
+/// file, a descriptor, an image entry.
+pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()> {
+    let said = outcome.last_line();
+    ensure!(outcome.status.code() == Some(1), "{}", outcome.report());
+    ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.report());
+    let sentence = said
+        .strip_prefix(&format!("{name}: "))
+        .with_context(|| format!("no sentence of {name}\n{}", outcome.report()))?;
+    let errno = match (fault.number, fault.errno) {
+        // From /proc/PID/mem it says that nothing is mapped there, which is EFAULT.
+        (libc::SYS_pread64, Errno::EIO) if sentence.contains("EFAULT") => Errno::EFAULT,
+        (_, errno) => errno,
+    };
+    // A task that shall die by its own hand has nobody to tell why it could not.
+    if fault.number == libc::SYS_kill && sentence.contains("its wait status is") {
+        return Ok(());
+    }
+    let words = [
+        format!("{errno:?}"),
+        std::io::Error::from(errno).to_string(),
+    ];
+    let words = words.map(|word| word.split(" (os").next().unwrap_or_default().to_owned());
+    let at = words.iter().find_map(|word| sentence.find(word.as_str()));
+    let at = at.with_context(|| format!("{errno:?} is not told: {said}"))?;
+    let before = sentence.get(..at).unwrap_or_default();
+    let names_something = before.bytes().any(|b| b == b'/' || b.is_ascii_digit())
+        || before.split_whitespace().count() >= 3;
+    ensure!(names_something, "the sentence names nothing: {said}");
+    Ok(())
+}
