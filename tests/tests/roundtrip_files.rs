@@ -25,6 +25,9 @@ crust_tests::workloads! {
     lock_inherited: guest "lock_inherited", dump &["--file-locks"];
     inotify: guest "inotify";
     fanotify: guest "fanotify";
+    /// The handle of a deleted file is that of its inode, which is another one after the restore.
+    watched_gone: guest "watched_gone",
+        lost &["fd 4 inotify wd 1", "fd 4 inotify wd 2", "fd 6 fanotify ino 1"];
     pipe_packets: guest "pipe_packets";
     unix_senders: guest "unix_senders";
     leases: guest "leases", dump &["--file-locks"];

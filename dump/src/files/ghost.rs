@@ -63,6 +63,13 @@ pub fn settle(ctx: &Context, table: &mut FileTable, file: &OpenFile, id: FileId)
     Ok(())
 }
 
+impl Ghosts {
+    /// The number of an inode that is a ghost.
+    pub fn of_inode(&self, inode: Inode) -> Option<u32> {
+        self.by_inode.get(&inode).copied()
+    }
+}
+
 fn check_limit(ctx: &Context, stat: &FileStat) -> RoomResult<()> {
     // st_blocks counts 512 bytes, whatever the file system's block (stat(2)).
     let occupied = (stat.st_blocks.max(0) as u64 * 512).min(stat.st_size.max(0) as u64);

@@ -3,16 +3,19 @@
 //! fdinfo tells each watch with the file handle of its inode, which is opened to learn the path;
 //! handle and path are stored, and the restorer takes what it can open. The queue cannot be read
 //! without consuming it: waiting events are lost, as with the peer, and the log says so. A file
-//! without a handle (on overlayfs) is looked for by name where the user says (irmap.rs). A watch on
-//! a file that has no name left is refused.
+//! without a handle (on overlayfs) is looked for by name where the user says (irmap.rs). A watched
+//! file that has no name left lives by those who have it open: if they are of the tree it is a
+//! ghost (ghost.rs), by whose number it is found again; if not, the watch is refused.
 
+use super::mounts::Inode;
 use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, irmap};
 use crate::context::Context;
-use anyhow::{Context as _, anyhow, bail};
+use crate::refusal::Refusal;
+use anyhow::{Context as _, anyhow};
 use crust_image::ids::FileId;
 use crust_process::descriptor;
+use crust_process::pid::HostPid;
 use crust_process::proc::fdinfo::{Handle, InotifyWatch};
-use crust_process::proc::text::split_deleted;
 use crust_proto::criu::{FdTypes, FhEntry, FileEntry, InotifyFileEntry, InotifyWdEntry};
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -22,8 +25,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// Bits of a minor number in the kernel's dev_t, as fdinfo shows it.
-const MINOR_BITS: u32 = 20;
-const MINOR_MASK: u32 = (1 << MINOR_BITS) - 1;
+pub const MINOR_BITS: u32 = 20;
+/// Its bits.
+pub const MINOR_MASK: u32 = (1 << MINOR_BITS) - 1;
 /// Words of a stored handle (fh_entry_sizes.min_entries of the peer's schema).
 const HANDLE_WORDS: usize = 16;
 
@@ -36,10 +40,15 @@ pub fn dump(
 ) -> RoomResult<FileEntry> {
     file.warn_of_lost_events(ctx)?;
     let watches = file.fdinfo()?.inotify;
-    let wd = watches
-        .iter()
-        .map(|watch| encode_watch(ctx, table, file, watch))
-        .collect::<RoomResult<Vec<_>>>()?;
+    let mut wd = Vec::with_capacity(watches.len());
+    for watch in &watches {
+        let (entry, deleted) = encode_watch(ctx, table, file, watch)?;
+        if let Some(inode) = deleted {
+            let what = format!("watch {}", watch.wd);
+            note_deleted(table, file, (id, wd.len()), inode, what);
+        }
+        wd.push(entry);
+    }
     let entry = InotifyFileEntry {
         id: id.0,
         flags: file.flags,
@@ -57,19 +66,20 @@ fn encode_watch(
     table: &mut FileTable,
     file: &OpenFile,
     watch: &InotifyWatch,
-) -> RoomResult<InotifyWdEntry> {
+) -> RoomResult<(InotifyWdEntry, Option<Inode>)> {
     let inode = (watch.sdev, watch.ino);
-    let path = find_watched(ctx, table, file, inode, watch.handle.as_ref())
+    let found = find_watched(ctx, table, file, inode, watch.handle.as_ref())
         .map_err(|why| Problem::refused(format!("watch {}: {why}", watch.wd)))?;
-    Ok(InotifyWdEntry {
+    let entry = InotifyWdEntry {
         id: 0,
         i_ino: watch.ino,
         mask: watch.mask,
         ignored_mask: watch.ignored_mask,
         s_dev: watch.sdev,
         wd: watch.wd as u32,
-        f_handle: encode_handle(watch.handle.as_ref(), path),
-    })
+        f_handle: encode_handle(watch.handle.as_ref(), found.path),
+    };
+    Ok((entry, found.deleted))
 }
 
 /// The handle of a watched inode, all zero if it has none, with its path.
@@ -78,31 +88,54 @@ pub fn encode_handle(handle: Option<&Handle>, path: Vec<u8>) -> FhEntry {
         bytes: handle.map_or(0, |handle| handle.bytes.len() as u32),
         r#type: handle.map_or(0, |handle| handle.handle_type),
         handle: words(handle.map_or(&[], |handle| &handle.bytes)),
-        path: Some(path),
+        path: Some(path).filter(|path| !path.is_empty()),
         mnt_id: None,
+        crust_ghost_id: None,
     }
 }
 
-/// The path of a watched inode, given by its device in the kernel's form and its number: by its
-/// handle, or by looking where the user says (`--irmap-scan-path`), which `--force-irmap` does
-/// first. Why there is none otherwise.
+/// What leads to a watched file besides its handle.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// A path; empty if no path leads there any more.
+    pub path: Vec<u8>,
+    /// It has no name left, and is nothing but this inode.
+    pub deleted: Option<Inode>,
+}
+
+impl Found {
+    fn by_path(path: Vec<u8>) -> Found {
+        Found {
+            path,
+            deleted: None,
+        }
+    }
+}
+
+/// Finds a watched inode, given by its device in the kernel's form and its number: by its handle,
+/// or by looking where the user says (`--irmap-scan-path`), which `--force-irmap` does first. Why
+/// it cannot be found otherwise.
 pub fn find_watched(
     ctx: &Context,
     table: &mut FileTable,
     file: &OpenFile,
     (sdev, ino): (u32, u64),
     handle: Option<&Handle>,
-) -> Result<Vec<u8>, String> {
+) -> Result<Found, String> {
     let options = ctx.options;
     let wanted = (libc::makedev(sdev >> MINOR_BITS, sdev & MINOR_MASK), ino);
-    let by_name = || irmap::find(&options.irmap_scan_paths, options.force_irmap, wanted);
+    let by_name = || {
+        let path = irmap::find(&options.irmap_scan_paths, options.force_irmap, wanted);
+        path.map(Found::by_path)
+    };
     if options.force_irmap
-        && let Some(path) = by_name()
+        && let Some(found) = by_name()
     {
-        return Ok(path);
+        return Ok(found);
     }
     let by_handle = match handle {
-        Some(handle) => path_of_handle(table, file, sdev, handle),
+        Some(handle) => found_by_handle(table, file, sdev, handle)
+            .map_err(|error| format!("its file cannot be found: {error:#}")),
         None => Err("its file system gives no file handles".to_owned()),
     };
     by_handle.or_else(|why| {
@@ -110,24 +143,26 @@ pub fn find_watched(
     })
 }
 
-fn path_of_handle(
+/// The name behind a handle is one of those that the file has, or had. One that does not lead to
+/// it is not stored: the handle alone serves a file with another name, or under another mount.
+fn found_by_handle(
     table: &mut FileTable,
     file: &OpenFile,
     sdev: u32,
     handle: &Handle,
-) -> Result<Vec<u8>, String> {
-    let mut path = || -> anyhow::Result<Vec<u8>> {
-        let opened = open_handle(table, file, sdev, handle)?;
-        let path = descriptor::bytes_of(descriptor::link_of(opened.as_fd()).context("readlink")?);
-        let stat = descriptor::statx(opened.as_fd()).context("statx")?;
-        let inode = Some((stat.dev, stat.ino));
-        let namespace = table.mounts.of(file.task)?;
-        if namespace.inode_at(&path)? != inode && split_deleted(&path).1 {
-            bail!("it is deleted");
-        }
-        Ok(path)
-    };
-    path().map_err(|error| format!("its file cannot be found: {error:#}"))
+) -> anyhow::Result<Found> {
+    let opened = open_handle(table, file, sdev, handle)?;
+    let path = descriptor::bytes_of(descriptor::link_of(opened.as_fd()).context("readlink")?);
+    let stat = descriptor::statx(opened.as_fd()).context("statx")?;
+    let inode = (stat.dev, stat.ino);
+    let namespace = table.mounts.of(file.task)?;
+    if namespace.inode_at(&path)? == Some(inode) {
+        return Ok(Found::by_path(path));
+    }
+    Ok(Found {
+        path: Vec::new(),
+        deleted: (stat.nlink == 0).then_some(inode),
+    })
 }
 
 /// Opens the file of a handle through any mount of its file system.
@@ -160,6 +195,66 @@ fn open_handle(
         }
     }
     Err(failure)
+}
+
+/// A watch or mark on a file without a name.
+#[derive(Debug)]
+pub struct OnDeleted {
+    /// The description and the place in its list.
+    of: (FileId, usize),
+    inode: Inode,
+    /// For a refusal.
+    task: HostPid,
+    name: String,
+    what: String,
+}
+
+/// Remembers a watch until all ghosts are known.
+pub fn note_deleted(
+    table: &mut FileTable,
+    file: &OpenFile,
+    of: (FileId, usize),
+    inode: Inode,
+    what: String,
+) {
+    let (task, name) = (file.task.pid, file.name());
+    table.watched.push(OnDeleted {
+        of,
+        inode,
+        task,
+        name,
+        what,
+    });
+}
+
+impl FileTable {
+    /// Gives the watches on files without a name the numbers of their ghosts.
+    pub(super) fn settle_watches(&mut self, ctx: &Context) {
+        for watch in std::mem::take(&mut self.watched) {
+            let Some(ghost) = self.ghosts.of_inode(watch.inode) else {
+                let what = format!(
+                    "{}: its file is deleted, and no task of the tree has it open",
+                    watch.what
+                );
+                ctx.refuse(Refusal::new(watch.task, watch.name, what));
+                continue;
+            };
+            let (id, at) = watch.of;
+            let entry = self.entries.iter_mut().rfind(|entry| entry.id == id.0);
+            if let Some(handle) = entry.and_then(|entry| handle_in(entry, at)) {
+                handle.crust_ghost_id = Some(ghost);
+            }
+        }
+    }
+}
+
+/// The file of a watch or mark of an entry.
+fn handle_in(entry: &mut FileEntry, at: usize) -> Option<&mut FhEntry> {
+    match (&mut entry.ify, &mut entry.ffy) {
+        (Some(inotify), _) => Some(&mut inotify.wd.get_mut(at)?.f_handle),
+        (None, Some(fanotify)) => Some(&mut fanotify.mark.get_mut(at)?.ie.as_mut()?.f_handle),
+        (None, None) => None,
+    }
 }
 
 /// A handle as 64-bit words, zero filled.

@@ -127,6 +127,8 @@ pub struct FileTable {
     bpf_maps: bpfmap::Maps,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
+    /// Watches on deleted files, until all ghosts are known.
+    watched: Vec<inotify::OnDeleted>,
     /// The numbers of the namespaces that the dumper lives in.
     own_ids: TaskKobjIdsEntry,
     namespaces: Namespaces,
@@ -318,6 +320,7 @@ impl FileTable {
             bpf_maps: bpfmap::Maps::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
+            watched: Vec::new(),
             own_ids,
             namespaces,
             held_uts: Vec::new(),

@@ -66,6 +66,7 @@ impl FileTable {
     /// Looks at what can only be judged when every table and path is known. Call it before the
     /// refusals are told.
     pub fn settle(&mut self, ctx: &Context) -> Result<()> {
+        self.settle_watches(ctx);
         pipe::settle(ctx, self);
         self.settle_unix(ctx);
         tty::settle(ctx, self)

@@ -1,11 +1,12 @@
-//! fanotify_init(2): marks on inodes and mounts.
+//! fanotify_init(2): marks on inodes, mounts and file systems.
 //!
 //! fanotify_file_entry has the flags of the group; each mark has its events, those it ignores, and
-//! the inode by handle and path, or the mount by its mount point. As for inotify the path is taken
-//! where there is one, and marks are added last of all. Events that had not been read are not in
-//! the images.
+//! the inode by handle and path, or the mount by its mount point, which may stand for its whole
+//! file system (crust_filesystem). As for inotify the path is taken where there is one, and marks
+//! are added last of all. Events that had not been read are not in the images.
 
-use super::inotify::watched;
+use super::calls::{fcntl, set_flags};
+use super::inotify::{open_ghost, watched};
 use super::regfile::check_path;
 use super::{File, all, fown, kind_of, member, shown};
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
@@ -13,8 +14,6 @@ use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FanotifyMarkEntry, FdTypes, MarkType};
 use nix::libc;
 
-/// Flags of fanotify_init(2) that are those of the descriptor.
-const OF_DESCRIPTOR: u32 = libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
 /// FAN_MARK_IGNORE and FAN_MARK_EVICTABLE of linux/fanotify.h, since Linux 6.0 and 5.19.
 const FAN_MARK_IGNORE: u32 = 0x400;
 const FAN_MARK_EVICTABLE: u32 = 0x200;
@@ -23,13 +22,20 @@ const FAN_MARK_EVICTABLE: u32 = 0x200;
 pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> {
     let ffy = member(planner, file, file.entry.ffy.as_ref(), |ffy| ffy.id)?;
     let slot = planner.slot();
-    let mut flags = ffy.faflags & !OF_DESCRIPTOR | libc::FAN_CLOEXEC;
-    if ffy.flags & libc::O_NONBLOCK as u32 != 0 {
-        flags |= libc::FAN_NONBLOCK;
-    }
-    let args = vec![Arg::Hex(flags.into()), Arg::Hex(ffy.evflags.into())];
+    let args = vec![Arg::Hex(ffy.faflags.into()), Arg::Hex(ffy.evflags.into())];
     let call = Call::new("fanotify_init", libc::SYS_fanotify_init, args).answers(Ret::Fd(slot));
     planner.call(Phase::Open, Actor::Broker, call, file.origin(file.name()));
+    // fdinfo shows the flags of the first moment for good; the descriptor's may differ by now.
+    if ffy.faflags & libc::FAN_CLOEXEC == 0 {
+        let cloexec = Arg::named("FD_CLOEXEC", libc::FD_CLOEXEC);
+        let call = fcntl(slot, "F_SETFD", libc::F_SETFD, cloexec);
+        planner.call(Phase::Open, Actor::Broker, call, file.origin(file.name()));
+    }
+    let waits = ffy.flags & libc::O_NONBLOCK as u32 == 0;
+    if waits != (ffy.faflags & libc::FAN_NONBLOCK == 0) {
+        let call = set_flags(slot, ffy.flags as i32);
+        planner.call(Phase::Open, Actor::Broker, call, file.origin(file.name()));
+    }
     fown::plan(planner, file, slot, ffy.flags as i32, &ffy.fown);
     Some(slot)
 }
@@ -47,7 +53,11 @@ pub(super) fn plan_marks(planner: &mut Planner<'_>) {
         // The kernel lists the youngest first, and the images have its list.
         for (number, mark) in ffy.mark.iter().enumerate().rev() {
             let what = format!("mark {number} of {}", file.name());
-            match routines(mark, slot) {
+            let open = match &mark.ie {
+                Some(inode) => open_ghost(planner, &inode.f_handle),
+                None => Ok(None),
+            };
+            match open.and_then(|open| routines(mark, slot, open)) {
                 Ok(routines) => {
                     for routine in routines {
                         let origin = file.origin(what.clone());
@@ -61,8 +71,12 @@ pub(super) fn plan_marks(planner: &mut Planner<'_>) {
 }
 
 /// One call for the events, one for those that are ignored.
-fn routines(mark: &FanotifyMarkEntry, slot: SlotId) -> Result<Vec<Routine>, String> {
-    let mut on = FanotifyTarget::of(mark)?;
+fn routines(
+    mark: &FanotifyMarkEntry,
+    slot: SlotId,
+    open: Option<SlotId>,
+) -> Result<Vec<Routine>, String> {
+    let mut on = FanotifyTarget::of(mark, open)?;
     on.flags |= libc::FAN_MARK_ADD;
     let ignores = if mark.mflags & FAN_MARK_IGNORE != 0 {
         FAN_MARK_IGNORE
@@ -93,18 +107,22 @@ struct FanotifyTarget {
 }
 
 impl FanotifyTarget {
-    fn of(mark: &FanotifyMarkEntry) -> Result<FanotifyTarget, String> {
+    fn of(mark: &FanotifyMarkEntry, open: Option<SlotId>) -> Result<FanotifyTarget, String> {
         match (MarkType::try_from(mark.r#type), &mark.ie, &mark.me) {
             (Ok(MarkType::Inode), Some(inode), _) => Ok(FanotifyTarget {
                 flags: 0,
-                watched: watched(mark.s_dev, &inode.f_handle)?,
+                watched: watched(mark.s_dev, &inode.f_handle, open)?,
             }),
             (Ok(MarkType::Mount), _, Some(mount)) => {
                 let path = mount.path.clone().unwrap_or_default();
                 check_path(&path)
                     .map_err(|why| format!("mount {} at {}: {why}", mount.mnt_id, shown(&path)))?;
+                let flags = match mark.crust_filesystem {
+                    Some(true) => libc::FAN_MARK_FILESYSTEM,
+                    _ => libc::FAN_MARK_MOUNT,
+                };
                 Ok(FanotifyTarget {
-                    flags: libc::FAN_MARK_MOUNT,
+                    flags,
                     watched: Watched {
                         path,
                         ..Watched::default()
@@ -123,7 +141,7 @@ mod tests {
     use crust_proto::criu::{FanotifyInodeMarkEntry, FanotifyMountMarkEntry, FhEntry};
 
     fn flags_of(mark: &FanotifyMarkEntry) -> Vec<(u32, u64)> {
-        let routines = routines(mark, SlotId(0)).expect("a mark");
+        let routines = routines(mark, SlotId(0), None).expect("a mark");
         routines
             .into_iter()
             .map(|routine| match routine {
@@ -165,7 +183,10 @@ mod tests {
             }),
             ..Default::default()
         };
-        assert_eq!(flags_of(&mount(Some(b"/mnt"))), [(0x11, 1)]);
-        assert!(routines(&mount(None), SlotId(0)).is_err());
+        let mut mark = mount(Some(b"/mnt"));
+        assert_eq!(flags_of(&mark), [(0x11, 1)]);
+        mark.crust_filesystem = Some(true);
+        assert_eq!(flags_of(&mark), [(0x101, 1)]);
+        assert!(routines(&mount(None), SlotId(0), None).is_err());
     }
 }

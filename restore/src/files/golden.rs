@@ -67,6 +67,7 @@ golden_plans! {
     locks: "locks",
     inotify: "inotify",
     descriptors_of_namespaces: "nsfd",
+    fanotify: "fanotify",
     terminals: "pty",
     connections: "tcp_est",
     netlink_and_packet_sockets: "netlink",

@@ -2,10 +2,11 @@
 //!
 //! A watch has its number, its events, and the file by handle and, if it was found, by path. A path
 //! is good on any machine, a handle only on the file system it is from, so the path is taken where
-//! there is one. Watches are added last of all: the restore itself opens, makes and removes files.
+//! there is one. A file without any name is a ghost, which somebody of the tree has open. Watches are added last of all: the restore itself opens, makes and removes files.
 //! Events that had not been read are not in the images.
 
 use super::regfile::check_path;
+use super::remap;
 use super::{File, all, fown, kind_of, member, shown};
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
 use crate::plan::{Planner, Refusal};
@@ -49,7 +50,8 @@ pub(super) fn plan_watches(planner: &mut Planner<'_>) {
         for watch in ify.wd.iter().rev() {
             let path = watch.f_handle.path.as_deref().unwrap_or_default();
             let what = format!("watch {} of {} on {}", watch.wd, file.name(), shown(path));
-            match routine(watch, slot) {
+            let open = open_ghost(planner, &watch.f_handle);
+            match open.and_then(|open| routine(watch, slot, open)) {
                 Ok(routine) => {
                     let op = Op::Routine(routine);
                     planner.push(Phase::Commit, Actor::Broker, op, file.origin(what));
@@ -60,25 +62,51 @@ pub(super) fn plan_watches(planner: &mut Planner<'_>) {
     }
 }
 
-fn routine(watch: &InotifyWdEntry, slot: SlotId) -> Result<Routine, String> {
+fn routine(watch: &InotifyWdEntry, slot: SlotId, open: Option<SlotId>) -> Result<Routine, String> {
     let wd = i32::try_from(watch.wd).ok().filter(|wd| *wd > 0);
     let wd = wd.ok_or_else(|| format!("wd {} is no watch", watch.wd))?;
     Ok(Routine::WatchInode {
         slot,
         wd,
         mask: watch.mask,
-        on: watched(watch.s_dev, &watch.f_handle)?,
+        on: watched(watch.s_dev, &watch.f_handle, open)?,
     })
 }
 
-/// The file of a watch or mark, on a file system of this device.
-pub(super) fn watched(device: u32, file: &FhEntry) -> Result<Watched, String> {
+/// The file of a watch or mark, on a file system of this device; `open` is where a ghost is.
+pub(super) fn watched(
+    device: u32,
+    file: &FhEntry,
+    open: Option<SlotId>,
+) -> Result<Watched, String> {
+    if open.is_some() {
+        return Ok(Watched {
+            open,
+            ..Watched::default()
+        });
+    }
     Ok(Watched {
+        open,
         path: path_of(file)?,
         device,
         handle_type: file.r#type,
         handle: handle_bytes(file)?,
     })
+}
+
+/// A descriptor of a watched ghost: that of anybody who has it.
+pub(super) fn open_ghost(
+    planner: &mut Planner<'_>,
+    file: &FhEntry,
+) -> Result<Option<SlotId>, String> {
+    let Some(ghost) = file.crust_ghost_id else {
+        return Ok(None);
+    };
+    let user = remap::user_of_ghost(planner, ghost);
+    let user = user.ok_or_else(|| format!("f_handle.crust_ghost_id {ghost:x} is no ghost"))?;
+    let slot = planner.file_slot(user);
+    slot.map(Some)
+        .ok_or_else(|| format!("the ghost {ghost:x} was refused"))
 }
 
 /// The path of a watched file, empty if it has only a handle.
@@ -123,13 +151,15 @@ mod tests {
 
     #[test]
     fn a_handle_is_as_long_as_it_says() {
-        let Ok(Routine::WatchInode { on, .. }) = routine(&watch(1, 6, None), SlotId(0)) else {
+        let Ok(Routine::WatchInode { on, .. }) = routine(&watch(1, 6, None), SlotId(0), None)
+        else {
             panic!("refused");
         };
         assert_eq!(on.handle, [1, 2, 3, 4, 5, 6]);
-        assert!(routine(&watch(1, 17, None), SlotId(0)).is_err());
-        assert!(routine(&watch(1, 0, None), SlotId(0)).is_err());
-        assert!(routine(&watch(0, 6, None), SlotId(0)).is_err());
-        assert!(routine(&watch(1, 6, Some(b"relative")), SlotId(0)).is_err());
+        let refused = |watch: InotifyWdEntry| routine(&watch, SlotId(0), None).is_err();
+        assert!(refused(watch(1, 17, None)));
+        assert!(refused(watch(1, 0, None)));
+        assert!(refused(watch(0, 6, None)));
+        assert!(refused(watch(1, 6, Some(b"relative"))));
     }
 }

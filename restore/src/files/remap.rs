@@ -153,6 +153,13 @@ fn nameless_flags(planner: &Planner<'_>, id: u32) -> Option<i32> {
         .find(|flags| is_nameless(*flags))
 }
 
+/// A file that is the ghost with this number.
+pub(super) fn user_of_ghost(planner: &Planner<'_>, ghost: u32) -> Option<FileId> {
+    let mut remaps = planner.files.remaps.by_file.iter();
+    let user = remaps.find(|(_, remap)| remap.target == RemapTarget::Ghost(ghost));
+    user.map(|(file, _)| *file)
+}
+
 /// Whether flags are those of a description that O_TMPFILE made.
 pub fn is_nameless(flags: i32) -> bool {
     flags & libc::O_TMPFILE & !libc::O_DIRECTORY != 0

@@ -225,6 +225,9 @@ fn write_rest(out: &mut String, len: usize) -> fmt::Result {
 }
 
 fn write_watched(out: &mut String, on: &Watched) -> fmt::Result {
+    if let Some(slot) = on.open {
+        return write!(out, "{}", Slot(slot));
+    }
     if !on.path.is_empty() {
         return write_str(out, &on.path);
     }

@@ -90,14 +90,16 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::BindUnix { slot, .. }
         | Routine::BindInet { slot, .. }
         | Routine::ArmTimer { slot, .. }
-        | Routine::WatchInode { slot, .. }
-        | Routine::MarkInode { slot, .. }
         | Routine::Close { slot } => slots.needs.push(*slot),
         Routine::OpenBpfMap { map, slot, .. } => {
             slots.needs.push(*map);
             slots.gives.push(*slot);
         }
         Routine::MakeBpfMap(map) => slots.gives.push(map.slot),
+        Routine::WatchInode { slot, on, .. } | Routine::MarkInode { slot, on, .. } => {
+            slots.needs.push(*slot);
+            slots.needs.extend(on.open);
+        }
         Routine::RepairTcp(tcp) => slots.needs.push(tcp.slot),
         Routine::GoLive(live) => slots.needs.push(live.slot),
         Routine::MakePty { master, slave, .. } => {

@@ -531,6 +531,8 @@ pub enum Routine {
 /// What a watch of inotify or a mark of fanotify is on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Watched {
+    /// A descriptor of it, if it has no name.
+    pub open: Option<SlotId>,
     /// Its path; empty if only the handle is known.
     pub path: Vec<u8>,
     /// Device of its file system, as the kernel's dev_t.

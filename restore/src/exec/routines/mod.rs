@@ -275,13 +275,19 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             slots.put(*slot, copy)
         }
         Routine::OwnTerminal { flags, slot } => slots.put(*slot, terminal::own_terminal(*flags)?),
-        Routine::WatchInode { slot, wd, mask, on } => watch::add(slots.get(*slot)?, *wd, *mask, on),
+        Routine::WatchInode { slot, wd, mask, on } => {
+            let file = watch::open_watched(on, slots)?;
+            watch::add(slots.get(*slot)?, *wd, *mask, file.as_fd())
+        }
         Routine::MarkInode {
             slot,
             flags,
             mask,
             on,
-        } => watch::mark(slots.get(*slot)?, *flags, *mask, on),
+        } => {
+            let file = watch::open_watched(on, slots)?;
+            watch::mark(slots.get(*slot)?, *flags, *mask, file.as_fd())
+        }
         Routine::Unlink { path } => ctx
             .undo
             .remove_file(path)

@@ -1,9 +1,11 @@
 //! An inotify watch under its own number, on the file it watched.
 //!
-//! The file is found by its path, or by its handle on any mount of its file system. A watch's
+//! The file is found by its path, or by its handle on any mount of its file system; one without a
+//! name is open in a slot. A watch's
 //! number is the kernel's choice, one above the last; INOTIFY_IOC_SETNEXTWD (Linux 4.18, with
 //! CONFIG_CHECKPOINT_RESTORE) makes that choice.
 
+use super::Slots;
 use crate::plan::step::Watched;
 use anyhow::{Context, Result, bail};
 use crust_process::broker::{self, Answer, OwnArg};
@@ -22,7 +24,12 @@ const INOTIFY_IOC_SETNEXTWD: u64 = 0x4004_4900;
 /// Bits of a minor number in the kernel's dev_t, as fdinfo shows it.
 const MINOR_BITS: u32 = 20;
 
-fn open_watched(watched: &Watched) -> Result<OwnedFd> {
+/// Opens what is to be watched.
+pub fn open_watched(watched: &Watched, slots: &Slots<'_>) -> Result<OwnedFd> {
+    if let Some(slot) = watched.open {
+        let file = slots.get(slot)?.try_clone_to_owned();
+        return file.context("duplicate the file to be watched");
+    }
     if watched.path.is_empty() {
         by_handle(watched)
     } else {
@@ -31,8 +38,7 @@ fn open_watched(watched: &Watched) -> Result<OwnedFd> {
 }
 
 /// Adds watch `wd` with these events.
-pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: &Watched) -> Result<()> {
-    let file = open_watched(watched)?;
+pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, file: BorrowedFd<'_>) -> Result<()> {
     let number = inotify.as_raw_fd() as u64;
     let mut next = [
         OwnArg::Val(number),
@@ -56,8 +62,7 @@ pub fn add(inotify: BorrowedFd<'_>, wd: i32, mask: u32, watched: &Watched) -> Re
 }
 
 /// Adds a mark to a fanotify group.
-pub fn mark(group: BorrowedFd<'_>, flags: u32, mask: u64, watched: &Watched) -> Result<()> {
-    let file = open_watched(watched)?;
+pub fn mark(group: BorrowedFd<'_>, flags: u32, mask: u64, file: BorrowedFd<'_>) -> Result<()> {
     let mut path = format!("/proc/self/fd/{}\0", file.as_raw_fd()).into_bytes();
     let mut args = [
         OwnArg::Val(group.as_raw_fd() as u64),
@@ -136,7 +141,8 @@ mod tests {
                 path: other.as_os_str().as_bytes().to_vec(),
                 ..Watched::default()
             };
-            add(inotify.as_fd(), wd, libc::IN_MODIFY, &watched).expect("a watch");
+            let file = open_watched(&watched, &Slots::new(&mut [])).expect("it is there");
+            add(inotify.as_fd(), wd, libc::IN_MODIFY, file.as_fd()).expect("a watch");
             fs::write(&other, "x").expect("write");
             let mut event = [0; 16];
             nix::unistd::read(&inotify, &mut event).expect("an event");
