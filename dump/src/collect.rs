@@ -365,6 +365,7 @@ impl<'a> Collector<'a> {
                 .collect();
             subject.fdinfo = Some(self.files.dump_table(ctx, view, &descriptors)?);
         }
+        collect_mapped_descriptors(ctx, view, subject, &self.files);
         subject.fs.cwd_id = self.path_id(view, PathOf::Cwd)?;
         subject.fs.root_id = self.path_id(view, PathOf::Root)?;
         Ok(())
@@ -507,6 +508,30 @@ fn collect_mapped(
         };
     }
     Ok(())
+}
+
+/// Gives each mapping of a socket or a bpf map the id of a descriptor of it.
+fn collect_mapped_descriptors(
+    ctx: &Context,
+    task: &Task,
+    subject: &mut Subject,
+    files: &FileTable,
+) {
+    for (vma, entry) in subject.vmas.iter().zip(&mut subject.mm.vmas) {
+        let found = match vma.backing {
+            Backing::Socket => files.mapped_socket(task, &vma.range),
+            Backing::BpfMap => files.mapped_bpf_map(ctx, task, &vma.range, entry.pgoff),
+            _ => continue,
+        };
+        match found {
+            Ok(id) => entry.shmid = id.0.into(),
+            Err(what) => {
+                let Range { start, end } = vma.range;
+                let object = format!("the area {start:x}-{end:x}");
+                ctx.refuse(Refusal::new(task.pid, object, what));
+            }
+        }
+    }
 }
 
 /// What the file of a mapping was opened for: the permission bits of the link tell.

@@ -1,5 +1,5 @@
 /* Maps of the bpf machine of every kind whose content is data, with a value for each processor where there is one, empty queues, flags,
- * descriptors of one map with access modes of their own, a hash of many keys. */
+ * descriptors of one map with access modes of their own, a hash of many keys, arrays that are mapped. */
 #include "wl.h"
 #include <linux/bpf.h>
 #include <poll.h>
@@ -47,6 +47,10 @@ int main(int argc, char **argv)
 	int lru = make(BPF_MAP_TYPE_LRU_HASH, 4, 8, 1000, 0), trie = make(BPF_MAP_TYPE_LPM_TRIE, 8, 4, 9, BPF_F_NO_PREALLOC);
 	int queue = make(BPF_MAP_TYPE_QUEUE, 0, 8, 5, 0), stack = make(BPF_MAP_TYPE_STACK, 0, 8, 5, 0);
 	int ring = make(BPF_MAP_TYPE_RINGBUF, 0, 0, 4096, 0), sealed = make(BPF_MAP_TYPE_ARRAY, 4, 8, 2, BPF_F_RDONLY_PROG | BPF_F_MMAPABLE);
+	int other = make(BPF_MAP_TYPE_ARRAY, 4, 8, 2000, BPF_F_MMAPABLE);
+	uint64_t *here = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, other, 4096);
+	const uint64_t *read_only = mmap(NULL, 4096, PROT_READ, MAP_SHARED, sealed, 0);
+	MUST(here != MAP_FAILED && read_only != MAP_FAILED);
 	int empty = make(BPF_MAP_TYPE_HASH, 4, 8, 7, 0);
 	int reader = again(many, BPF_F_RDONLY), writer = again(many, BPF_F_WRONLY), child = dup(reader);
 	int alone = again(empty, BPF_F_WRONLY);
@@ -64,6 +68,7 @@ int main(int argc, char **argv)
 	k = 1;
 	v[0] = 0x123456789abcdef;
 	MUST(!PUT(sealed, &k, v));
+	here[3] = 33; /* element 515 */
 	wl_wait();
 	for (k = 0; k < MANY; k++)
 		MUST(!GET(reader, &k, v) && v[0] == k * 0x100000001ull);
@@ -91,7 +96,9 @@ int main(int argc, char **argv)
 	k = 1;
 	MUST(!GET(sealed, &k, v) && v[0] == 0x123456789abcdef && info(sealed).map_flags == (BPF_F_RDONLY_PROG | BPF_F_MMAPABLE));
 	MUST(!strcmp(info(sealed).name, "kinds"));
-	uint64_t *shared = mmap(NULL, 4096, PROT_READ, MAP_SHARED, sealed, 0);
-	MUST(shared != MAP_FAILED && shared[1] == 0x123456789abcdef);
+	MUST(read_only[1] == 0x123456789abcdef && here[3] == 33);
+	here[4] = 44;
+	MUST((k = 515, !GET(other, &k, v)) && v[0] == 33 && (k = 516, !GET(other, &k, v)) && v[0] == 44);
+	MUST((v[0] = 6, k = 1, !PUT(sealed, &k, v)) && read_only[1] == 6);
 	wl_ok();
 }

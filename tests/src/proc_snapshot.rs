@@ -421,6 +421,10 @@ impl Taken {
             let object = self.objects.name(&format!("map {device} {inode}"));
             return format!("{perms} {offset} {object} {path}");
         }
+        if path.starts_with("socket:") {
+            let path = self.unnumbered(&path);
+            return format!("{perms} {offset} {device} {path}");
+        }
         format!("{perms} {offset} {device} {inode} {path}")
     }
 

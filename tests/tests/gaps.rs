@@ -33,6 +33,8 @@ sandbox_test! {
         refused(sandbox, "tcp_est", &["tcp", "--tcp-established", "127.0.0.1:"])
     }
     fn option_that_is_not_built(sandbox) { option_refused(sandbox, "loop", "--tls") }
+    /// The kernel is at a frame of its ring to which no new ring can be set.
+    fn used_rings(sandbox) { refused(sandbox, "rings_used", &["the rings of socket:[", "have been used"]) }
     fn tun(sandbox) {
         if !Path::new("/dev/net/tun").exists() {
             println!("SKIPPED tun: there is no /dev/net/tun");

@@ -40,6 +40,7 @@ crust_tests::workloads! {
     udp: guest "udp";
     netlink: guest "netlink";
     sock_extra: guest "sock_extra";
+    packet_rings: guest "packet_rings";
     bpfmap: guest "bpfmap";
     bpf_kinds: guest "bpf_kinds";
     pty: guest "pty";

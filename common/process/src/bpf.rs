@@ -5,10 +5,13 @@
 //! kind is as many values as there are possible processors, each padded to 8 bytes. Numbers of
 //! commands and layouts are those of include/uapi/linux/bpf.h.
 
+use crate::pid::HostPid;
 use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// Kinds of maps: `BPF_MAP_TYPE_*`.
 pub mod kind {
@@ -86,6 +89,8 @@ const MAP_FREEZE: u32 = 22;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 
+/// Page size of the only architecture we know.
+const PAGE: u64 = 4096;
 /// BPF_OBJ_NAME_LEN.
 pub const LONGEST_NAME: usize = 16;
 /// Bytes of keys and values that one batch holds.
@@ -215,6 +220,44 @@ pub fn freeze_map(map: BorrowedFd<'_>) -> nix::Result<()> {
     let mut attr = Attr::new().word(0, map.as_raw_fd() as u32);
     // SAFETY: there is no address.
     unsafe { bpf(MAP_FREEZE, &mut attr) }.map(drop)
+}
+
+/// Whether the page at `offset` of a map is what a task has mapped at `address`: both are one page
+/// frame, which /proc/PID/pagemap tells (CAP_SYS_ADMIN; EPERM without).
+pub fn is_mapped_at(
+    map: BorrowedFd<'_>,
+    offset: u64,
+    pid: HostPid,
+    address: u64,
+) -> nix::Result<bool> {
+    let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+    let at = std::ptr::null_mut();
+    let fd = map.as_raw_fd();
+    // SAFETY: a new mapping of one page where the kernel likes; nobody reads it.
+    let own = unsafe { libc::mmap(at, PAGE as usize, prot, flags, fd, offset as i64) };
+    if own == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    let frames = (|| {
+        let own = frame_at(HostPid::current(), own as u64)?;
+        Ok((own, frame_at(pid, address)?))
+    })();
+    // SAFETY: the mapping is ours, of this length, and nothing refers to it.
+    unsafe { libc::munmap(own, PAGE as usize) };
+    match frames? {
+        (0, _) => Err(Errno::EPERM),
+        (own, theirs) => Ok(own == theirs),
+    }
+}
+
+/// The page frame at an address, bits 0 to 54 (Documentation/admin-guide/mm/pagemap.rst).
+fn frame_at(pid: HostPid, address: u64) -> nix::Result<u64> {
+    let mut entry = [0; 8];
+    let failed = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(failed)?;
+    let at = address / PAGE * 8;
+    pagemap.read_exact_at(&mut entry, at).map_err(failed)?;
+    Ok(u64::from_ne_bytes(entry) & ((1 << 55) - 1))
 }
 
 /// The numbers of the maps that loaded programs use, each with the name and number of one.

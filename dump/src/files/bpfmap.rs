@@ -10,7 +10,7 @@
 
 use super::write::Source;
 use super::{FileTable, OpenFile, Problem, RoomResult, file_entry};
-use crate::context::Context;
+use crate::context::{Context, Task};
 use anyhow::{Context as _, Result, anyhow};
 use crust_image::ids::FileId;
 use crust_image::kind::Kind;
@@ -19,8 +19,10 @@ use crust_image::sink::ImageSink;
 use crust_process::bpf::{self, KINDS, MapInfo, flag, kind};
 use crust_process::descriptor::poll_state;
 use crust_proto::criu::{BpfmapDataEntry, BpfmapFileEntry, FdTypes, FileEntry};
+use nix::errno::Errno;
 use nix::libc;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// The maps of a dump.
@@ -34,6 +36,8 @@ pub struct Maps {
 
 #[derive(Debug)]
 struct Found {
+    /// The first description of it.
+    id: FileId,
     source: Source,
     /// F_GETFL of that source.
     flags: u32,
@@ -70,6 +74,7 @@ pub fn dump(
         map_extra: Some(info.extra),
     };
     table.bpf_maps.found.entry(info.id).or_insert(Found {
+        id,
         source: Source::of(file),
         flags: file.flags,
         info,
@@ -154,6 +159,32 @@ fn readable(own: std::io::Result<OwnedFd>, flags: u32, info: &MapInfo) -> anyhow
         libc::O_WRONLY => bpf::map_by_id(info.id, flag::RDONLY)
             .with_context(|| format!("BPF_MAP_GET_FD_BY_ID of {}", info.id)),
         _ => own.context("dup"),
+    }
+}
+
+impl FileTable {
+    /// The file of the map that is mapped here, or why it cannot be. All maps look alike in maps;
+    /// whose the memory is tells the number of its first page frame.
+    pub fn mapped_bpf_map(
+        &self,
+        ctx: &Context,
+        task: &Task,
+        range: &Range<u64>,
+        offset: u64,
+    ) -> Result<FileId, String> {
+        let maps = self.bpf_maps.found.values();
+        for found in maps.filter(|found| found.info.flags & flag::MMAPABLE != 0) {
+            let own = found.source.open(ctx, self);
+            let map = own.and_then(|own| readable(Ok(own), found.flags, &found.info));
+            let map = map.map_err(|error| format!("{error:#}"))?;
+            match bpf::is_mapped_at(map.as_fd(), offset, task.pid, range.start) {
+                Ok(true) => return Ok(found.id),
+                // It is smaller.
+                Ok(false) | Err(Errno::EINVAL) => {}
+                Err(errno) => return Err(format!("find out which bpf map it maps: {errno}")),
+            }
+        }
+        Err("maps a bpf map of which the task has no descriptor".to_owned())
     }
 }
 

@@ -31,6 +31,8 @@ pub mod status {
     pub const ANON_SHARED: u32 = 0x100;
     /// A SysV segment.
     pub const SYSV: u32 = 0x400;
+    /// The rings of a packet socket.
+    pub const SOCKET: u32 = 0x800;
     /// The data of the vdso.
     pub const VVAR: u32 = 0x1000;
     /// The ring of an AIO context.
@@ -42,6 +44,8 @@ pub mod status {
 }
 
 const MAP_DROPPABLE: u32 = 8;
+/// What maps shows of every map of the bpf machine.
+const BPF_MAP: &[u8] = b"anon_inode:bpf-map";
 
 /// What an area is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,10 @@ pub enum Backing {
     Sysv,
     /// The ring of an AIO context.
     Aio,
+    /// The rings of a packet socket.
+    Socket,
+    /// A map of the bpf machine.
+    BpfMap,
     /// The vdso.
     Vdso,
     /// Its data, [vvar] and [vvar_vclock] as one.
@@ -158,7 +166,10 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
         refuse_flags(area)?;
     }
     let vma = &area.vma;
-    let file = matches!(backing, Backing::File | Backing::Memfd | Backing::Aio);
+    let file = matches!(
+        backing,
+        Backing::File | Backing::Memfd | Backing::Aio | Backing::Socket | Backing::BpfMap
+    );
     let entry = VmaEntry {
         start: vma.start,
         end: vma.end,
@@ -216,6 +227,10 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
                 "is shared memory in huge pages (MAP_HUGETLB), which is not supported yet".into(),
             );
         }
+        VmaName::Path { path, .. } if vma.perms.shared && path.starts_with(b"socket:[") => {
+            Backing::Socket
+        }
+        VmaName::Path { path, .. } if vma.perms.shared && path == BPF_MAP => Backing::BpfMap,
         VmaName::Path { path, .. } => {
             return Err(format!(
                 "maps {}, which is not supported",
@@ -249,7 +264,10 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     ];
     let refused = |(flag, _): &&(VmFlag, &str)| {
         let is_private_huge = *flag == VmFlag::HugeTlb && is_anon_hugepage(area);
-        area.flags.has(*flag) && !is_private_huge
+        // Memory of the kernel that we know how to make again.
+        let is_known = *flag == VmFlag::MixedMap
+            && matches!(backing_of(area), Ok(Backing::Socket | Backing::BpfMap));
+        area.flags.has(*flag) && !is_private_huge && !is_known
     };
     if let Some((_, what)) = REFUSED.iter().find(refused) {
         return Err((*what).into());
@@ -309,7 +327,8 @@ fn status_of(backing: Backing, vma: &MapsVma) -> u32 {
             status::REGULAR | status::ANON_PRIVATE | status::HEAP
         }
         Backing::Anonymous => status::REGULAR | status::ANON_PRIVATE,
-        Backing::File => status::REGULAR | file,
+        Backing::File | Backing::BpfMap => status::REGULAR | file,
+        Backing::Socket => status::REGULAR | status::SOCKET,
         Backing::Memfd => status::REGULAR | file | status::MEMFD,
         Backing::Aio => status::AIO_RING,
         Backing::Sysv => status::REGULAR | status::ANON_SHARED | status::SYSV,
@@ -440,6 +459,26 @@ VmFlags: ex
         assert_eq!((entry.status, entry.flags, entry.shmid), (0x501, 0x21, 9));
         assert_eq!(entry.pgoff, 0x1000);
         assert!(!vmas[0].has_own_pages());
+    }
+
+    #[test]
+    fn memory_of_sockets_and_maps_is_that_of_their_descriptor() {
+        let text = "\
+7f00000000-7f00004000 rw-s 00000000 00:09 5 socket:[5]
+VmFlags: rd wr sh mr mw me ms mm
+7f00010000-7f00011000 r--s 00001000 00:0f 7 anon_inode:bpf-map
+VmFlags: rd sh mr me ms de dd
+7f00020000-7f00022000 rw-p 00000000 00:09 5 socket:[5]
+VmFlags: rd wr mm
+";
+        let (vmas, unsupported) = planned(text);
+        let told: Vec<_> = vmas
+            .iter()
+            .map(|vma| (vma.entry.status, vma.entry.flags, vma.entry.pgoff))
+            .collect();
+        assert_eq!(told, [(0x801, 1, 0), (0x81, 1, 0x1000)]);
+        assert!(!vmas.iter().any(Vma::has_own_pages));
+        assert_eq!(unsupported.len(), 1);
     }
 
     #[test]

@@ -312,6 +312,7 @@ impl Planner<'_> {
             Some(FdTypes::Reg) => regfile::plan_mapped(self, file, access),
             Some(FdTypes::Memfd) => memfd::plan_mapped(self, file, access),
             Some(FdTypes::Bpfmap) => bpfmap::plan_mapped(self, file),
+            Some(FdTypes::Packetsk) => self.files.slots.get(&id).copied().flatten(),
             _ => None,
         };
         self.files.mapped.insert((id, access), slot);

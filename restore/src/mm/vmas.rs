@@ -56,7 +56,7 @@ const KNOWN_FLAGS: u32 = MAP_TYPE
 pub enum Kind {
     /// Private anonymous memory.
     Anon,
-    /// A file, by the id of its file object; a memfd too.
+    /// A file, by the id of its file object; a memfd, a packet socket or a bpf map too.
     File {
         /// Number of the file object.
         id: u32,
@@ -215,7 +215,6 @@ fn check_one(index: usize, entry: &VmaEntry, host: &Host) -> Result<Vma, String>
 fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
     let is = |bits: u32| entry.status & bits == bits;
     for (bits, what) in [
-        (status::SOCKET, "the ring of a packet socket"),
         (status::SHADOW_STACK, "a shadow stack"),
         (status::UPROBES, "the page of uprobes"),
     ] {
@@ -247,7 +246,7 @@ fn kind_of(entry: &VmaEntry) -> Result<Kind, String> {
             .map_err(|_| format!("shmid {:#x} is no id of a segment", entry.shmid))
     } else if is(status::FILE_PRIVATE) {
         file(false)
-    } else if is(status::FILE_SHARED) {
+    } else if is(status::FILE_SHARED) || is(status::SOCKET) {
         file(true)
     } else if is(status::ANON_SHARED) {
         Ok(Kind::SharedAnon(entry.shmid))
@@ -394,10 +393,10 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        let ring = VmaEntry {
-            status: 0x801,
+        let uprobes = VmaEntry {
+            status: 0x20001,
             ..anon(0x10000, 0x11000)
         };
-        assert!(errors(&[ring])[0].contains("packet socket"));
+        assert!(errors(&[uprobes])[0].contains("uprobes"));
     }
 }
