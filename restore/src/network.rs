@@ -82,7 +82,7 @@ fn connections(checkpoint: &Checkpoint) -> Vec<Ends> {
     let sockets = checkpoint
         .files
         .values()
-        .filter_map(|file| file.isk.as_ref());
+        .filter_map(|file| file.isk.as_deref());
     let is_tcp = |isk: &&InetSkEntry| isk.proto == libc::IPPROTO_TCP as u32;
     sockets
         .filter(is_tcp)

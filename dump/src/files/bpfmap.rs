@@ -80,7 +80,7 @@ pub fn dump(
         info,
     });
     Ok(FileEntry {
-        bpf: Some(entry),
+        bpf: Some(Box::new(entry)),
         ..file_entry(FdTypes::Bpfmap, id)
     })
 }

@@ -29,7 +29,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         tfd: info.epoll.iter().map(encode_target).collect(),
     };
     Ok(FileEntry {
-        epfd: Some(entry),
+        epfd: Some(Box::new(entry)),
         ..file_entry(FdTypes::Eventpoll, id)
     })
 }

@@ -33,7 +33,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         counter: info.count,
     };
     Ok(FileEntry {
-        efd: Some(entry),
+        efd: Some(Box::new(entry)),
         ..file_entry(FdTypes::Eventfd, id)
     })
 }

@@ -51,7 +51,7 @@ pub fn dump(
         mark: marks,
     };
     Ok(FileEntry {
-        ffy: Some(entry),
+        ffy: Some(Box::new(entry)),
         ..file_entry(FdTypes::Fanotify, id)
     })
 }

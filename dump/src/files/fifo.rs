@@ -20,11 +20,11 @@ pub fn dump(
     let reg = regfile::dump(ctx, table, file, regf_id)?;
     table.entries.push(reg);
     Ok(FileEntry {
-        fifo: Some(FifoEntry {
+        fifo: Some(Box::new(FifoEntry {
             id: id.0,
             pipe_id,
             regf_id: Some(regf_id.0),
-        }),
+        })),
         ..file_entry(FdTypes::Fifo, id)
     })
 }

@@ -81,7 +81,7 @@ pub fn dump(
         crust_congestion: kept_options::collect_congestion(table, file.fd, kind),
     };
     Ok(FileEntry {
-        isk: Some(entry),
+        isk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Inetsk, id)
     })
 }

@@ -56,7 +56,7 @@ pub fn dump(
         wd,
     };
     Ok(FileEntry {
-        ify: Some(entry),
+        ify: Some(Box::new(entry)),
         ..file_entry(FdTypes::Inotify, id)
     })
 }

@@ -71,7 +71,7 @@ fn encode(id: FileId, flags: u32, pos: u64, fown: FownEntry, inode_id: u64) -> F
         inode_id: inode_id as u32,
     };
     FileEntry {
-        memfd: Some(entry),
+        memfd: Some(Box::new(entry)),
         ..file_entry(FdTypes::Memfd, id)
     }
 }

@@ -28,7 +28,7 @@ pub fn dump(table: &mut FileTable, file: &OpenFile, id: FileId) -> RoomResult<Fi
         flags: file.flags,
     };
     Ok(FileEntry {
-        nsf: Some(entry),
+        nsf: Some(Box::new(entry)),
         ..file_entry(FdTypes::Ns, id)
     })
 }

@@ -77,7 +77,7 @@ pub fn dump(
         crust_type: (sock_type != libc::SOCK_RAW).then_some(sock_type as u32),
     };
     Ok(FileEntry {
-        nlsk: Some(entry),
+        nlsk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Netlinksk, id)
     })
 }

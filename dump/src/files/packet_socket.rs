@@ -83,7 +83,7 @@ pub fn dump(
         ns_id: table.own_ids.net_ns_id,
     };
     Ok(FileEntry {
-        psk: Some(entry),
+        psk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Packetsk, id)
     })
 }

@@ -38,7 +38,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         fown: file.fown(ctx)?,
     };
     Ok(FileEntry {
-        pidfd: Some(entry),
+        pidfd: Some(Box::new(entry)),
         ..file_entry(FdTypes::Pidfd, id)
     })
 }

@@ -63,7 +63,7 @@ pub fn dump(
         fown: file.fown(ctx)?,
     };
     Ok(FileEntry {
-        pipe: Some(entry),
+        pipe: Some(Box::new(entry)),
         ..file_entry(FdTypes::Pipe, id)
     })
 }

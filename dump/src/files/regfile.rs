@@ -49,7 +49,7 @@ pub fn dump_path(
 pub fn file_entry(reg: RegFileEntry) -> FileEntry {
     let id = FileId(reg.id);
     FileEntry {
-        reg: Some(reg),
+        reg: Some(Box::new(reg)),
         ..super::file_entry(FdTypes::Reg, id)
     }
 }

@@ -17,7 +17,7 @@ pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry>
         sigmask,
     };
     Ok(FileEntry {
-        sgfd: Some(entry),
+        sgfd: Some(Box::new(entry)),
         ..file_entry(FdTypes::Signalfd, id)
     })
 }

@@ -18,7 +18,7 @@ use crust_proto::criu::{FdTypes, FileEntry, FownEntry, TimerfdEntry};
 pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry> {
     let info = file.fdinfo()?.timerfd.context("fdinfo tells no clockid")?;
     Ok(FileEntry {
-        tfd: Some(encode(id, file.flags, file.fown(ctx)?, &info)),
+        tfd: Some(Box::new(encode(id, file.flags, file.fown(ctx)?, &info))),
         ..file_entry(FdTypes::Timerfd, id)
     })
 }

@@ -182,7 +182,7 @@ pub fn dump(
         regf_id: Some(regf_id.0),
     };
     Ok(FileEntry {
-        tty: Some(entry),
+        tty: Some(Box::new(entry)),
         ..file_entry(FdTypes::Tty, id)
     })
 }

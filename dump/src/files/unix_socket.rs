@@ -94,7 +94,7 @@ pub fn dump(
         unix_queue::collect(ctx, table, file, id, &socket)?;
     }
     Ok(FileEntry {
-        usk: Some(entry),
+        usk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Unixsk, id)
     })
 }
@@ -309,7 +309,7 @@ fn encode_external(id: FileId, socket: &UnixSocket, net_ns: Option<u32>) -> File
         ..UnixSkEntry::default()
     };
     FileEntry {
-        usk: Some(entry),
+        usk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Unixsk, id)
     }
 }

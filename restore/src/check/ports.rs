@@ -32,7 +32,7 @@ pub fn check(subject: &Subject<'_>) -> Vec<Finding> {
         return Vec::new();
     }
     let entries = subject.checkpoint.files.values();
-    let sockets: Vec<&InetSkEntry> = entries.filter_map(|file| file.isk.as_ref()).collect();
+    let sockets: Vec<&InetSkEntry> = entries.filter_map(|file| file.isk.as_deref()).collect();
     let mut findings: Vec<Finding> = Vec::new();
     for socket in sockets {
         let Some(wanted) = Wanted::of(socket) else {

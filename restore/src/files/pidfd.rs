@@ -26,7 +26,7 @@ pub fn dead_pidfd_pids(checkpoint: &Checkpoint) -> BTreeMap<u32, Option<VirtPid>
     let pidfds = checkpoint
         .files
         .values()
-        .filter_map(|entry| entry.pidfd.as_ref());
+        .filter_map(|entry| entry.pidfd.as_deref());
     let mut helpers: BTreeMap<u32, Option<VirtPid>> = pidfds
         .filter(is_dead)
         .map(|pidfd| (pidfd.ino, None))
@@ -53,7 +53,7 @@ pub fn dead_pidfd_pids(checkpoint: &Checkpoint) -> BTreeMap<u32, Option<VirtPid>
 
 /// Opens the descriptor while the process is there.
 pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> {
-    let pidfd = member(planner, file, file.entry.pidfd.as_ref(), |pidfd| pidfd.id)?;
+    let pidfd = member(planner, file, file.entry.pidfd.as_deref(), |pidfd| pidfd.id)?;
     let origin = file.origin(file.name());
     let pid = match process_of(planner, pidfd) {
         Ok(pid) => pid,

@@ -239,51 +239,51 @@ impl Merged<'_> {
             Bpfmap, Eventfd, Ext, Fifo, Ns, Pidfd, Pipe, Reg, Signalfd, Timerfd, Tty, Tunf,
         };
         self.add(Kind::RegFiles, |reg: RegFileEntry| FileEntry {
-            reg: Some(reg.clone()),
+            reg: Some(Box::new(reg.clone())),
             ..empty(Reg, reg.id)
         })?;
         self.add(Kind::ExtFiles, |ext: ExtFileEntry| FileEntry {
-            ext: Some(ext),
+            ext: Some(Box::new(ext)),
             ..empty(Ext, ext.id)
         })?;
         self.add(Kind::NsFiles, |nsf: NsFileEntry| FileEntry {
-            nsf: Some(nsf),
+            nsf: Some(Box::new(nsf)),
             ..empty(Ns, nsf.id)
         })?;
         self.add(Kind::Eventfd, |efd: EventfdFileEntry| FileEntry {
-            efd: Some(efd),
+            efd: Some(Box::new(efd)),
             ..empty(Eventfd, efd.id)
         })?;
         self.add(Kind::Signalfd, |sgfd: SignalfdEntry| FileEntry {
-            sgfd: Some(sgfd),
+            sgfd: Some(Box::new(sgfd)),
             ..empty(Signalfd, sgfd.id)
         })?;
         self.add(Kind::Timerfd, |tfd: TimerfdEntry| FileEntry {
-            tfd: Some(tfd),
+            tfd: Some(Box::new(tfd)),
             ..empty(Timerfd, tfd.id)
         })?;
         self.add(Kind::Pipes, |pipe: PipeEntry| FileEntry {
-            pipe: Some(pipe),
+            pipe: Some(Box::new(pipe)),
             ..empty(Pipe, pipe.id)
         })?;
         self.add(Kind::Fifo, |fifo: FifoEntry| FileEntry {
-            fifo: Some(fifo),
+            fifo: Some(Box::new(fifo)),
             ..empty(Fifo, fifo.id)
         })?;
         self.add(Kind::Tty, |tty: TtyFileEntry| FileEntry {
-            tty: Some(tty),
+            tty: Some(Box::new(tty)),
             ..empty(Tty, tty.id)
         })?;
         self.add(Kind::Tunfile, |tunf: TunfileEntry| FileEntry {
-            tunf: Some(tunf.clone()),
+            tunf: Some(Box::new(tunf.clone())),
             ..empty(Tunf, tunf.id)
         })?;
         self.add(Kind::Pidfd, |pidfd: PidfdEntry| FileEntry {
-            pidfd: Some(pidfd),
+            pidfd: Some(Box::new(pidfd)),
             ..empty(Pidfd, pidfd.id)
         })?;
         self.add(Kind::BpfmapFile, |bpf: BpfmapFileEntry| FileEntry {
-            bpf: Some(bpf.clone()),
+            bpf: Some(Box::new(bpf.clone())),
             ..empty(Bpfmap, bpf.id)
         })
     }
@@ -291,19 +291,19 @@ impl Merged<'_> {
     fn add_old_sockets(&mut self) -> Result<()> {
         use FdTypes::{Inetsk, Netlinksk, Packetsk, Unixsk};
         self.add(Kind::Unixsk, |usk: UnixSkEntry| FileEntry {
-            usk: Some(usk.clone()),
+            usk: Some(Box::new(usk.clone())),
             ..empty(Unixsk, usk.id)
         })?;
         self.add(Kind::Inetsk, |isk: InetSkEntry| FileEntry {
-            isk: Some(isk.clone()),
+            isk: Some(Box::new(isk.clone())),
             ..empty(Inetsk, isk.id)
         })?;
         self.add(Kind::Packetsk, |psk: PacketSockEntry| FileEntry {
-            psk: Some(psk.clone()),
+            psk: Some(Box::new(psk.clone())),
             ..empty(Packetsk, psk.id)
         })?;
         self.add(Kind::Netlinksk, |nlsk: NetlinkSkEntry| FileEntry {
-            nlsk: Some(nlsk.clone()),
+            nlsk: Some(Box::new(nlsk.clone())),
             ..empty(Netlinksk, nlsk.id)
         })
     }
@@ -315,15 +315,15 @@ impl Merged<'_> {
         let mut watches = self.by_file(Kind::InotifyWd, |wd: &InotifyWdEntry| wd.id)?;
         let mut marks = self.by_file(Kind::FanotifyMark, |mark: &FanotifyMarkEntry| mark.id)?;
         self.add(Kind::Eventpoll, |epfd: EventpollFileEntry| FileEntry {
-            epfd: Some(epfd.clone()),
+            epfd: Some(Box::new(epfd.clone())),
             ..empty(Eventpoll, epfd.id)
         })?;
         self.add(Kind::Inotify, |ify: InotifyFileEntry| FileEntry {
-            ify: Some(ify.clone()),
+            ify: Some(Box::new(ify.clone())),
             ..empty(Inotify, ify.id)
         })?;
         self.add(Kind::Fanotify, |ffy: FanotifyFileEntry| FileEntry {
-            ffy: Some(ffy.clone()),
+            ffy: Some(Box::new(ffy.clone())),
             ..empty(Fanotify, ffy.id)
         })?;
         for file in self.files.values_mut() {
