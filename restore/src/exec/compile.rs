@@ -168,7 +168,7 @@ impl Writer<'_, '_, '_> {
     fn write(&mut self) -> Fits {
         match &self.step.op {
             Op::Call(call) => self.call(call),
-            Op::Take { slot, at } => self.take(*slot, *at),
+            Op::Take { slot, at, cloexec } => self.take(*slot, *at, *cloexec),
             Op::Fork {
                 pid,
                 flags,
@@ -251,7 +251,7 @@ impl Writer<'_, '_, '_> {
         ExecError::step(self.step, doing, Errno::EBADF)
     }
 
-    fn take(&mut self, slot: SlotId, at: i32) -> Fits {
+    fn take(&mut self, slot: SlotId, at: i32, cloexec: bool) -> Fits {
         let fd = self
             .executor
             .slots
@@ -266,7 +266,13 @@ impl Writer<'_, '_, '_> {
             0,
             0,
         ];
-        self.push(libc::SYS_pidfd_getfd, args, Check::Exactly(at.into()))
+        room!(self.push(libc::SYS_pidfd_getfd, args, Check::Exactly(at.into()))?);
+        if cloexec {
+            return Ok(Some(()));
+        }
+        // It comes with close-on-exec set.
+        let args = [at as u64, libc::F_SETFD as u64, 0, 0, 0, 0];
+        self.push(libc::SYS_fcntl, args, Check::Ok)
     }
 
     fn clone(&mut self, tid: i32, flags: u64, exit_signal: u64) -> Fits {

@@ -14,7 +14,7 @@ mod load;
 pub mod routines;
 mod vdso;
 
-use crate::plan::slots::slots_of;
+use crate::plan::slots::needs;
 use crate::plan::step::{Actor, Op, Phase, Plan, Routine, SlotId, Step, ThreadState};
 use compile::Compiled;
 use crust_cli::progress::Progress;
@@ -102,7 +102,8 @@ struct Task<'p> {
 struct Executor<'p> {
     plan: &'p Plan,
     slots: Vec<Option<OwnedFd>>,
-    done: HashSet<SlotId>,
+    /// Of each slot that says that a step is done, whether it is.
+    done: Vec<bool>,
     scratch: Scratch,
     vdso: HostVdso,
     lanes: HashMap<VirtPid, usize>,
@@ -177,7 +178,7 @@ impl<'p> Executor<'p> {
         Ok(Executor {
             plan,
             slots: (0..plan.slots).map(|_| None).collect(),
-            done: HashSet::new(),
+            done: vec![false; plan.slots as usize],
             scratch,
             vdso,
             lanes,
@@ -242,8 +243,8 @@ impl<'p> Executor<'p> {
         while let Some(step) = queue.front().copied().filter(|step| self.is_ready(step)) {
             queue.pop_front();
             self.run_broker_step(step)?;
-            self.progress.add(bytes_of_step(step));
-            self.done.extend(step.done);
+            self.tell_progress(step);
+            self.note_done(step);
             moved = true;
         }
         Ok(moved)
@@ -260,7 +261,7 @@ impl<'p> Executor<'p> {
                 moved = true;
                 if self.run_special(step)? {
                     queue.pop_front();
-                    self.done.extend(step.done);
+                    self.note_done(step);
                 } else {
                     running.push(self.start_batch(step.actor, *lane, queue)?);
                     break;
@@ -283,15 +284,21 @@ impl<'p> Executor<'p> {
                 .get(&pid)
                 .is_some_and(|task| task.threads.contains_key(&tid)),
         };
-        actor_exists
-            && slots_of(step)
-                .needs
-                .iter()
-                .all(|slot| self.is_filled(*slot))
+        let mut ready = actor_exists;
+        needs(step, &mut |slot| ready &= self.is_filled(slot));
+        ready
     }
 
     fn is_filled(&self, slot: SlotId) -> bool {
-        self.done.contains(&slot) || self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
+        self.done.get(slot.0 as usize) == Some(&true)
+            || self.slots.get(slot.0 as usize).is_some_and(Option::is_some)
+    }
+
+    fn note_done(&mut self, step: &Step) {
+        let place = step
+            .done
+            .and_then(|slot| self.done.get_mut(slot.0 as usize));
+        place.into_iter().for_each(|done| *done = true);
     }
 
     fn lane_of(&self, actor: Actor) -> Option<usize> {
@@ -390,14 +397,14 @@ impl<'p> Executor<'p> {
         }
         for step in compiled.into_steps() {
             self.adopt(step)?;
-            self.done.extend(step.done);
+            self.note_done(step);
         }
         Ok(())
     }
 
     /// Takes charge of what a batch has cloned.
     fn adopt(&mut self, step: &'p Step) -> Result<(), ExecError> {
-        self.progress.add(bytes_of_step(step));
+        self.tell_progress(step);
         match (&step.op, step.actor) {
             (Op::Fork { pid, .. }, Actor::Task(_)) => {
                 let leader = adopt_thread(step, *pid)?;
@@ -410,6 +417,13 @@ impl<'p> Executor<'p> {
             _ => {}
         }
         Ok(())
+    }
+
+    fn tell_progress(&self, step: &Step) {
+        let bytes = bytes_of_step(step);
+        if bytes > 0 {
+            self.progress.add(bytes);
+        }
     }
 
     fn insert_task(&mut self, pid: VirtPid, leader: Made) {

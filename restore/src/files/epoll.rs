@@ -86,7 +86,6 @@ fn plan_target(
         .filter(|_| target.tfd < NR_OPEN);
     let number = number.ok_or_else(|| format!("tfd {} is no descriptor", target.tfd))?;
     let origin = target_origin(file, target);
-    planner.files.numbers.insert(number);
     let actor = Actor::Task(table.owner);
     let under_number = table.files.get(&number).copied();
     if under_number.is_some_and(|id| may_be(planner, id, target)) {
@@ -122,12 +121,12 @@ fn plan_closed(
     };
     // Both need a number at the same time, and each comes as the lowest free one.
     let at = if number == 0 { 1 } else { 0 };
-    push(Op::Take { slot, at: 0 });
+    push(Op::take(slot, 0));
     if number != 0 {
         push(Op::Call(dup3(0, number, true)));
         push(Op::Call(close(0)));
     }
-    push(Op::Take { slot: epoll, at });
+    push(Op::take(epoll, at));
     push(Op::Call(add(at, number, target)));
     push(Op::Call(close(at)));
     push(Op::Call(close(number)));

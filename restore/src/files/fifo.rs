@@ -90,12 +90,14 @@ fn plan_fifo(planner: &mut Planner<'_>, pipe_id: u32, ends: &[End<'_>]) {
 fn open_both(planner: &mut Planner<'_>, ends: &[End<'_>]) -> Option<SlotId> {
     let first = ends.first()?;
     let flags = libc::O_RDWR | libc::O_NONBLOCK;
-    regfile::open(planner, first.path, first.reg, flags).map(|(slot, ..)| slot)
+    regfile::open(planner, first.path, first.reg, flags, 0).map(|opened| opened.slot)
 }
 
 fn plan_end(planner: &mut Planner<'_>, end: &End<'_>, keeper: Option<SlotId>) -> Option<SlotId> {
     let flags = end.reg.flags as i32;
-    let (slot, step, phase) = regfile::open(planner, end.path, end.reg, flags | libc::O_NONBLOCK)?;
+    let regfile::Opened {
+        slot, step, phase, ..
+    } = regfile::open(planner, end.path, end.reg, flags | libc::O_NONBLOCK, 0)?;
     if let Some(keeper) = keeper {
         planner.after(step, keeper);
     }

@@ -94,7 +94,7 @@ fn enter(
     origin: &Origin,
 ) {
     let actor = Actor::Task(pid);
-    planner.push(Phase::Fs, actor, Op::Take { slot, at: 0 }, origin.clone());
+    planner.push(Phase::Fs, actor, Op::take(slot, 0), origin.clone());
     let fchdir = Call::new("fchdir", libc::SYS_fchdir, vec![Arg::Int(0)]);
     for call in [Some(fchdir), chroot, Some(close(0))].into_iter().flatten() {
         planner.call(Phase::Fs, actor, call, origin.clone());

@@ -75,18 +75,8 @@ pub struct Files {
     inherited: BTreeSet<FileId>,
     /// Namespaces in which no task lives, by their id.
     made_namespaces: BTreeMap<u32, SlotId>,
-    /// Every number of every table.
-    numbers: BTreeSet<i32>,
-}
-
-impl Files {
-    /// A number that no task uses, for what each holds until the commit. 0 and 1 are the landing
-    /// places of what a task takes or makes.
-    pub fn lowest_unused_number(&self) -> i32 {
-        (2..)
-            .find(|number| !self.numbers.contains(number))
-            .unwrap_or(i32::MAX)
-    }
+    /// The number, unused by every task, under which each holds our pidfd until the commit.
+    pub broker_fd: i32,
 }
 
 /// An entry of files.img.
@@ -317,18 +307,5 @@ impl Planner<'_> {
         };
         self.files.mapped.insert((id, access), slot);
         slot
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_unused_number_is_no_landing_place() {
-        let mut files = Files::default();
-        assert_eq!(files.lowest_unused_number(), 2);
-        files.numbers.extend([0, 1, 2, 3, 5]);
-        assert_eq!(files.lowest_unused_number(), 4);
     }
 }

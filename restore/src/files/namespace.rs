@@ -56,6 +56,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
                 path: path.into_bytes(),
                 flags,
                 expect: FileFacts::default(),
+                pos: 0,
                 slot,
             };
             planner.push(phase, Actor::Broker, Op::Routine(routine), origin);

@@ -29,8 +29,11 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
         return None;
     }
     let flags = reg.flags as i32;
-    let (slot, step, phase) = open(planner, file, reg, flags)?;
-    if reg.pos != 0 {
+    let opened = open(planner, file, reg, flags, reg.pos)?;
+    let Opened {
+        slot, step, phase, ..
+    } = opened;
+    if !opened.is_at_pos {
         // The position of an entry of a living task's /proc directory is found by reading it, so
         // it waits for what will be read.
         let phase = if phase == Phase::Objects {
@@ -67,7 +70,7 @@ pub(super) fn plan_mapped(
         planner.refuse(Refusal::new(file.origin(shown(&reg.name)), why));
         return None;
     }
-    open(planner, file, reg, access).map(|(slot, ..)| slot)
+    open(planner, file, reg, access, 0).map(|opened| opened.slot)
 }
 
 /// The type of file, 0 if the image does not tell.
@@ -120,16 +123,37 @@ pub(super) fn check_path(path: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Pushes the open by whatever way leads to the file. The slot, the step and its phase.
+/// An open that is planned.
+pub(super) struct Opened {
+    /// Where the descriptor goes.
+    pub slot: SlotId,
+    /// The step that opens it.
+    pub step: StepId,
+    /// When that is.
+    pub phase: Phase,
+    /// Whether the position asked for is that of the descriptor already.
+    is_at_pos: bool,
+}
+
+/// Pushes the open by whatever way leads to the file.
 pub(super) fn open(
     planner: &mut Planner<'_>,
     file: File<'_>,
     reg: &RegFileEntry,
     flags: i32,
-) -> Option<(SlotId, StepId, Phase)> {
+    pos: u64,
+) -> Option<Opened> {
     let way = remap::way_to(planner, file, reg)?;
     let slot = planner.slot();
     let path = reg.name.clone();
+    // What is opened later may have to wait for its position: see `plan`.
+    let opens_early = matches!(
+        way,
+        Way::Path {
+            phase: Phase::Open,
+            ..
+        }
+    );
     let (phase, routine) = match &way {
         Way::Path { phase, .. } => {
             let expect = facts(planner, reg);
@@ -139,6 +163,7 @@ pub(super) fn open(
                     path,
                     flags,
                     expect,
+                    pos: if opens_early { pos } else { 0 },
                     slot,
                 },
             )
@@ -176,7 +201,12 @@ pub(super) fn open(
         planner.in_turn(bound, step);
     }
     remap::tie(planner, &way, step);
-    Some((slot, step, phase))
+    Some(Opened {
+        slot,
+        step,
+        phase,
+        is_at_pos: pos == 0 || opens_early,
+    })
 }
 
 fn facts(planner: &Planner<'_>, reg: &RegFileEntry) -> FileFacts {

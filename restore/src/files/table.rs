@@ -1,19 +1,20 @@
 //! Descriptor tables: which description is under which number in which task.
 //!
 //! ids.files_id names a table; tasks that share one (CLONE_FILES) have the same, and the first of
-//! them in the order of the tree fills it. A task takes a copy of each description as number 0,
-//! the lowest free one, duplicates it to all numbers it has, and closes 0; what belongs under 0
-//! itself comes last. Close-on-exec belongs to the number and not to the description.
+//! them in the order of the tree fills it, from the lowest number to the highest. A task takes a
+//! copy of each description, which comes as the lowest free number: that is the number where it
+//! belongs, up to the first gap in the table; from there on it is duplicated to where it belongs
+//! and closed. Close-on-exec belongs to the number and not to the description.
 
-use super::calls::{dup3, task_fcntl};
+use super::calls::dup3;
 use super::find;
 use crate::plan::calls::close;
-use crate::plan::step::{Actor, Arg, Op, Origin, Phase, SlotId};
+use crate::plan::step::{Actor, Op, Origin, Phase};
 use crate::plan::{Planner, Refusal};
+use crust_image::checkpoint::Checkpoint;
 use crust_image::ids::{FileId, FilesId, VirtPid};
 use crust_proto::criu::FdinfoEntry;
-use nix::libc;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// fs.nr_open's default: no descriptor has a higher number, whatever the limit.
 pub(super) const NR_OPEN: u32 = 1 << 20;
@@ -31,6 +32,7 @@ pub(super) struct Table {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Number {
     number: i32,
+    file: FileId,
     cloexec: bool,
     /// Index in fdinfo-N.img.
     entry: usize,
@@ -38,6 +40,7 @@ struct Number {
 
 /// Plans every table.
 pub(super) fn plan(planner: &mut Planner<'_>) -> Vec<Table> {
+    planner.files.broker_fd = lowest_unused(&used_numbers(planner.checkpoint));
     let mut filled: BTreeSet<u32> = BTreeSet::new();
     let tasks: Vec<(VirtPid, Option<u32>)> = planner
         .tree
@@ -58,6 +61,23 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Vec<Table> {
     tables
 }
 
+/// Every number of a table, and those that epoll instances know closed targets by.
+fn used_numbers(checkpoint: &Checkpoint) -> HashSet<u32> {
+    let tables = checkpoint.fdinfo.values().flatten();
+    let epolls = checkpoint
+        .files
+        .values()
+        .filter_map(|file| file.epfd.as_ref());
+    let targets = epolls.flat_map(|epfd| epfd.tfd.iter().map(|target| target.tfd));
+    tables.map(|fdinfo| fdinfo.fd).chain(targets).collect()
+}
+
+/// A number that no task uses. 0 and 1 are the landing places of what a task takes or makes.
+fn lowest_unused(used: &HashSet<u32>) -> i32 {
+    let unused = (2..NR_OPEN).find(|number| !used.contains(number));
+    unused.map_or(i32::MAX, |number| number as i32)
+}
+
 fn plan_table(planner: &mut Planner<'_>, owner: VirtPid, id: FilesId) -> Option<Table> {
     let image = format!("fdinfo-{id}.img");
     let checkpoint = planner.checkpoint;
@@ -70,14 +90,12 @@ fn plan_table(planner: &mut Planner<'_>, owner: VirtPid, id: FilesId) -> Option<
         return None;
     };
     let mut files = BTreeMap::new();
-    let mut copies: BTreeMap<FileId, Vec<Number>> = BTreeMap::new();
+    let mut numbers = Vec::with_capacity(entries.len());
     for (entry, fdinfo) in entries.iter().enumerate() {
         match check(planner, entry, fdinfo, &files) {
             Ok(number) => {
-                let id = FileId(fdinfo.id);
-                files.insert(number.number, id);
-                planner.files.numbers.insert(number.number);
-                copies.entry(id).or_default().push(number);
+                files.insert(number.number, number.file);
+                numbers.push(number);
             }
             Err(why) => {
                 let what = format!("descriptor {} of {owner}", fdinfo.fd);
@@ -88,14 +106,8 @@ fn plan_table(planner: &mut Planner<'_>, owner: VirtPid, id: FilesId) -> Option<
             }
         }
     }
-    // What is number 0 comes last.
-    let mut copies: Vec<(FileId, Vec<Number>)> = copies.into_iter().collect();
-    copies.sort_by_key(|(_, numbers)| numbers.iter().any(|number| number.number == 0));
-    for (id, numbers) in &copies {
-        if let Some(slot) = planner.file_slot(*id) {
-            plan_copies(planner, owner, &image, slot, numbers);
-        }
-    }
+    numbers.sort_by_key(|number| number.number);
+    plan_numbers(planner, owner, &image, &numbers);
     Some(Table { owner, files })
 }
 
@@ -128,39 +140,58 @@ fn check(
     };
     Ok(Number {
         number,
+        file: FileId(fdinfo.id),
         cloexec,
         entry,
     })
 }
 
-/// Puts one description under all its numbers.
-fn plan_copies(
-    planner: &mut Planner<'_>,
-    owner: VirtPid,
-    image: &str,
-    slot: SlotId,
-    numbers: &[Number],
-) {
+/// Puts descriptions under their numbers, which ascend.
+fn plan_numbers(planner: &mut Planner<'_>, owner: VirtPid, image: &str, numbers: &[Number]) {
     let actor = Actor::Task(owner);
-    let origin = |number: &Number| {
-        let what = format!("descriptor {} of {owner}", number.number);
-        Origin::new(image, Some(number.entry), what)
-    };
-    let Some(first) = numbers.first() else { return };
-    planner.push(Phase::Fds, actor, Op::Take { slot, at: 0 }, origin(first));
-    for number in numbers.iter().filter(|number| number.number != 0) {
-        let call = dup3(0, number.number, number.cloexec);
-        planner.call(Phase::Fds, actor, call, origin(number));
+    let mut first_of: HashMap<FileId, i32> = HashMap::new();
+    // All numbers below it are in use.
+    let mut free = 0;
+    for number in numbers {
+        if free == planner.files.broker_fd {
+            free += 1;
+        }
+        let &Number {
+            number: at,
+            file,
+            cloexec,
+            entry,
+        } = number;
+        let origin = || Origin::new(image, Some(entry), format!("descriptor {at} of {owner}"));
+        if let Some(&first) = first_of.get(&file) {
+            planner.call(Phase::Fds, actor, dup3(first, at, cloexec), origin());
+        } else {
+            let Some(slot) = planner.file_slot(file) else {
+                continue;
+            };
+            if at == free {
+                let take = Op::Take { slot, at, cloexec };
+                planner.push(Phase::Fds, actor, take, origin());
+            } else {
+                planner.push(Phase::Fds, actor, Op::take(slot, free), origin());
+                planner.call(Phase::Fds, actor, dup3(free, at, cloexec), origin());
+                planner.call(Phase::Fds, actor, close(free), origin());
+            }
+            first_of.insert(file, at);
+        }
+        if at == free {
+            free += 1;
+        }
     }
-    match numbers.iter().find(|number| number.number == 0) {
-        None => {
-            planner.call(Phase::Fds, actor, close(0), origin(first));
-        }
-        // It was taken with close-on-exec set.
-        Some(zero) if !zero.cloexec => {
-            let call = task_fcntl(0, "F_SETFD", libc::F_SETFD, Arg::Int(0));
-            planner.call(Phase::Fds, actor, call, origin(zero));
-        }
-        Some(_) => {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unused_number_is_no_landing_place() {
+        assert_eq!(lowest_unused(&HashSet::new()), 2);
+        assert_eq!(lowest_unused(&HashSet::from([0, 1, 2, 3, 5])), 4);
     }
 }

@@ -447,6 +447,7 @@ fn plan_slave(planner: &mut Planner<'_>, slave: &End<'_>, pair: Pair) {
             path: slave.reg.name.clone(),
             flags,
             expect: FileFacts::default(),
+            pos: 0,
             slot,
         });
         planner.push(Phase::Objects, Actor::Broker, open, origin.clone());
@@ -488,7 +489,7 @@ pub fn plan_session_terminal(planner: &mut Planner<'_>, leader: VirtPid) {
     planner.files.session_terminals.insert(sid, slot);
     let origin = file.origin(format!("controlling terminal of session {leader}"));
     let actor = Actor::Task(leader);
-    let take = Op::Take { slot, at: 0 };
+    let take = Op::take(slot, 0);
     planner.push(Phase::Fork, actor, take, origin.clone());
     let args = vec![
         Arg::Int(0),
@@ -522,7 +523,7 @@ fn control(
     }
     let origin = file.origin(format!("controlling terminal of session {leader}"));
     let actor = Actor::Task(leader);
-    let take = Op::Take { slot, at: 0 };
+    let take = Op::take(slot, 0);
     planner.push(Phase::Objects, actor, take, origin.clone());
     if info.pgrp != 0 {
         let args = vec![
@@ -658,6 +659,7 @@ fn plan_line(planner: &mut Planner<'_>, end: &End<'_>, controlled: &mut BTreeMap
         path: end.reg.name.clone(),
         flags: end.flags(),
         expect: FileFacts::default(),
+        pos: 0,
         slot,
     });
     planner.push(Phase::Open, Actor::Broker, open, origin.clone());

@@ -122,7 +122,7 @@ fn by_owner(
     };
     let mut steps = Vec::new();
     if sock.owner.is_some() {
-        let take = Op::Take { slot, at: 0 };
+        let take = Op::take(slot, 0);
         steps.push(planner.push(Phase::Objects, actor, take, sock.origin(what)));
     }
     for call in calls {

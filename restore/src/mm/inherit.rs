@@ -370,7 +370,7 @@ pub fn plan_early(planner: &mut Planner<'_>, pid: VirtPid) {
             source.pages_id
         );
         let origin = Origin::new(format!("pagemap-{pid}.img"), None, what);
-        let take = Op::Take { slot, at: 0 };
+        let take = Op::take(slot, 0);
         planner.push(Phase::Fork, actor, take, origin.clone());
         for load in super::load_ops(&runs, slot) {
             planner.push(Phase::Fork, actor, load, origin.clone());

@@ -268,12 +268,7 @@ fn hold(planner: &mut Planner<'_>, room: &mut Room<'_>, slot: Option<SlotId>, or
         return;
     }
     release(planner, room);
-    planner.push(
-        Phase::Memory,
-        room.actor,
-        Op::Take { slot, at: 0 },
-        origin.clone(),
-    );
+    planner.push(Phase::Memory, room.actor, Op::take(slot, 0), origin.clone());
     room.held = Some(slot);
 }
 

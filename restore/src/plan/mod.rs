@@ -163,7 +163,7 @@ impl<'a> Planner<'a> {
         if !self.refusals.is_empty() {
             return Err(self.refusals);
         }
-        let broker_fd = self.files.lowest_unused_number();
+        let broker_fd = self.files.broker_fd;
         let used = std::mem::take(&mut self.mm.used);
         let steps = order::in_order(self.steps).map_err(|error| {
             let origin = Origin::new("pstree.img", None, "the order of the plan");

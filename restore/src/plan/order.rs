@@ -5,8 +5,8 @@
 //! A cycle, or a slot that nobody fills in time, is a fault of a room or of the images: it is told
 //! with the entries that take part, and nothing is run.
 
-use super::slots::slots_of;
-use super::step::{Actor, Op, Phase, Routine, SlotId, Step};
+use super::slots::{gives, needs};
+use super::step::{Actor, Op, Routine, SlotId, Step};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 
@@ -39,11 +39,20 @@ pub enum OrderError {
 }
 
 /// Puts steps into the order in which they run: by phase, then a stable topological order.
+///
+/// Rooms push nearly everything in an order in which it can run, and then that is the order: the
+/// edges of a phase are only gathered if one of them leads backwards.
 pub fn in_order(steps: Vec<Step>) -> Result<Vec<Step>, OrderError> {
-    let givers = givers_of(&steps)?;
-    check_slots(&steps, &givers)?;
-    let before = edges(&steps, &givers);
-    let order = sort(&steps, &before)?;
+    let givers = Givers::of(&steps)?;
+    givers.check(&steps)?;
+    let makers = makers_of(&steps);
+    let mut order: Vec<usize> = (0..steps.len()).collect();
+    order.sort_by_key(|&at| steps[at].phase);
+    for phase in order.chunk_by_mut(|&a, &b| steps[a].phase == steps[b].phase) {
+        if !runs_as_pushed(&steps, phase, &givers, &makers) {
+            sort(&steps, phase, &givers, &makers)?;
+        }
+    }
     let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
     Ok(order
         .into_iter()
@@ -55,86 +64,131 @@ fn tell(step: &Step) -> String {
     format!("{} in {:?}: {}", step.actor, step.phase, step.origin)
 }
 
-fn givers_of(steps: &[Step]) -> Result<HashMap<SlotId, usize>, OrderError> {
-    let mut givers = HashMap::new();
-    for (at, step) in steps.iter().enumerate() {
-        for slot in slots_of(step).gives {
-            if let Some(first) = givers.insert(slot, at) {
-                return Err(OrderError::FilledTwice {
-                    slot,
-                    first: tell(&steps[first]),
-                    second: tell(step),
-                });
+/// The step that fills each slot, by the number of the slot.
+struct Givers(Vec<Option<usize>>);
+
+impl Givers {
+    fn of(steps: &[Step]) -> Result<Givers, OrderError> {
+        let mut givers = Givers(Vec::new());
+        let mut twice = None;
+        for (at, step) in steps.iter().enumerate() {
+            gives(step, &mut |slot| {
+                if let Some(first) = givers.insert(slot, at) {
+                    twice.get_or_insert((slot, first, at));
+                }
+            });
+        }
+        match twice {
+            None => Ok(givers),
+            Some((slot, first, second)) => Err(OrderError::FilledTwice {
+                slot,
+                first: tell(&steps[first]),
+                second: tell(&steps[second]),
+            }),
+        }
+    }
+
+    /// Slots are numbered from 0 by the planner, so the list has no more places than needed.
+    fn insert(&mut self, slot: SlotId, at: usize) -> Option<usize> {
+        let index = slot.0 as usize;
+        if self.0.len() <= index {
+            self.0.resize(index + 1, None);
+        }
+        self.0[index].replace(at)
+    }
+
+    fn get(&self, slot: SlotId) -> Option<usize> {
+        self.0.get(slot.0 as usize).copied().flatten()
+    }
+
+    /// Every slot that is needed is filled in time.
+    fn check(&self, steps: &[Step]) -> Result<(), OrderError> {
+        for step in steps {
+            let mut wrong = None;
+            needs(step, &mut |slot| {
+                let in_time = self
+                    .get(slot)
+                    .is_some_and(|giver| steps[giver].phase <= step.phase);
+                if !in_time {
+                    wrong.get_or_insert(slot);
+                }
+            });
+            if let Some(slot) = wrong {
+                let giver = match self.get(slot) {
+                    Some(at) => format!("only {} fills", tell(&steps[at])),
+                    None => "nobody fills".to_owned(),
+                };
+                let user = tell(step);
+                return Err(OrderError::Unfilled { slot, user, giver });
             }
         }
+        Ok(())
     }
-    Ok(givers)
+
+    /// Whether a slot holds a descriptor, not only the fact that a step is done.
+    fn is_descriptor(&self, steps: &[Step], slot: SlotId) -> bool {
+        self.get(slot)
+            .is_some_and(|giver| steps[giver].done != Some(slot))
+    }
 }
 
-fn check_slots(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Result<(), OrderError> {
-    for step in steps {
-        for slot in slots_of(step).needs {
-            let giver = match givers.get(&slot) {
-                Some(&at) if steps[at].phase <= step.phase => continue,
-                Some(&at) => format!("only {} fills", tell(&steps[at])),
-                None => "nobody fills".to_owned(),
-            };
-            let user = tell(step);
-            return Err(OrderError::Unfilled { slot, user, giver });
-        }
-    }
-    Ok(())
+/// Whether nothing in a phase waits for what was pushed behind it. The other edges follow the
+/// order of pushing by themselves.
+fn runs_as_pushed(
+    steps: &[Step],
+    phase: &[usize],
+    givers: &Givers,
+    makers: &HashMap<Actor, usize>,
+) -> bool {
+    phase.iter().all(|&at| {
+        let step = &steps[at];
+        let is_later = |other: usize| other > at && steps[other].phase == step.phase;
+        let mut forward = true;
+        needs(step, &mut |slot| {
+            forward &= !givers.get(slot).is_some_and(is_later);
+        });
+        let maker = match step.actor {
+            Actor::Broker => None,
+            actor => makers.get(&actor).copied(),
+        };
+        forward && !maker.is_some_and(is_later)
+    })
 }
 
 /// Who comes before whom inside a phase, as (earlier, later).
-fn edges(steps: &[Step], givers: &HashMap<SlotId, usize>) -> Vec<(usize, usize)> {
+fn edges(
+    steps: &[Step],
+    phase: &[usize],
+    givers: &Givers,
+    makers: &HashMap<Actor, usize>,
+) -> Vec<(usize, usize)> {
     let mut edges = Vec::new();
-    let makers = makers_of(steps);
     // The steps of one task are a story: descriptor 0 is taken, mapped and closed in this order.
-    let mut last_of: HashMap<(Phase, Actor), usize> = HashMap::new();
+    let mut last_of: HashMap<Actor, usize> = HashMap::new();
     // The broker has many stories at once, one for each slot: socket, options, bind, listen.
-    let mut last_on: HashMap<(Phase, SlotId), usize> = HashMap::new();
-    let mut users: HashMap<(Phase, SlotId), Vec<usize>> = HashMap::new();
-    for (at, step) in steps.iter().enumerate() {
-        let slots = slots_of(step);
-        for slot in &slots.needs {
-            edges.extend(givers.get(slot).map(|&giver| (giver, at)));
+    let mut last_on: HashMap<SlotId, usize> = HashMap::new();
+    let mut users: HashMap<SlotId, Vec<usize>> = HashMap::new();
+    for &at in phase {
+        let step = &steps[at];
+        edges.extend(makers.get(&step.actor).map(|&maker| (maker, at)));
+        let is_broker = step.actor == Actor::Broker;
+        if !is_broker {
+            edges.extend(last_of.insert(step.actor, at).map(|last| (last, at)));
         }
-        if let Some(&maker) = makers.get(&step.actor) {
-            edges.push((maker, at));
-        }
-        if step.actor == Actor::Broker {
-            for slot in slots
-                .needs
-                .iter()
-                .filter(|slot| is_descriptor(steps, givers, **slot))
-            {
-                edges.extend(
-                    last_on
-                        .insert((step.phase, *slot), at)
-                        .map(|last| (last, at)),
-                );
+        needs(step, &mut |slot| {
+            edges.extend(givers.get(slot).map(|giver| (giver, at)));
+            if is_broker && givers.is_descriptor(steps, slot) {
+                edges.extend(last_on.insert(slot, at).map(|last| (last, at)));
             }
-        } else if let Some(last) = last_of.insert((step.phase, step.actor), at) {
-            edges.push((last, at));
-        }
-        for slot in &slots.needs {
-            let users = users.entry((step.phase, *slot)).or_default();
+            let users = users.entry(slot).or_default();
             if matches!(step.op, Op::Routine(Routine::Close { .. })) {
                 edges.extend(users.iter().map(|&user| (user, at)));
             }
             users.push(at);
-        }
+        });
     }
     edges.retain(|&(from, to)| from != to && steps[from].phase == steps[to].phase);
     edges
-}
-
-/// Whether a slot holds a descriptor, not only the fact that a step is done.
-fn is_descriptor(steps: &[Step], givers: &HashMap<SlotId, usize>, slot: SlotId) -> bool {
-    givers
-        .get(&slot)
-        .is_some_and(|&giver| steps[giver].done != Some(slot))
 }
 
 /// The step that makes each task and thread.
@@ -152,34 +206,39 @@ fn makers_of(steps: &[Step]) -> HashMap<Actor, usize> {
     makers
 }
 
-fn sort(steps: &[Step], edges: &[(usize, usize)]) -> Result<Vec<usize>, OrderError> {
-    let mut later: Vec<Vec<usize>> = vec![Vec::new(); steps.len()];
-    let mut waits = vec![0_usize; steps.len()];
-    for &(from, to) in edges {
-        later[from].push(to);
-        waits[to] += 1;
+/// Sorts the steps of one phase, given in the order of pushing.
+fn sort(
+    steps: &[Step],
+    phase: &mut [usize],
+    givers: &Givers,
+    makers: &HashMap<Actor, usize>,
+) -> Result<(), OrderError> {
+    let edges = edges(steps, phase, givers, makers);
+    let mut later: HashMap<usize, Vec<usize>> = HashMap::new();
+    let mut waits: HashMap<usize, usize> = HashMap::new();
+    for &(from, to) in &edges {
+        later.entry(from).or_default().push(to);
+        *waits.entry(to).or_default() += 1;
     }
-    let key = |at: usize| Reverse((steps[at].phase, at));
-    let mut ready: BinaryHeap<Reverse<(Phase, usize)>> = (0..steps.len())
-        .filter(|&at| waits[at] == 0)
-        .map(key)
-        .collect();
-    let mut order = Vec::with_capacity(steps.len());
-    while let Some(Reverse((_, at))) = ready.pop() {
+    let free = phase.iter().filter(|at| !waits.contains_key(at));
+    let mut ready: BinaryHeap<Reverse<usize>> = free.copied().map(Reverse).collect();
+    let mut order = Vec::with_capacity(phase.len());
+    while let Some(Reverse(at)) = ready.pop() {
         order.push(at);
-        for &next in &later[at] {
-            waits[next] -= 1;
-            if waits[next] == 0 {
-                ready.push(key(next));
+        for &next in later.get(&at).into_iter().flatten() {
+            if let Some(waiting) = waits.get_mut(&next) {
+                *waiting -= 1;
+                if *waiting == 0 {
+                    ready.push(Reverse(next));
+                }
             }
         }
     }
-    if order.len() < steps.len() {
-        return Err(cycle(steps, edges, &order));
+    if order.len() < phase.len() {
+        return Err(cycle(steps, &edges, &order));
     }
-    // No edge leads from one phase to another: they only have to be put one behind the other.
-    order.sort_by_key(|&at| steps[at].phase);
-    Ok(order)
+    phase.copy_from_slice(&order);
+    Ok(())
 }
 
 /// One cycle among the steps that found no place.
@@ -207,7 +266,7 @@ fn cycle(steps: &[Step], edges: &[(usize, usize)], placed: &[usize]) -> OrderErr
 
 #[cfg(test)]
 mod tests {
-    use super::super::step::{Call, Origin, Ret};
+    use super::super::step::{Call, Origin, Phase, Ret};
     use super::*;
     use crust_image::ids::VirtPid;
 
@@ -287,10 +346,7 @@ mod tests {
         let mut close = step(Phase::Memory, Actor::Broker, "close");
         close.op = Op::Routine(Routine::Close { slot: SlotId(0) });
         let mut take = step(Phase::Memory, Actor::Task(pid(5)), "take");
-        take.op = Op::Take {
-            slot: SlotId(0),
-            at: 0,
-        };
+        take.op = Op::take(SlotId(0), 0);
         take.after = vec![SlotId(1)];
         let mut late = step(Phase::Memory, Actor::Task(pid(6)), "late");
         late.done = Some(SlotId(1));

@@ -66,7 +66,10 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
             out.push_str("at last ");
             write_call(out, call)
         }
-        Op::Take { slot, at } => write!(out, "take {} as {at}", Slot(*slot)),
+        Op::Take { slot, at, cloexec } => {
+            let kept = if *cloexec { "" } else { ", kept on exec" };
+            write!(out, "take {} as {at}{kept}", Slot(*slot))
+        }
         Op::Fetch { from, number, slot } => {
             write!(out, "fetch {number} of {from} -> {}", Slot(*slot))
         }
@@ -246,12 +249,16 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             path,
             flags,
             expect,
+            pos,
             slot,
         } => {
             out.push_str("open file ");
             write_str(out, path)?;
             write!(out, " flags {flags:#o}")?;
             write_facts(out, expect)?;
+            if *pos != 0 {
+                write!(out, " pos {pos}")?;
+            }
             write!(out, " -> {}", Slot(*slot))
         }
         Routine::OpenPages {

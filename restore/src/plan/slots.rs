@@ -1,30 +1,25 @@
 //! Which slots a step fills and which it needs: read off the step itself, so that a room cannot
-//! forget to say it.
+//! forget to say it. Visited, not listed: plans have tens of thousands of steps, most of which need
+//! one slot or none.
 
-use super::step::{Arg, Call, Op, Piece, Ret, Routine, SlotId, Step};
+use super::step::{Arg, Op, Piece, Ret, Routine, SlotId, Step};
 
-/// What a step fills and needs.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Slots {
-    /// Filled by it.
-    pub gives: Vec<SlotId>,
-    /// Must be filled before it.
-    pub needs: Vec<SlotId>,
-}
-
-/// The slots of a step, those of `after` and `done` included.
-pub fn slots_of(step: &Step) -> Slots {
-    let mut slots = Slots::default();
-    slots.needs.extend(&step.after);
-    slots.gives.extend(&step.done);
+/// The slots that a step fills, `done` included.
+pub fn gives(step: &Step, visit: &mut impl FnMut(SlotId)) {
+    step.done.iter().for_each(|slot| visit(*slot));
     match &step.op {
-        Op::Call(call) | Op::LastCall(call) => of_call(call, &mut slots),
-        Op::Take { slot, .. } => slots.needs.push(*slot),
-        Op::Fetch { slot, .. } => slots.gives.push(*slot),
-        Op::AioRing { pages, .. } | Op::LoadPages { pages, .. } => slots.needs.push(*pages),
-        Op::CopyPages { from, to, .. } => slots.needs.extend([*from, *to]),
-        Op::Routine(routine) => of_routine(routine, &mut slots),
-        Op::Fork { .. }
+        Op::Call(call) | Op::LastCall(call) => match call.ret {
+            Ret::Fd(slot) => visit(slot),
+            Ret::FdPair(_, first, second) => [first, second].into_iter().for_each(visit),
+            Ret::Ok | Ret::Exactly(_) | Ret::Any => {}
+        },
+        Op::Fetch { slot, .. } => visit(*slot),
+        Op::Routine(routine) => given_by(routine, visit),
+        Op::Take { .. }
+        | Op::AioRing { .. }
+        | Op::LoadPages { .. }
+        | Op::CopyPages { .. }
+        | Op::Fork { .. }
         | Op::ClearMemory
         | Op::MoveVdso { .. }
         | Op::WriteProc { .. }
@@ -34,7 +29,6 @@ pub fn slots_of(step: &Step) -> Slots {
         | Op::Stop { .. }
         | Op::SetRegs(_) => {}
     }
-    slots
 }
 
 /// How many descriptors the broker comes to hold by these steps, and how many of them it closes
@@ -42,40 +36,50 @@ pub fn slots_of(step: &Step) -> Slots {
 pub fn held_and_closed(steps: &[Step]) -> (u64, u64) {
     let mut counts = (0, 0);
     for step in steps {
-        let done = usize::from(step.done.is_some());
-        counts.0 += (slots_of(step).gives.len() - done) as u64;
+        gives(step, &mut |slot| {
+            counts.0 += u64::from(step.done != Some(slot))
+        });
         counts.1 += u64::from(matches!(step.op, Op::Routine(Routine::Close { .. })));
     }
     counts
 }
 
-fn of_call(call: &Call, slots: &mut Slots) {
-    for arg in &call.args {
-        of_arg(arg, slots);
-    }
-    match call.ret {
-        Ret::Fd(slot) => slots.gives.push(slot),
-        Ret::FdPair(_, first, second) => slots.gives.extend([first, second]),
-        Ret::Ok | Ret::Exactly(_) | Ret::Any => {}
+/// The slots that must be filled before a step, those of `after` included.
+pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
+    step.after.iter().for_each(|slot| visit(*slot));
+    match &step.op {
+        Op::Call(call) | Op::LastCall(call) => {
+            call.args.iter().for_each(|arg| needed_by_arg(arg, visit));
+        }
+        Op::Take { slot, .. } => visit(*slot),
+        Op::AioRing { pages, .. } | Op::LoadPages { pages, .. } => visit(*pages),
+        Op::CopyPages { from, to, .. } => [*from, *to].into_iter().for_each(visit),
+        Op::Routine(routine) => needed_by(routine, visit),
+        Op::Fetch { .. }
+        | Op::Fork { .. }
+        | Op::ClearMemory
+        | Op::MoveVdso { .. }
+        | Op::WriteProc { .. }
+        | Op::Thread { .. }
+        | Op::Die { .. }
+        | Op::Reap { .. }
+        | Op::Stop { .. }
+        | Op::SetRegs(_) => {}
     }
 }
 
-fn of_arg(arg: &Arg, slots: &mut Slots) {
+fn needed_by_arg(arg: &Arg, visit: &mut impl FnMut(SlotId)) {
     match arg {
-        Arg::Fd(slot) | Arg::FdPath(slot) => slots.needs.push(*slot),
-        Arg::Data(pieces) => {
-            for piece in pieces {
-                match piece {
-                    Piece::Ptr(arg) => of_arg(arg, slots),
-                    Piece::Bytes(_) => {}
-                }
-            }
-        }
+        Arg::Fd(slot) | Arg::FdPath(slot) => visit(*slot),
+        Arg::Data(pieces) => pieces.iter().for_each(|piece| match piece {
+            Piece::Ptr(arg) => needed_by_arg(arg, visit),
+            Piece::Bytes(_) => {}
+        }),
         Arg::Int(_) | Arg::Hex(_) | Arg::Named(..) | Arg::Str(_) | Arg::Out(_) => {}
     }
 }
 
-fn of_routine(routine: &Routine, slots: &mut Slots) {
+fn given_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
     match routine {
         Routine::OpenFile { slot, .. }
         | Routine::OpenGhost { slot, .. }
@@ -84,37 +88,68 @@ fn of_routine(routine: &Routine, slots: &mut Slots) {
         | Routine::OwnTerminal { slot, .. }
         | Routine::Inherit { slot, .. }
         | Routine::MakeUts { slot, .. }
-        | Routine::SharedAnon { slot, .. } => slots.gives.push(*slot),
+        | Routine::OpenBpfMap { slot, .. }
+        | Routine::SharedAnon { slot, .. } => visit(*slot),
+        Routine::MakeBpfMap(map) => visit(map.slot),
+        Routine::MakePty { master, slave, .. } => {
+            visit(*master);
+            slave.iter().for_each(|slot| visit(*slot));
+        }
+        Routine::Sysv { slot, .. } => slot.iter().for_each(|slot| visit(*slot)),
+        Routine::FeedPayload { .. }
+        | Routine::WriteAll { .. }
+        | Routine::BindUnix { .. }
+        | Routine::BindInet { .. }
+        | Routine::ArmTimer { .. }
+        | Routine::WatchInode { .. }
+        | Routine::MarkInode { .. }
+        | Routine::Close { .. }
+        | Routine::RepairTcp(_)
+        | Routine::GoLive(_)
+        | Routine::FeedMaster { .. }
+        | Routine::FeedSlave { .. }
+        | Routine::SendPacket { .. }
+        | Routine::MakeCgroup(_)
+        | Routine::GhostFile { .. }
+        | Routine::RemoveGhost { .. }
+        | Routine::Unlink { .. } => {}
+    }
+}
+
+fn needed_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
+    match routine {
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
         | Routine::BindUnix { slot, .. }
         | Routine::BindInet { slot, .. }
         | Routine::ArmTimer { slot, .. }
-        | Routine::Close { slot } => slots.needs.push(*slot),
-        Routine::OpenBpfMap { map, slot, .. } => {
-            slots.needs.push(*map);
-            slots.gives.push(*slot);
-        }
-        Routine::MakeBpfMap(map) => slots.gives.push(map.slot),
+        | Routine::Close { slot } => visit(*slot),
         Routine::WatchInode { slot, on, .. } | Routine::MarkInode { slot, on, .. } => {
-            slots.needs.push(*slot);
-            slots.needs.extend(on.open);
+            visit(*slot);
+            on.open.iter().for_each(|open| visit(*open));
         }
-        Routine::RepairTcp(tcp) => slots.needs.push(tcp.slot),
-        Routine::GoLive(live) => slots.needs.push(live.slot),
-        Routine::MakePty { master, slave, .. } => {
-            slots.gives.push(*master);
-            slots.gives.extend(*slave);
-        }
+        Routine::OpenBpfMap { map, .. } => visit(*map),
+        Routine::RepairTcp(tcp) => visit(tcp.slot),
+        Routine::GoLive(live) => visit(live.slot),
         Routine::FeedMaster { master, slave, .. } | Routine::FeedSlave { master, slave, .. } => {
-            slots.needs.extend([*master, *slave]);
+            [*master, *slave].into_iter().for_each(visit);
         }
         Routine::SendPacket { via, rights, .. } => {
-            slots.needs.push(*via);
-            slots.needs.extend(rights);
+            visit(*via);
+            rights.iter().for_each(|slot| visit(*slot));
         }
-        Routine::Sysv { slot, .. } => slots.gives.extend(slot),
-        Routine::MakeCgroup(_)
+        Routine::OpenFile { .. }
+        | Routine::OpenGhost { .. }
+        | Routine::OpenLink { .. }
+        | Routine::OpenPages { .. }
+        | Routine::OwnTerminal { .. }
+        | Routine::Inherit { .. }
+        | Routine::MakeUts { .. }
+        | Routine::MakeBpfMap(_)
+        | Routine::SharedAnon { .. }
+        | Routine::MakePty { .. }
+        | Routine::Sysv { .. }
+        | Routine::MakeCgroup(_)
         | Routine::GhostFile { .. }
         | Routine::RemoveGhost { .. }
         | Routine::Unlink { .. } => {}

@@ -126,12 +126,14 @@ pub enum Op {
     /// A system call.
     Call(Call),
     /// Task: a copy of a descriptor that the broker holds appears as this number, which must be
-    /// the lowest free one (pidfd_getfd(2) chooses, close-on-exec is set).
+    /// the lowest free one (pidfd_getfd(2) chooses).
     Take {
         /// The broker's descriptor.
         slot: SlotId,
         /// The number in the task.
         at: i32,
+        /// Whether close-on-exec is set.
+        cloexec: bool,
     },
     /// Broker: a copy of a task's descriptor comes into a slot.
     Fetch {
@@ -279,6 +281,8 @@ pub enum Routine {
         flags: i32,
         /// What the file must be.
         expect: FileFacts,
+        /// Position from the start. A device that has none stays where it is.
+        pos: u64,
         /// Where the descriptor goes.
         slot: SlotId,
     },
@@ -747,6 +751,14 @@ pub struct Plan {
     pub slots: u32,
     /// How many descriptors the broker holds at most.
     pub held: u64,
+}
+
+impl Op {
+    /// A task takes a descriptor for a while, with close-on-exec set.
+    pub fn take(slot: SlotId, at: i32) -> Op {
+        let cloexec = true;
+        Op::Take { slot, at, cloexec }
+    }
 }
 
 impl Call {

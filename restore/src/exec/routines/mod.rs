@@ -52,6 +52,11 @@ impl<'s> Slots<'s> {
         Ok(())
     }
 
+    /// Opened ahead of the run.
+    fn is_filled(&self, slot: SlotId) -> bool {
+        matches!(self.held.get(slot.0 as usize), Some(Some(_)))
+    }
+
     fn get(&self, slot: SlotId) -> Result<BorrowedFd<'_>> {
         match self.held.get(slot.0 as usize) {
             Some(Some(fd)) => Ok(fd.as_fd()),
@@ -140,8 +145,14 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             path,
             flags,
             expect,
+            pos,
             slot,
-        } => slots.put(*slot, open::open_checked(path, *flags, expect)?),
+        } => {
+            if slots.is_filled(*slot) {
+                return Ok(());
+            }
+            slots.put(*slot, open::open_at(path, *flags, expect, *pos)?)
+        }
         Routine::OpenPages {
             level,
             pages_id,

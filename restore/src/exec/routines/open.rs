@@ -1,6 +1,6 @@
 //! Opening a file as an image says it was open.
 //!
-//! The path is looked at first without opening it (O_PATH): an open for real may block (a fifo),
+//! The path is looked at first without opening it: an open for real may block (a fifo),
 //! ring a bell (a device) or come back as something else, so nothing is opened that is not the
 //! type of file that was dumped. The look and the open are compared afterwards. What differs is
 //! told with both values: the user has to decide whether the old or the new file is right.
@@ -9,9 +9,10 @@ use crate::plan::step::FileFacts;
 use anyhow::{Context, Result, bail};
 use crust_process::build_id;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
+use nix::unistd::{Whence, lseek};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -39,6 +40,26 @@ pub fn open_checked(path: &[u8], flags: i32, expect: &FileFacts) -> Result<Owned
     Ok(fd)
 }
 
+/// The same, with the position at which the file was.
+pub fn open_at(path: &[u8], flags: i32, expect: &FileFacts, pos: u64) -> Result<OwnedFd> {
+    let fd = open_checked(path, flags, expect)?;
+    if pos == 0 {
+        return Ok(fd);
+    }
+    // Some devices show a position and cannot be given one.
+    let is_device = expect.mode.unwrap_or(0) & libc::S_IFMT == libc::S_IFCHR;
+    let sought = i64::try_from(pos)
+        .map_err(|_| Errno::EOVERFLOW)
+        .and_then(|pos| lseek(&fd, pos, Whence::SeekSet));
+    match sought {
+        Err(errno) if !is_device => {
+            let name = OsStr::from_bytes(path).display();
+            bail!("seek to {pos} in {name}: {errno}")
+        }
+        _ => Ok(fd),
+    }
+}
+
 /// The flags for open(2) of a file of this mode.
 ///
 /// O_TMPFILE stays visible in F_GETFL but asks for another nameless file when passed again.
@@ -60,23 +81,18 @@ pub fn look(path: &[u8], flags: i32, expect: &FileFacts) -> Result<FileStat> {
     // The name in an image has no symbolic link at its end, or it is of the link itself: one that
     // is there now was put there since.
     let as_it_is = flags & libc::O_NOFOLLOW != 0 || expect.mode.is_some();
-    let nofollow = if as_it_is {
-        OFlag::O_NOFOLLOW
-    } else {
-        OFlag::empty()
-    };
-    let fd = open(
-        name,
-        OFlag::O_PATH | OFlag::O_CLOEXEC | nofollow,
-        Mode::empty(),
-    )
-    .map_err(|errno| match errno {
+    let failed = |errno| match errno {
         Errno::ENOENT | Errno::ENOTDIR => {
             anyhow::anyhow!("{} is gone: {}", name.display(), errno.desc())
         }
         _ => anyhow::anyhow!("look at {}: {errno}", name.display()),
-    })?;
-    let seen = fstat(&fd).with_context(|| format!("fstat {}", name.display()))?;
+    };
+    let nofollow = if as_it_is {
+        AtFlags::AT_SYMLINK_NOFOLLOW
+    } else {
+        AtFlags::empty()
+    };
+    let seen = fstatat(AT_FDCWD, name, nofollow).map_err(failed)?;
     let differences = differences(&seen, expect);
     if !differences.is_empty() {
         bail!(
@@ -85,6 +101,8 @@ pub fn look(path: &[u8], flags: i32, expect: &FileFacts) -> Result<FileStat> {
         );
     }
     if !expect.build_id.is_empty() {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let fd = open(name, flags, Mode::empty()).map_err(failed)?;
         check_build_id(name, &fd, &expect.build_id)?;
     }
     Ok(seen)
