@@ -11,7 +11,7 @@ use crust_process::descriptor;
 use crust_process::pid::HostPid;
 use crust_process::proc::mountinfo::{MountInfo, parse_mountinfo};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat};
 use nix::sys::stat::{Mode, fstatat, stat};
 use nix::sys::statfs::{FsType, PROC_SUPER_MAGIC, fstatfs};
 use std::collections::HashMap;
@@ -136,6 +136,26 @@ impl Namespace {
             Err(errno) => Err(anyhow!(errno))
                 .with_context(|| format!("stat {}", String::from_utf8_lossy(path))),
         }
+    }
+
+    /// The mount in which an absolute path lies, or would lie if what is missing of it were made:
+    /// that of the deepest directory above it that is there.
+    pub fn mount_above(&self, path: &[u8]) -> Result<Option<u64>> {
+        let root = self.root()?;
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let mut rest = self.relative(path).unwrap_or_default();
+        while let Some(slash) = rest.iter().rposition(|byte| *byte == b'/') {
+            rest = rest.get(..slash).unwrap_or_default();
+            match openat(&root, OsStr::from_bytes(rest), flags, Mode::empty()) {
+                Ok(directory) => return Ok(descriptor::statx(directory.as_fd())?.mnt_id),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE) => {}
+                Err(errno) => {
+                    let directory = String::from_utf8_lossy(rest);
+                    return Err(errno).with_context(|| format!("open /{directory}"));
+                }
+            }
+        }
+        Ok(descriptor::statx(root.as_fd())?.mnt_id)
     }
 
     /// The directory from which [`Namespace::relative`] paths are meant.

@@ -5,7 +5,7 @@
 //! build id only let a restorer see that the file was replaced. The name is that of the /proc link,
 //! which the kernel makes from the dentry: it is checked to lead to the very inode, because the
 //! file may have been deleted (ghost.rs, link_remap.rs), belong to a dead process (remap.rs) or
-//! lie under another mount (refused). Of one that `--external file[MNT_ID:INODE]` names only that
+//! lie under another mount or in one that was unmounted lazily (refused). Of one that `--external file[MNT_ID:INODE]` names only that
 //! is stored, for the restorer to be given one (`--inherit-fd`). No size is stored for a file open for appending, as the
 //! peer does: it may grow between dump and restore.
 
@@ -158,6 +158,13 @@ fn settle_name(
     // Deleted and linked again under the same name: the name is good.
     if namespace.inode_at(stripped)? == Some(inode) {
         return Ok(stripped.to_vec());
+    }
+    // Whatever is made under this name for the restore must be where the file is.
+    let above = namespace.mount_above(stripped)?;
+    if stat.mnt_id.is_some() && above != stat.mnt_id {
+        return Err(Problem::refused(
+            "it is deleted, and the directory it was in is covered by a mount, or its mount is gone",
+        ));
     }
     let is_directory = stat.mode & libc::S_IFMT == libc::S_IFDIR;
     if stat.nlink == 0 || is_directory {
