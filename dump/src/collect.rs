@@ -13,6 +13,7 @@ use crate::mm::vmas::{Backing, Vma, plan_vmas};
 use crate::refusal::Refusal;
 use crate::task::facts::{TaskFacts, collect_facts};
 use crate::task::{Told, Traced, collect_filters, collect_told, collect_traced, refuse_task};
+use crate::timens::refuse_several;
 use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
 use crate::uts::{UtsNamespaces, collect_uts};
@@ -384,7 +385,7 @@ impl<'a> Collector<'a> {
         }
         let ipc = collect_ipc(self.ctx, &self.ids, &self.subjects)?;
         let uts = collect_uts(&self.ids, &self.subjects, self.files.held_uts())?;
-        Ok(Collected {
+        let collected = Collected {
             ipc,
             uts,
             places,
@@ -393,7 +394,9 @@ impl<'a> Collector<'a> {
             ids: self.ids,
             files: self.files,
             cgroups: self.cgroups,
-        })
+        };
+        refuse_several(self.ctx, &collected);
+        Ok(collected)
     }
 }
 

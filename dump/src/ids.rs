@@ -28,7 +28,7 @@ const NAMESPACES: [(&str, u32); 8] = [
     ("cgroup", 8),
 ];
 /// The kinds that a tree may have of its own.
-const CARRIED: [&str; 2] = ["ipc", "uts"];
+const CARRIED: [&str; 3] = ["ipc", "uts", "time"];
 /// What a task's children will be in, which differs after unshare(2) of these kinds.
 const FOR_CHILDREN: [(&str, &str); 2] =
     [("pid_for_children", "pid"), ("time_for_children", "time")];
@@ -110,8 +110,16 @@ impl KernelIds {
             let number = Some(self.number_of(kind, dir.readlink(&format!("ns/{kind}"))?));
             match kind {
                 "ipc" => ids.ipc_ns_id = number,
+                "time" => ids.time_ns_id = number,
                 _ => ids.uts_ns_id = number,
             }
+        }
+        // Children of a task in a namespace of its own are mostly to be in the same.
+        const LATER: &str = "time_for_children";
+        if foreign.contains(&LATER)
+            && dir.readlink("ns/time")? == dir.readlink("ns/time_for_children")?
+        {
+            foreign.retain(|kind| *kind != LATER);
         }
         foreign.retain(|kind| !CARRIED.contains(kind));
         Ok((ids, foreign))

@@ -3,10 +3,8 @@
 
 use anyhow::{Context, Result};
 use crust_cli::options::Options;
-use crust_proto::criu::{
-    InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
-};
-use nix::time::{ClockId, clock_gettime};
+use crust_proto::criu::{InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry};
+use nix::time::ClockId;
 
 /// The set of images version 1.1 has the number 2.
 const IMG_VERSION: u32 = 2;
@@ -52,22 +50,6 @@ impl RunId {
 /// Microseconds since the boot. The peer compares it with the start of a task in the next dump of
 /// a chain: one started later is another task with the pid.
 fn uptime() -> Result<u64> {
-    let time = now(ClockId::CLOCK_BOOTTIME)?;
+    let time = crate::timens::now(ClockId::CLOCK_BOOTTIME, 0)?;
     Ok(time.tv_sec * 1_000_000 + time.tv_nsec / 1000)
-}
-
-/// timens-0.img: the clocks as the tasks read them. Offsets of timers and sleeps count from here.
-pub fn encode_timens() -> Result<TimensEntry> {
-    Ok(TimensEntry {
-        monotonic: now(ClockId::CLOCK_MONOTONIC)?,
-        boottime: now(ClockId::CLOCK_BOOTTIME)?,
-    })
-}
-
-fn now(clock: ClockId) -> Result<Timespec> {
-    let time = clock_gettime(clock).with_context(|| format!("read {clock:?}"))?;
-    Ok(Timespec {
-        tv_sec: time.tv_sec() as u64,
-        tv_nsec: time.tv_nsec() as u64,
-    })
 }

@@ -20,6 +20,7 @@ mod refusal;
 mod stats;
 mod stepped;
 mod task;
+mod timens;
 mod track;
 mod tree;
 mod uts;

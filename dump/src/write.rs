@@ -4,7 +4,7 @@ use crate::check::needs::resident;
 use crate::collect::{Collected, Subject, Zombie, for_each_task, spaces};
 use crate::context::{Context, Task};
 use crate::interrupt::Interrupt;
-use crate::inventory::{RunId, encode_inventory, encode_timens};
+use crate::inventory::{RunId, encode_inventory};
 use crate::mm::absent::without;
 use crate::mm::copy::{PAGE, PageSource};
 use crate::mm::pages::{Counts, PagemapImage, create_pagemap};
@@ -19,6 +19,7 @@ use crate::task::images_personality;
 use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
 use crate::task::timers::encode_timers;
+use crate::timens;
 use crate::track::Unchanged;
 use crate::tree::encode_place;
 use anyhow::{Context as _, Result};
@@ -34,8 +35,6 @@ use std::time::Instant;
 
 /// Threads fewer than this are not worth being shared out.
 const WORTH_THREADS: usize = 32;
-/// The time namespace of the dumper, for which there is an image too.
-const OWN_TIMENS: u64 = 0;
 
 /// Writes all images but the inventory.
 pub fn write_images(
@@ -63,7 +62,7 @@ pub fn write_images(
         write_zombie(images, zombie)?;
     }
     write_entry(images, Kind::Seccomp, None, &chains.encode())?;
-    write_entry(images, Kind::Timens, Some(OWN_TIMENS), &encode_timens()?)?;
+    timens::write(images, collected)?;
     if let Some(cgroups) = collected.cgroups.encode()? {
         write_entry(images, Kind::Cgroup, None, &cgroups)?;
     }

@@ -9,6 +9,7 @@ use crust_process::proc::mountinfo::{MountInfo, parse_mountinfo};
 use crust_process::proc::status::parse_status;
 use crust_process::xstate;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::{fs, io};
@@ -132,6 +133,10 @@ pub struct Host {
     pub cgroups: Vec<CgroupMount>,
     /// PR_TIMER_CREATE_RESTORE_IDS (since Linux 6.15).
     pub timer_restore_ids: bool,
+    /// The kernel has time namespaces (CONFIG_TIME_NS).
+    pub time_namespaces: bool,
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME at the start, in nanoseconds.
+    pub clocks: [u64; 2],
 }
 
 impl Host {
@@ -169,6 +174,11 @@ impl Host {
             group: nix::unistd::getpgrp().as_raw() as u32,
             cgroups: cgroups()?,
             timer_restore_ids: release()? >= (6, 15),
+            time_namespaces: fs::exists("/proc/self/ns/time_for_children").unwrap_or(false),
+            clocks: [
+                clock(ClockId::CLOCK_MONOTONIC)?,
+                clock(ClockId::CLOCK_BOOTTIME)?,
+            ],
         })
     }
 
@@ -176,6 +186,11 @@ impl Host {
     pub fn has_cap(&self, cap: u32) -> bool {
         self.creds.cap_eff >> cap & 1 == 1
     }
+}
+
+fn clock(clock: ClockId) -> anyhow::Result<u64> {
+    let time = clock_gettime(clock).map_err(|e| anyhow::anyhow!("read clock {clock}: {e}"))?;
+    Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
@@ -358,6 +373,8 @@ pub mod tests {
             group: 1,
             cgroups: Vec::new(),
             timer_restore_ids: true,
+            time_namespaces: true,
+            clocks: [1 << 62; 2],
         }
     }
 

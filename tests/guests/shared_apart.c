@@ -53,9 +53,8 @@ static int same(int what, int one, int other)
 
 /* The parent of the uncle and the grandfather of the nephew: it has left the table that both have,
  * and so has the nephew's father. */
-static int grandfather(void *unused);
 static volatile pid_t *families;
-static int father(void *unused)
+static __attribute__((noreturn)) int father(void *unused)
 {
 	(void)unused;
 	start(NEPHEW, CLONE_FILES | SIGCHLD, just);
@@ -64,7 +63,7 @@ static int father(void *unused)
 	for (;;)
 		pause();
 }
-static int grandfather(void *unused)
+static __attribute__((noreturn)) int grandfather(void *unused)
 {
 	static char stack[32768] __attribute__((aligned(16)));
 	(void)unused;

@@ -23,6 +23,9 @@ crust_tests::workloads! {
     sigpending: guest "sigpending";
     /// Its timers expire all the time: a signal may just be pending.
     timers: guest "timers", moving &["status ShdPnd"];
+    timer_overrun: guest "timer_overrun";
+    clocks: guest "clocks";
+    sleepers: guest "sleepers";
     attrs: guest "attrs";
     files: guest "files";
     dir_flags: guest "dir_flags";

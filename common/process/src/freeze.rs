@@ -18,7 +18,7 @@ use crate::proc::ProcDir;
 use crate::proc::children::parse_children;
 use crate::proc::stat::{Stat, parse_stat};
 use crate::proc::status::TaskState as ProcState;
-use crate::regs::Regs;
+use crate::regs::{RESTART_CODE, Regs};
 use crate::steps::step;
 use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
@@ -460,6 +460,13 @@ impl FrozenThread {
         };
         if thread.stopped.signal_in_hand() == 0 && !thread.has_deliverable_signal(pid)? {
             thread.regs.undo_tracer_eintr();
+        }
+        if thread.regs.is_restarting() {
+            let mut code = [0; RESTART_CODE];
+            let at = thread.regs.0.rip.wrapping_sub(RESTART_CODE as u64);
+            // Where nothing can be read nothing is named.
+            let _ = reader.mem.read_exact_at(at, &mut code);
+            thread.regs.name_restarted_call(code);
         }
         thread.abort_rseq(&reader.mem)?;
         if thread.regs.0.rip != found.0.rip {

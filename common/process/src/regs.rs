@@ -54,6 +54,9 @@ macro_rules! named {
     }};
 }
 
+/// Bytes of `mov eax, NUMBER` and `syscall`.
+pub const RESTART_CODE: usize = 7;
+
 impl Regs {
     /// From the 27 words in the order of user_regs_struct (sys/user.h).
     pub fn from_words(words: &[u64; 27]) -> Regs {
@@ -78,6 +81,31 @@ impl Regs {
         }
     }
 
+    /// A thread that was interrupted before sits in restart_syscall(2), which does not tell what it
+    /// restarts; its registers are those of the call it restarts, and the instruction before tells
+    /// which that is: `mov eax, NUMBER` nearly always. `code` are the bytes that end where the
+    /// thread stands. The kernel takes either number for the same when the thread goes on.
+    pub fn name_restarted_call(&mut self, code: [u8; RESTART_CODE]) {
+        const RESTARTED: [i64; 4] = [
+            libc::SYS_nanosleep,
+            libc::SYS_clock_nanosleep,
+            libc::SYS_poll,
+            libc::SYS_futex,
+        ];
+        let [mov, number @ .., syscall0, syscall1] = code;
+        let number = i64::from(u32::from_le_bytes(number));
+        let is_call = [mov, syscall0, syscall1] == [0xb8, 0x0f, 0x05];
+        if is_call && self.is_restarting() && RESTARTED.contains(&number) {
+            self.0.orig_rax = number as u64;
+        }
+    }
+
+    /// Whether the thread has been stopped in restart_syscall(2).
+    pub fn is_restarting(&self) -> bool {
+        self.syscall() == Some(libc::SYS_restart_syscall)
+            && self.0.rax as i64 == ERESTART_RESTARTBLOCK
+    }
+
     /// The registers with which a thread goes on by itself: the call it was in is entered again
     /// by its own instruction. Equal to what the kernel does on the way to user space
     /// (arch/x86/kernel/signal.c, arch_do_signal_or_restart), as long as the thread's
@@ -99,7 +127,8 @@ impl Regs {
     /// entered again by its own instruction, with all of its timeout: no program sees an EINTR it
     /// did not ask for, and absolute timeouts are as they were. Only a sleep whose caller asked for
     /// the remaining time ends with EINTR: the kernel has written that time already, and such a
-    /// caller goes on with it. orig_rax stays, for the reader of the image.
+    /// caller goes on with it. If it asked for it in the place of the request, as sleep(3) does,
+    /// the call entered again finds just what remains. orig_rax stays, for the reader of the image.
     pub fn for_image(&self) -> Regs {
         let mut regs = *self;
         if !self.waits_for_restart() {
@@ -120,8 +149,8 @@ impl Regs {
     /// block it would end with EINTR too, or restart a call that is not its own.
     fn must_end(&self) -> bool {
         match self.syscall() {
-            Some(libc::SYS_nanosleep) => self.0.rsi != 0,
-            Some(libc::SYS_clock_nanosleep) => self.0.r10 != 0,
+            Some(libc::SYS_nanosleep) => ![0, self.0.rdi].contains(&self.0.rsi),
+            Some(libc::SYS_clock_nanosleep) => ![0, self.0.rdx].contains(&self.0.r10),
             Some(libc::SYS_restart_syscall) => true,
             _ => false,
         }
@@ -183,7 +212,33 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_call_ends() {
+    fn a_sleeper_whose_request_is_the_rest_goes_on() {
+        let mut regs = stopped_in(libc::SYS_nanosleep, ERESTART_RESTARTBLOCK, 0x7000);
+        regs.0.rdi = 0x7000;
+        let regs = regs.for_image().0;
+        assert_eq!((regs.rip, regs.rax as i64), (0x1000, libc::SYS_nanosleep));
+    }
+
+    #[test]
+    fn the_code_names_a_restarted_call() {
+        let again = stopped_in(libc::SYS_restart_syscall, ERESTART_RESTARTBLOCK, 0);
+        let named = |code| {
+            let mut regs = again;
+            regs.name_restarted_call(code);
+            regs.0.orig_rax as i64
+        };
+        let poll = named([0xb8, 7, 0, 0, 0, 0x0f, 0x05]);
+        assert_eq!(poll, libc::SYS_poll);
+        for other in [
+            [0xb8, 1, 0, 0, 0, 0x0f, 0x05],
+            [0x90, 7, 0, 0, 0, 0x0f, 0x05],
+        ] {
+            assert_eq!(named(other), libc::SYS_restart_syscall);
+        }
+    }
+
+    #[test]
+    fn a_restarted_call_without_a_name_ends() {
         let again = libc::SYS_restart_syscall;
         let regs = stopped_in(again, ERESTART_RESTARTBLOCK, 0).for_image().0;
         assert_eq!((regs.rip, regs.rax as i64), (0x1002, EINTR));

@@ -13,7 +13,8 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET) as u64;
+    | libc::CLONE_NEWNET
+    | crate::tree::CLONE_NEWTIME) as u64;
 
 /// All of them.
 pub fn of(steps: &[Step]) -> Needs {

@@ -5,12 +5,14 @@ use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Ret, SlotId, Step, VdsoA
 use crust_process::making::CloneArgs;
 use crust_process::scratch::{Check, Table};
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use std::os::fd::AsRawFd;
 
 /// The kernel's limit of an iovec (UIO_MAXIOV).
 const MOST_IOVECS: usize = 1024;
 /// The most a read transfers (read(2), "Notes").
 const MOST_BYTES: u64 = 0x7fff_f000;
+const NANOS: i128 = 1_000_000_000;
 const THREAD_FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -37,6 +39,7 @@ pub fn is_batched(op: &Op) -> bool {
         | Op::MoveVdso { .. }
         | Op::LoadPages { .. }
         | Op::Thread { .. }
+        | Op::Overrun { .. }
         | Op::Reap { .. } => true,
         Op::Fetch { .. }
         | Op::ClearMemory
@@ -182,6 +185,7 @@ impl Writer<'_, '_, '_> {
             }
             Op::MoveVdso { areas } => self.move_vdso(areas),
             Op::LoadPages { fd, runs, .. } => Ok(read_calls(self.table, *fd, runs)),
+            Op::Overrun { .. } => self.overrun(),
             Op::Reap { pid } => {
                 let pid = host_pid(self.step, *pid)?.get();
                 let args = [pid as u64, 0, libc::__WALL as u64, 0, 0, 0];
@@ -288,6 +292,42 @@ impl Writer<'_, '_, '_> {
         let at = room!(self.table.data(&bytes));
         let args = [at, bytes.len() as u64, 0, 0, 0, 0];
         self.push(libc::SYS_clone3, args, Check::Exactly(tid.into()))
+    }
+
+    /// The clock is read here, a moment before the call is made: an interval that ends in between
+    /// is one more overrun, as it would have been for a program that was slow.
+    fn overrun(&mut self) -> Fits {
+        let Op::Overrun {
+            id,
+            clock,
+            shift,
+            left,
+            interval,
+            overrun,
+        } = self.step.op
+        else {
+            return Ok(None);
+        };
+        let now = clock_gettime(ClockId::from_raw(clock))
+            .map_err(|errno| ExecError::step(self.step, "read its clock", errno))?;
+        let now = i128::from(now.tv_sec()) * NANOS + i128::from(now.tv_nsec());
+        let passed = i128::from(interval) * (i128::from(overrun) + 1);
+        let first = now + i128::from(shift) + i128::from(left) - passed;
+        let Ok(first) = u64::try_from(first.max(1)) else {
+            return Err(ExecError::step(self.step, "", Errno::EOVERFLOW));
+        };
+        let nanos = NANOS as u64;
+        let words = [
+            interval / nanos,
+            interval % nanos,
+            first / nanos,
+            first % nanos,
+        ];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let spec = room!(self.table.data(&bytes));
+        let absolute = libc::TIMER_ABSTIME as u64;
+        let args = [id.into(), absolute, spec, 0, 0, 0];
+        self.push(libc::SYS_timer_settime, args, Check::Ok)
     }
 
     fn move_vdso(&mut self, image: &[VdsoArea]) -> Fits {

@@ -121,6 +121,16 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
         },
         Op::Thread { tid } => write!(out, "thread {tid}"),
         Op::Die { status } => write!(out, "die with status {status:#x}"),
+        Op::Overrun {
+            id,
+            left,
+            interval,
+            overrun,
+            ..
+        } => write!(
+            out,
+            "arm timer {id} to {left} ns, then every {interval} ns, with overrun {overrun}"
+        ),
         Op::Reap { pid } => write!(out, "reap {pid}"),
         Op::Stop { signal } => write!(out, "stop by signal {signal}"),
         Op::SetRegs(state) => {

@@ -25,6 +25,7 @@ pub fn gives(step: &Step, visit: &mut impl FnMut(SlotId)) {
         | Op::WriteProc { .. }
         | Op::Thread { .. }
         | Op::Die { .. }
+        | Op::Overrun { .. }
         | Op::Reap { .. }
         | Op::Stop { .. }
         | Op::SetRegs(_) => {}

@@ -216,6 +216,23 @@ pub enum Op {
         /// The status.
         status: i32,
     },
+    /// Task: a periodic POSIX timer is armed so that it has expired just now, `overrun` times more
+    /// than once: its signal, when it is taken off the queue, leaves that count and the next
+    /// expiration at its time (posixtimer_deliver_signal of kernel/time/posix-timers.c).
+    Overrun {
+        /// The timer.
+        id: u32,
+        /// Its clock.
+        clock: i32,
+        /// What the clock of the task is ahead of ours, in nanoseconds.
+        shift: i64,
+        /// Nanoseconds until the next expiration.
+        left: u64,
+        /// Nanoseconds between two.
+        interval: u64,
+        /// The count.
+        overrun: u32,
+    },
     /// Task: a helper among its children, that has died, is reaped; no SIGCHLD is left.
     Reap {
         /// The helper.

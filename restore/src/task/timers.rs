@@ -3,12 +3,19 @@
 //! A POSIX timer comes back under its own id: PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15) lets
 //! timer_create take the id from its result argument. Timers are made with the signals, when the
 //! thread that a timer notifies exists, and armed as late as possible: what remains of their time
-//! runs from then on. An expired one only leaves its signal pending. Overruns cannot be set.
+//! runs from then on. An expired one only leaves its signal pending.
+//!
+//! timer_getoverrun tells the overruns of the last signal that was taken. To bring them back the
+//! timer is armed to an absolute time that lies so many intervals before its next expiration, and
+//! the signal that this raises is taken by the thread that it is for. With another such signal in
+//! the queue, or on a clock of processor time, which cannot be put forward, the count is lost; one
+//! that has gathered behind a signal still in the queue cannot be seen at all.
 
 use super::{Live, Thread};
 use crate::plan::calls::prctl;
-use crate::plan::step::{Arg, Call, Phase, Piece};
+use crate::plan::step::{Arg, Call, Op, Phase, Piece, Ret};
 use crate::plan::{Planner, Refusal};
+use crate::tree::ClockShift;
 use crust_cli::code::Code;
 use crust_proto::criu::{ItimerEntry, PosixTimerEntry};
 use nix::libc;
@@ -19,6 +26,9 @@ const MICROS: u64 = 1_000_000;
 const NANOS: u64 = 1_000_000_000;
 /// sizeof(struct sigevent).
 const SIGEVENT: usize = 64;
+/// Long enough for a timer that is due to go off, whatever the load.
+const DUE_SECONDS: u64 = 60;
+const SIGSET_BYTES: i64 = 8;
 const SIGEV_NONE: u32 = libc::SIGEV_NONE as u32;
 const SIGEV_THREAD_ID: u32 = libc::SIGEV_THREAD_ID as u32;
 
@@ -92,11 +102,82 @@ fn plan_posix(
             create(timer),
             origin.clone(),
         );
-        if (timer.vsec, timer.vnsec) != (0, 0) {
-            planner.call(Phase::Commit, leader.actor(), settime(timer), origin);
+        if (timer.vsec, timer.vnsec) == (0, 0) {
+            continue;
+        }
+        match overrun(timer, planner.tree.clocks, live) {
+            Some(op) => plan_overrun(planner, live, leader, timer, op),
+            None => {
+                planner.call(Phase::Commit, leader.actor(), settime(timer), origin);
+            }
         }
     }
     planner.call(Phase::Signals, leader.actor(), restore_ids(0), origin);
+}
+
+/// How to arm a timer whose overruns can be brought back.
+fn overrun(timer: &PosixTimerEntry, clocks: ClockShift, live: &Live<'_>) -> Option<Op> {
+    let clock = timer.clock_id as i32;
+    let nanos = |seconds: u64, part: u64| seconds.checked_mul(NANOS)?.checked_add(part);
+    let (left, interval) = (
+        nanos(timer.vsec, timer.vnsec)?,
+        nanos(timer.isec, timer.insec)?,
+    );
+    let counts = timer.overrun > 0 && interval > 0 && timer.it_sigev_notify != SIGEV_NONE;
+    // Of SIGTRAP a breakpoint would be made, and the others cannot wait in a queue.
+    let can_wait =
+        ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(&(timer.si_signo as i32));
+    let on_wall = [
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_TAI,
+    ];
+    let is_possible = counts && can_wait && on_wall.contains(&clock);
+    (is_possible && !waits(live, timer.si_signo)).then_some(Op::Overrun {
+        id: timer.it_id,
+        clock,
+        shift: clocks.of(clock),
+        left,
+        interval,
+        overrun: timer.overrun,
+    })
+}
+
+/// Whether a signal of this number is in one of the queues of a task.
+fn waits(live: &Live<'_>, number: u32) -> bool {
+    let private = live.threads.iter().map(|thread| &thread.own.signals_p);
+    let queues = private.chain([&live.tc.signals_s]).flatten();
+    let mut signals = queues.flat_map(|queue| &queue.signals);
+    signals.any(|signal| signal.siginfo.first_chunk() == Some(&number.to_le_bytes()))
+}
+
+/// Arms it, and has the thread that it notifies take the signal.
+fn plan_overrun(
+    planner: &mut Planner<'_>,
+    live: &Live<'_>,
+    leader: &Thread<'_>,
+    timer: &PosixTimerEntry,
+    op: Op,
+) {
+    let origin = leader.origin(&format!("overruns of POSIX timer {}", timer.it_id));
+    let notified = timer
+        .notify_thread_id
+        .filter(|_| timer.it_sigev_notify == SIGEV_THREAD_ID);
+    let mut threads = live.threads.iter();
+    let taker = threads.find(|thread| notified == Some(thread.tid.get() as i32));
+    let armed = planner.push(Phase::Commit, leader.actor(), op, origin.clone());
+    let args = vec![
+        Arg::words(&[1 << (timer.si_signo - 1)]),
+        Arg::null(),
+        Arg::words(&[DUE_SECONDS, 0]),
+        Arg::Int(SIGSET_BYTES),
+    ];
+    let take = Call::new("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, args);
+    let take = take.answers(Ret::Exactly(timer.si_signo.into()));
+    let actor = taker.unwrap_or(leader).actor();
+    let taken = planner.call(Phase::Commit, actor, take, origin);
+    planner.in_turn(armed, taken);
 }
 
 fn check(timer: &PosixTimerEntry, live: &Live<'_>) -> Result<(), String> {

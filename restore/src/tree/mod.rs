@@ -13,6 +13,7 @@ pub mod kin;
 mod namespaces;
 mod procfs;
 mod sharing;
+mod timens;
 
 use crate::plan::step::Origin;
 use crate::plan::{Planner, Refusal, StepId};
@@ -21,6 +22,7 @@ use crust_proto::criu::TaskKobjIdsEntry;
 pub use namespaces::{plan_new, uts_names};
 pub use procfs::{ProcMounts, Reused};
 use std::collections::{BTreeMap, BTreeSet};
+pub use timens::{CLONE_NEWTIME, ClockShift};
 
 /// tc.task_state.
 const TASK_ALIVE: u32 = 1;
@@ -87,6 +89,8 @@ pub struct Tree {
     pub reused: BTreeMap<VirtPid, Reused>,
     /// Where procfs is mounted.
     pub proc_mounts: ProcMounts,
+    /// What is added to this host's clocks in the tree's time namespace.
+    pub clocks: ClockShift,
 }
 
 impl Tree {
@@ -131,6 +135,7 @@ pub fn plan(planner: &mut Planner<'_>) {
     if let Some(root) = tasks.first() {
         forks::plan_root(planner, root);
     }
+    timens::plan(planner, &tasks);
     namespaces::plan(planner, &tasks);
     planner.tree.tasks = tasks;
     let helpers = procfs::plan(planner);

@@ -1,7 +1,7 @@
 //! Namespaces that differ from the dumper's. The ids of a task are compared with those of the
 //! dumper in the inventory: equal means the host's namespace, which is inherited. A uts or ipc
 //! namespace is made by the first of its tasks before that forks anybody, and inherited from there;
-//! what is in ipc namespaces is planned in ipc.rs. Every other kind in which a task differs is
+//! what is in ipc namespaces is planned in ipc.rs, time namespaces in timens.rs. Every other kind in which a task differs is
 //! refused by name.
 
 use super::Task;
@@ -128,7 +128,7 @@ fn refuse(planner: &mut Planner<'_>, tasks: &[Task]) {
     for task in tasks {
         let Some(ids) = &task.ids else { continue };
         for name in own(ids, host) {
-            if name == "uts" || name == "ipc" {
+            if ["uts", "ipc", "time"].contains(&name) {
                 continue;
             }
             let image = format!("ids-{}.img", task.pid);
