@@ -18,9 +18,12 @@ use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
 use crate::uts::{UtsNamespaces, collect_uts};
 use anyhow::{Context as _, Result};
+use crust_cli::code::Code;
+use crust_cli::failure::OfStage;
 use crust_cli::options::CgroupMode;
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::memory::TaskMem;
+use crust_process::pid::HostPid;
 use crust_process::proc::ProcDir;
 use crust_process::proc::maps::MapsVma;
 use crust_process::proc::smaps::{SmapsVma, VmFlag};
@@ -253,7 +256,7 @@ fn alive(frozen: &Frozen) -> Vec<usize> {
 fn look(task: &Task, ids: &KernelIds) -> Result<Seen> {
     let mut facts = collect_facts(task.pid, &task.tids)?;
     let is_tracked = |area: &SmapsVma| area.flags.has(VmFlag::UffdWp);
-    if facts.areas.iter().any(is_tracked) && end_tracking(task.pid)? {
+    if facts.areas.iter().any(is_tracked) && ended_tracking(task.pid)? {
         facts = collect_facts(task.pid, &task.tids)?;
     }
     let absent = collect_absent(&facts.dir, &facts.stack())?;
@@ -262,6 +265,13 @@ fn look(task: &Task, ids: &KernelIds) -> Result<Seen> {
         facts,
         absent,
     })
+}
+
+/// An earlier dump's tracking goes, or the images would hold what it made of the task.
+fn ended_tracking(pid: HostPid) -> Result<bool> {
+    let ended = end_tracking(pid);
+    let ended = ended.with_context(|| format!("end the write tracking of task {pid}"));
+    ended.stage(Code::Track)
 }
 
 /// What grows while the tasks are collected one after the other.
