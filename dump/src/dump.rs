@@ -5,7 +5,7 @@
 
 use crate::collect::{Collected, collect};
 use crate::context::{Context, Task};
-use crate::files::tcp::Survivors;
+use crate::ending::let_go;
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
@@ -252,7 +252,8 @@ fn old_pages(images: &ImageDir) -> Result<Vec<File>> {
     Ok(files?.into_iter().flatten().collect())
 }
 
-fn is_alive(task: &&FrozenTask) -> bool {
+/// Not a zombie.
+pub fn is_alive(task: &&FrozenTask) -> bool {
     !matches!(task.state, TaskState::Zombie(_))
 }
 
@@ -317,29 +318,6 @@ fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> a
         );
     }
     error
-}
-
-/// The end that the options ask for. The network lock goes when the tree goes on, and stays for
-/// the restore otherwise.
-fn let_go(ctx: &Context, frozen: Frozen, collected: &mut Collected, locked: Locked) -> Result<()> {
-    let (options, log) = (ctx.options, ctx.log);
-    if options.leave_running {
-        log.info("Letting the tree go on");
-        drop(locked);
-        frozen.thaw()?;
-        return collected.files.remove_links();
-    }
-    collected.files.keep_links();
-    if options.leave_stopped {
-        log.info("Leaving the tree stopped");
-        frozen.leave_stopped().context("leave the tree stopped")?;
-        return locked.leave();
-    }
-    log.info("Killing the tree");
-    let survivors = Survivors::take(ctx, &collected.files)?;
-    frozen.kill().context("kill the dumped tree")?;
-    locked.leave()?;
-    survivors.vanish()
 }
 
 /// Writes stats-dump.

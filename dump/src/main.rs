@@ -6,6 +6,7 @@ mod check;
 mod collect;
 mod context;
 mod dump;
+mod ending;
 mod files;
 mod freezing;
 mod ids;

@@ -8,7 +8,9 @@ use crate::inventory::RunId;
 use anyhow::{Context as _, Result};
 use crust_cli::options::NetworkLock;
 use crust_process::iptables;
-use crust_process::netfilter::{Ends, HeldLock, hold, leave_locked};
+use crust_process::netfilter::{Ends, HeldLock, hold, leave_locked, removal};
+use crust_process::survivor::Survivor;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The locked network.
 #[derive(Debug)]
@@ -53,20 +55,39 @@ impl Locked {
         })
     }
 
-    /// The lock stays when we are gone.
-    pub fn leave(self) -> Result<()> {
+    /// Makes the lock one that stays when we are gone, if the survivor settles.
+    pub fn leave(self, survivor: &Survivor) -> Result<Left> {
         match self.by {
-            By::Nobody => Ok(()),
-            By::Iptables(rules) => {
-                rules.leave();
-                Ok(())
-            }
+            By::Nobody => Ok(Left::Nothing),
+            By::Iptables(rules) => Ok(Left::Iptables(rules)),
             // Both are in force for a moment.
             By::Table(held) => {
+                let (socket, message) = removal(&self.table)?;
+                survivor.message(socket.as_fd(), &message)?;
                 leave_locked(&self.table, &self.connections).context("leave the network locked")?;
                 drop(held);
-                Ok(())
+                Ok(Left::Table { _socket: socket })
             }
+        }
+    }
+}
+
+/// A lock that is to stay.
+#[derive(Debug)]
+pub enum Left {
+    /// None.
+    Nothing,
+    /// Rules that we would take away.
+    Iptables(iptables::Rules),
+    /// A table of nobody's, with the socket by which the survivor would remove it.
+    Table { _socket: OwnedFd },
+}
+
+impl Left {
+    /// It stays.
+    pub fn keep(self) {
+        if let Left::Iptables(rules) = self {
+            rules.leave();
         }
     }
 }

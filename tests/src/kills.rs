@@ -290,9 +290,17 @@ pub fn dump_killed_at_steps(
     let before = Snapshot::of_tree(guest.pid)?;
     let (whole, killed) = (sandbox.images("whole")?, sandbox.images("killed")?);
     let mut leaving = vec!["--leave-running"];
+    // A whole dump ends the tracking that another has begun.
+    let tracks = |option: &&&str| ["--pre-dump", "--track-mem"].contains(*option);
+    let plain: Vec<&str> = leaving
+        .iter()
+        .chain(options.iter().filter(|option| !tracks(option)))
+        .copied()
+        .collect();
     leaving.extend(options);
     let first = sandbox.dump(guest.pid, &whole, &leaving)?.succeeded()?;
     let taken = steps_taken(&first.log)?;
+    sandbox.dump(guest.pid, &whole, &plain)?.succeeded()?;
     let world_before = world()?;
     let pid = guest.pid.to_string();
     let mut arguments = vec!["-t", &pid, "-D", text(&killed)?];
@@ -305,7 +313,7 @@ pub fn dump_killed_at_steps(
         expect_running(guest).with_context(context)?;
         // It shows that the target can be dumped, and waits for it to have left whatever the dead
         // dumper made it run.
-        let again = sandbox.dump(guest.pid, &whole, &leaving)?.succeeded();
+        let again = sandbox.dump(guest.pid, &whole, &plain)?.succeeded();
         again.with_context(context)?;
         let after = Snapshot::of_tree(guest.pid)?;
         before.expect_same(&after, moving).with_context(context)?;
@@ -316,6 +324,63 @@ pub fn dump_killed_at_steps(
     }
     println!(
         "NOTE {}: {deaths} dumps killed over {taken} steps",
+        guest.name
+    );
+    Ok(())
+}
+
+/// Steps before the end of a dump that kills its tree at all of which it is killed in any case: the
+/// killing is among them.
+const LAST_STEPS: u64 = 15;
+
+/// Dumps `guest`, which is to be killed by that, over and over, killed at each of some steps. After
+/// each the whole tree runs as before, or all of it is dead and a restore brings it back.
+pub fn killing_dump_killed_at_steps(
+    sandbox: &Sandbox,
+    guest: &Guest,
+    options: &[&str],
+) -> Result<()> {
+    let before = Snapshot::of_tree(guest.pid)?;
+    let tree = proc_snapshot::tree(guest.pid)?;
+    let (images, whole) = (sandbox.images("killing")?, sandbox.images("whole")?);
+    let leaving = [&["--leave-running"], options].concat();
+    let first = sandbox.dump(guest.pid, &images, options)?.succeeded()?;
+    let taken = steps_taken(&first.log)?;
+    sandbox.reap(&tree)?;
+    sandbox.restore(&images, options)?.succeeded()?;
+    let pid = guest.pid.to_string();
+    let arguments = [&["-t", &pid, "-D", text(&images)?], options].concat();
+    let mut steps = steps_to_die_at(taken, &guest.name)?;
+    steps.extend(taken.saturating_sub(LAST_STEPS)..=taken);
+    let (mut deaths, mut ended) = (0, 0);
+    for step in steps {
+        let context = || format!("dump of {} killed at step {step} of {taken}", guest.name);
+        fs::remove_dir_all(&images)?;
+        fs::create_dir(&images)?;
+        deaths += u32::from(killed_at(sandbox, "crust-dump", &arguments, step)?);
+        wait_for_survivors(sandbox)?;
+        // A whole dump is for a whole tree only, and waits for it to have left what the dead dumper
+        // made it run. Tasks that were killed may still be on their way out.
+        if sandbox.dump(guest.pid, &whole, &leaving)?.status.success() {
+            expect_alive(sandbox, guest).with_context(context)?;
+            expect_running(guest).with_context(context)?;
+            let after = Snapshot::of_tree(guest.pid)?;
+            before.expect_same(&after, &[]).with_context(context)?;
+            continue;
+        }
+        ended += 1;
+        sandbox.reap(&tree).with_context(context)?;
+        sandbox.assert_only(&[]).with_context(context)?;
+        sandbox
+            .restore(&images, options)?
+            .succeeded()
+            .with_context(context)?;
+        before
+            .expect_same(&Snapshot::of_tree(guest.pid)?, &[])
+            .with_context(context)?;
+    }
+    println!(
+        "NOTE {}: {deaths} killing dumps killed over {taken} steps, {ended} of them behind the end of the tree",
         guest.name
     );
     Ok(())
@@ -353,9 +418,21 @@ pub fn expect_alive(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
 /// Restores a guest over and over, killed at each of some steps: nothing is left, or, behind the
 /// commit, the whole tree; the images stay good all the time.
 pub fn restore_killed_at_steps(sandbox: &Sandbox, guest: &Guest, options: &[&str]) -> Result<()> {
+    restore_killed_in_world(sandbox, guest, options, &|| Ok(()))
+}
+
+/// The same where something of the world, such as a cgroup, is to be gone before a restore: `tidy`
+/// takes it away whenever the tree is dead.
+pub fn restore_killed_in_world(
+    sandbox: &Sandbox,
+    guest: &Guest,
+    options: &[&str],
+    tidy: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     let before = Snapshot::of_tree(guest.pid)?;
     let images = sandbox.images("killed")?;
     sandbox.dump_and_kill(guest, &images, options)?;
+    tidy()?;
     // A first whole restore counts the steps; its tree is dumped again to go on.
     let first = sandbox.restore(&images, options)?.succeeded()?;
     let taken = steps_taken(&first.log)?;
@@ -363,6 +440,7 @@ pub fn restore_killed_at_steps(sandbox: &Sandbox, guest: &Guest, options: &[&str
     fs::remove_dir_all(&images)?;
     fs::create_dir(&images)?;
     sandbox.dump_and_kill(guest, &images, options)?;
+    tidy()?;
     let world_before = world()?;
     let mut arguments = vec!["-d", "-D", text(&images)?];
     arguments.extend(options);
@@ -380,6 +458,7 @@ pub fn restore_killed_at_steps(sandbox: &Sandbox, guest: &Guest, options: &[&str
             fs::remove_dir_all(&images)?;
             fs::create_dir(&images)?;
             sandbox.dump_and_kill(guest, &images, options)?;
+            tidy()?;
             continue;
         }
         ensure!(killed, "a restore that succeeded has left nothing");

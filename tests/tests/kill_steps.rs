@@ -5,15 +5,28 @@
 use anyhow::{Context, Result};
 use crust_tests::{
     guest::Guest,
-    kills::{dump_killed_at_steps, restore_killed_at_steps},
+    kills::{
+        dump_killed_at_steps, killing_dump_killed_at_steps, own_number, restore_killed_at_steps,
+        restore_killed_in_world,
+    },
     sandbox::Sandbox,
     sandbox_test,
 };
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 fn dumped(sandbox: &Sandbox, guest: &str, arguments: &[&str], options: &[&str]) -> Result<()> {
     let guest = sandbox.start_with(guest, arguments)?;
     dump_killed_at_steps(sandbox, &guest, options, &[])?;
+    guest.expect_ok(sandbox)
+}
+
+fn killing(sandbox: &Sandbox, guest: &str, options: &[&str]) -> Result<()> {
+    let guest = sandbox.start(guest)?;
+    killing_dump_killed_at_steps(sandbox, &guest, options)?;
     guest.expect_ok(sandbox)
 }
 
@@ -61,6 +74,47 @@ fn started(sandbox: &Sandbox, program: &str, arguments: &[&str]) -> Result<Guest
     )?;
     guest.wait_for_line(sandbox, "ready")?;
     Ok(guest)
+}
+
+/// A cgroup in a cgroup, for a guest; both go with the value.
+struct Groups {
+    outer: PathBuf,
+    inner: PathBuf,
+}
+
+impl Groups {
+    /// None, with a note, where there is no hierarchy to make them in.
+    fn new() -> Result<Option<Groups>> {
+        let name = format!("crust-kills-{}", own_number());
+        for hierarchy in [
+            "/sys/fs/cgroup/pids",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ] {
+            let outer = Path::new(hierarchy).join(&name);
+            let inner = outer.join("inner");
+            let is_one = Path::new(hierarchy).join("cgroup.procs").exists();
+            if is_one && fs::create_dir_all(&inner).is_ok() {
+                return Ok(Some(Groups { outer, inner }));
+            }
+        }
+        println!("SKIPPED: there is no hierarchy of cgroups in which to make one");
+        Ok(None)
+    }
+
+    /// Their tasks are dead.
+    fn remove(&self) -> Result<()> {
+        for dir in [&self.inner, &self.outer] {
+            fs::remove_dir(dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let _ = self.remove();
+    }
 }
 
 /// What a runtime with a heap and threads of its own changes all the time.
@@ -150,8 +204,6 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
-    /// Too heavy for each test run: `--ignored` takes it along.
-    #[ignore = "needs a JDK and a minute"]
     fn dump_of_java(sandbox) {
         if !has("javac") { return Ok(()); }
         compiled(sandbox, "Guest.java", &["javac", "-Xlint:-options", "-nowarn"], JAVA)?;
@@ -162,12 +214,41 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
+    /// Killed while the network is locked, by the table that goes with its owner.
+    fn dump_of_connections(sandbox) { dumped(sandbox, "tcp_busy", &[], &["--tcp-established"]) }
+    fn pre_dump(sandbox) { dumped(sandbox, "threads", &[], &["--pre-dump"]) }
+    fn dump_that_tracks(sandbox) { dumped(sandbox, "mem_private", &[], &["--track-mem"]) }
+    fn dump_with_pre_copy(sandbox) { dumped(sandbox, "bigmem", &["8"], &["--pre-copy", "2"]) }
+    fn dump_that_lasts(sandbox) { dumped(sandbox, "files", &[], &["--sync", "--digest"]) }
+
+    /// Killed while they kill, after which there is a whole tree or none of it.
+    fn dump_that_kills_a_task(sandbox) { killing(sandbox, "loop", &[]) }
+    fn dump_that_kills_a_family(sandbox) { killing(sandbox, "tree", &[]) }
+    fn dump_that_kills_threads(sandbox) { killing(sandbox, "threads", &[]) }
+    fn dump_that_kills_connections(sandbox) { killing(sandbox, "tcp_busy", &["--tcp-established"]) }
+    fn dump_that_kills_with_link_remaps(sandbox) { killing(sandbox, "link_remap", &["--link-remap"]) }
+
     fn restore_of_a_task(sandbox) { restored(sandbox, "loop", &[]) }
     fn restore_of_threads(sandbox) { restored(sandbox, "threads", &[]) }
     fn restore_of_a_family(sandbox) { restored(sandbox, "tree", &[]) }
     fn restore_of_ghosts(sandbox) { restored(sandbox, "ghost", &[]) }
     fn restore_of_link_remaps(sandbox) { restored(sandbox, "link_remap", &["--link-remap"]) }
     fn restore_of_sockets(sandbox) { restored(sandbox, "unix_stream", &[]) }
+    fn restore_of_connections(sandbox) { restored(sandbox, "tcp_est", &["--tcp-established"]) }
+    fn restore_of_fifos(sandbox) { restored(sandbox, "fifo", &[]) }
+    fn restore_of_sysv_objects(sandbox) {
+        let guest = sandbox.start("sysv")?;
+        restore_killed_at_steps(sandbox, &guest, &[])
+    }
+
+    /// Cgroups that a restore makes are gone when it is killed.
+    fn restore_of_cgroups(sandbox) {
+        let Some(groups) = Groups::new()? else { return Ok(()) };
+        let guest = sandbox.start("loop")?;
+        fs::write(groups.inner.join("cgroup.procs"), guest.pid.to_string())?;
+        restore_killed_in_world(sandbox, &guest, &["--manage-cgroups=full"], &|| groups.remove())
+    }
+
     fn restore_of_dead_processes(sandbox) { restored(sandbox, "proc_dead", &[]) }
     fn restore_of_zombies(sandbox) { restored(sandbox, "proc_zombie", &[]) }
 }

@@ -5,6 +5,7 @@
 //! then, and show in `iptables -S` by their mark 0xc114.
 
 use crate::netfilter::{Ends, MARK};
+use crate::steps::step;
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -98,6 +99,7 @@ fn encode(connections: &[Ends], command: &str) -> String {
 }
 
 fn run(program: &'static str, rules: &str) -> Result<(), IptablesError> {
+    step();
     let failed = |source| IptablesError::Run { program, source };
     let mut child = Command::new(program)
         .args(["--noflush", "--wait"])

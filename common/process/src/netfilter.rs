@@ -8,6 +8,7 @@
 //! bear [`MARK`] pass: those a restore sends to itself.
 
 use crate::netlink::{self, Writer, split_message};
+use crate::steps::step;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{SockProtocol, setsockopt, sockopt};
@@ -97,14 +98,28 @@ pub fn leave_locked(table: &str, connections: &[Ends]) -> Result<(), NetfilterEr
 
 /// Removes a lock. False if there is none of this name.
 pub fn remove(table: &str) -> Result<bool, NetfilterError> {
-    let removed = apply(table, "remove", |batch| {
-        batch.command(DELETE_TABLE, 0, |body| body.text(1, table));
-    });
+    let removed = apply(table, "remove", |batch| encode_removal(batch, table));
     match removed {
         Ok(_) => Ok(true),
         Err(error) if error.errno == Errno::ENOENT => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A socket and the message into it that removes a lock: for somebody who can do no more than send
+/// it ([`crate::survivor`]).
+pub fn removal(table: &str) -> Result<(OwnedFd, Vec<u8>), NetfilterError> {
+    let socket = netlink::open(SockProtocol::NetlinkNetFilter).map_err(|errno| NetfilterError {
+        doing: "prepare to remove",
+        table: table.to_owned(),
+        errno,
+    })?;
+    let batch = batch_of(|batch| encode_removal(batch, table));
+    Ok((socket, batch.writer.bytes().to_vec()))
+}
+
+fn encode_removal(batch: &mut Batch, table: &str) {
+    batch.command(DELETE_TABLE, 0, |body| body.text(1, table));
 }
 
 /// Whether there is a lock of this name. Only a question: a change would wait for the kernel's
@@ -160,6 +175,17 @@ impl Batch {
     }
 }
 
+fn batch_of(fill: impl FnOnce(&mut Batch)) -> Batch {
+    let mut batch = Batch {
+        writer: Writer::default(),
+        sequence: 0,
+    };
+    batch.bound(BATCH_BEGIN);
+    fill(&mut batch);
+    batch.bound(BATCH_END);
+    batch
+}
+
 /// Sends a batch and reads an answer for each of its commands. Gives the socket.
 fn apply(
     table: &str,
@@ -172,15 +198,10 @@ fn apply(
         errno,
     };
     let socket = netlink::open(SockProtocol::NetlinkNetFilter).map_err(failed)?;
-    let mut batch = Batch {
-        writer: Writer::default(),
-        sequence: 0,
-    };
-    batch.bound(BATCH_BEGIN);
-    fill(&mut batch);
-    batch.bound(BATCH_END);
+    let batch = batch_of(fill);
     let room = (batch.writer.bytes().len() * 2).min(LARGEST_BATCH);
     setsockopt(&socket, sockopt::SndBufForce, &room).map_err(failed)?;
+    step();
     netlink::send(socket.as_fd(), batch.writer.bytes()).map_err(failed)?;
     let mut answers = 0;
     let mut first_error = None;

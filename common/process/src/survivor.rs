@@ -6,6 +6,9 @@
 //! So everything is noted in memory that we share with a child before it is done; the child
 //! sleeps on our pidfd and, when we are dead, undoes what is noted, the latest first.
 //!
+//! A dump that kills its tree is the other way about: once its images are whole, what it has begun
+//! is to be ended. Such notes are carried out after [`Survivor::settle`] only.
+//!
 //! The child shares our descriptor table (CLONE_FILES): it holds nothing open that we have closed,
 //! and finds the pidfds and directories that a note names. It makes system calls only and
 //! allocates nothing, so the locks of other threads of ours do not matter. All signals are
@@ -25,7 +28,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const ROOM: usize = 16 << 20;
 /// Behind the head.
 const FIRST: usize = 64;
-/// Head of a note: state, kind, descriptor, length of the path.
+/// Head of a note: state, kind, descriptor, number (of a signal, of bytes).
 const NOTE: usize = 16;
 /// Bytes of cgroup.procs read at a time.
 const MEMBERS: usize = 4096;
@@ -49,7 +52,9 @@ pub enum When {
 enum Deed {
     RemoveFile = 1,
     RemoveDirectory = 2,
-    Kill = 3,
+    Signal = 3,
+    Send = 4,
+    Silence = 5,
 }
 
 /// A note, by which it can be crossed out.
@@ -100,7 +105,24 @@ impl Survivor {
 
     /// A task is about to be let off EXITKILL. The pidfd must stay open until the end.
     pub fn task(&self, pidfd: BorrowedFd<'_>) -> Result<Note> {
-        self.note(Deed::Kill, Some(pidfd), b"", When::BeforeSettled)
+        self.note_number(Deed::Signal, pidfd, b"", libc::SIGKILL, When::BeforeSettled)
+    }
+
+    /// A task shall get this signal from us once it is settled; if we die then, it gets it all the
+    /// same. The pidfd must stay open until the end.
+    pub fn signal(&self, pidfd: BorrowedFd<'_>, signal: i32) -> Result<Note> {
+        self.note_number(Deed::Signal, pidfd, b"", signal, When::AfterSettled)
+    }
+
+    /// Something is about to be made that goes by a message into this socket, which must stay open.
+    pub fn message(&self, socket: BorrowedFd<'_>, message: &[u8]) -> Result<Note> {
+        let len = message.len() as i32;
+        self.note_number(Deed::Send, socket, message, len, When::BeforeSettled)
+    }
+
+    /// A TCP socket shall be closed without a word to its peer once it is settled.
+    pub fn silent_close(&self, socket: BorrowedFd<'_>) -> Result<Note> {
+        self.note(Deed::Silence, Some(socket), b"", When::AfterSettled)
     }
 
     /// What was noted need not be done any more.
@@ -121,7 +143,21 @@ impl Survivor {
         when: When,
     ) -> Result<Note> {
         let fd = dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd());
-        let note = self.notes.add(deed, fd, path, when);
+        self.told(self.notes.add(deed, fd, 0, path, when))
+    }
+
+    fn note_number(
+        &self,
+        deed: Deed,
+        fd: BorrowedFd<'_>,
+        bytes: &[u8],
+        number: i32,
+        when: When,
+    ) -> Result<Note> {
+        self.told(self.notes.add(deed, fd.as_raw_fd(), number, bytes, when))
+    }
+
+    fn told(&self, note: std::result::Result<Note, Errno>) -> Result<Note> {
         note.map_err(|errno| Error::new(self.child, "note what is to be undone", errno))
     }
 }
@@ -181,6 +217,7 @@ impl Notes {
         &self,
         deed: Deed,
         fd: i32,
+        number: i32,
         path: &[u8],
         when: When,
     ) -> std::result::Result<Note, Errno> {
@@ -199,6 +236,7 @@ impl Notes {
         self.word(at).store(when as u32, Ordering::Relaxed);
         self.word(at + 4).store(deed as u32, Ordering::Relaxed);
         self.word(at + 8).store(fd as u32, Ordering::Relaxed);
+        self.word(at + 12).store(number as u32, Ordering::Relaxed);
         self.word(end - 4)
             .store((end - at) as u32, Ordering::Relaxed);
         // The note counts once it is whole.
@@ -227,9 +265,22 @@ impl Notes {
         let fd = self.word(at + 8).load(Ordering::Relaxed) as i32;
         // SAFETY: a note has its path, ended by a zero, at this place.
         let path = unsafe { self.base.as_ptr().add(at + NOTE).cast::<libc::c_char>() };
-        if deed == Deed::Kill as u32 {
+        let number = self.word(at + 12).load(Ordering::Relaxed);
+        if deed == Deed::Signal as u32 {
             // SAFETY: numbers and a null pointer, which means no siginfo.
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, 0, 0) };
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, number, 0, 0) };
+            return;
+        }
+        if deed == Deed::Send as u32 {
+            // SAFETY: so many bytes were noted, and they outlive the call.
+            unsafe { libc::send(fd, path.cast(), number as usize, 0) };
+            return;
+        }
+        if deed == Deed::Silence as u32 {
+            let on = 1i32;
+            let (value, len) = (std::ptr::from_ref(&on).cast(), size_of::<i32>() as u32);
+            // SAFETY: the value outlives the call and has the length told.
+            unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, value, len) };
             return;
         }
         let flags = match deed == Deed::RemoveDirectory as u32 {
@@ -482,6 +533,43 @@ mod tests {
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(libc::SIGKILL)
         );
+    }
+
+    #[test]
+    fn what_was_begun_is_ended() {
+        let sleep = || std::process::Command::new("sleep").arg("1000").spawn();
+        let mut sleepers = [sleep().expect("sleep"), sleep().expect("sleep")];
+        let pids = sleepers
+            .each_ref()
+            .map(|child| HostPid::new(child.id() as i32));
+        let (mine, other) = std::os::unix::net::UnixDatagram::pair().expect("a pair");
+        killed_after(|| {
+            let pidfds = pids.map(|pid| PidFd::open(pid.expect("a pid")).expect("a pidfd"));
+            let survivor = Survivor::start(&|_| false).expect("started");
+            survivor.message(mine.as_fd(), b"undone").expect("noted");
+            for pidfd in &pidfds {
+                survivor
+                    .signal(pidfd.as_fd(), libc::SIGTERM)
+                    .expect("noted");
+            }
+            survivor.settle();
+            std::mem::forget((survivor, pidfds));
+        });
+        for sleeper in &mut sleepers {
+            let status = sleeper.wait().expect("reaped");
+            let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+            assert_eq!(signal, Some(libc::SIGTERM));
+        }
+        killed_after(|| {
+            let survivor = Survivor::start(&|_| false).expect("started");
+            survivor.message(mine.as_fd(), b"undone").expect("noted");
+            std::mem::forget(survivor);
+        });
+        let mut told = [0; 16];
+        let len = other.recv(&mut told).expect("a message");
+        assert_eq!(&told[..len], b"undone");
+        other.set_nonblocking(true).expect("set");
+        assert!(other.recv(&mut told).is_err());
     }
 
     #[test]

@@ -137,12 +137,20 @@ impl Links {
         failure
     }
 
-    /// Keeps the links: the images name them.
-    pub fn keep(&mut self) {
+    /// Tells one more survivor of the links: they go if we are killed before it settles.
+    pub fn tell(&self, survivor: &Survivor) -> Result<()> {
+        for made in &self.made {
+            survivor.file(Some(made.root.as_fd()), &made.path, When::BeforeSettled)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the links: the images name them. Gives the directories they are named from.
+    pub fn keep(&mut self) -> Vec<OwnedFd> {
         if let Some(survivor) = &self.survivor {
             survivor.settle();
         }
-        self.made.clear();
+        self.made.drain(..).map(|made| made.root).collect()
     }
 }
 

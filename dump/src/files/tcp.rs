@@ -17,6 +17,7 @@ use crust_image::sink::ImageSink;
 use crust_image::tcp_state::has_sent_fin;
 use crust_process::descriptor::{peek_message, set_sockopt, sockopt_bytes};
 use crust_process::netfilter::Ends;
+use crust_process::survivor::Survivor;
 use crust_process::tcp_repair::{Connection, Subject, read_connections};
 use crust_proto::criu::TcpStreamEntry;
 use nix::errno::Errno;
@@ -87,6 +88,14 @@ impl Survivors {
         let copies = streams.map(|stream| stream.source.open(ctx, table));
         let copies: Result<_> = copies.collect();
         Ok(Survivors(copies.context("keep the connections open")?))
+    }
+
+    /// Should we be killed, somebody else closes them in the same way.
+    pub fn tell(&self, survivor: &Survivor) -> Result<()> {
+        for socket in &self.0 {
+            survivor.silent_close(socket.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Closes them, of which nobody else has a copy by now, without a word to the peers.

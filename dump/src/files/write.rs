@@ -12,6 +12,7 @@ use crust_image::kind::Kind;
 use crust_image::sink::{ImageSink, write_entries};
 use crust_process::fds;
 use crust_process::pid::HostPid;
+use crust_process::survivor::Survivor;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -93,8 +94,14 @@ impl FileTable {
     }
 
     /// The images name the link remaps: they stay on disk for the restorer.
-    pub fn keep_links(&mut self) {
-        self.links.keep();
+    /// Gives the directories by which [`FileTable::tell_of_links`] has told of them.
+    pub fn keep_links(&mut self) -> Vec<OwnedFd> {
+        self.links.keep()
+    }
+
+    /// Until it settles, this one too would remove the link remaps.
+    pub fn tell_of_links(&self, survivor: &Survivor) -> Result<()> {
+        self.links.tell(survivor)
     }
 
     /// Removes the link remaps: the dump failed, or the tasks live on.
