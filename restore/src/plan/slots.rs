@@ -65,6 +65,7 @@ pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
         | Op::Die { .. }
         | Op::Reap { .. }
         | Op::Stop { .. }
+        | Op::Overrun { .. }
         | Op::SetRegs(_) => {}
     }
 }
