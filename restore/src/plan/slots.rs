@@ -63,6 +63,7 @@ pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
         | Op::WriteProc { .. }
         | Op::Thread { .. }
         | Op::Die { .. }
+        | Op::Overrun { .. }
         | Op::Reap { .. }
         | Op::Stop { .. }
         | Op::Overrun { .. }
