@@ -66,7 +66,6 @@ pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
         | Op::Overrun { .. }
         | Op::Reap { .. }
         | Op::Stop { .. }
-        | Op::Overrun { .. }
         | Op::SetRegs(_) => {}
     }
 }
