@@ -21,6 +21,8 @@ crust_tests::workloads! {
     timerfd: guest "timerfd";
     timerfd_unread: guest "timerfd_unread";
     pidfd: guest "pidfd";
+    pidfd_thread: guest "pidfd_thread";
+    epoll_odd: guest "epoll_odd";
     locks: guest "locks", dump &["--file-locks"];
     lock_inherited: guest "lock_inherited", dump &["--file-locks"];
     inotify: guest "inotify";

@@ -128,6 +128,8 @@ pub struct FileTable {
     bpf_maps: bpfmap::Maps,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
+    /// Targets of epolls in other tables, until all are known.
+    lost_targets: Vec<epoll::Lost>,
     /// Watches on deleted files, until all ghosts are known.
     watched: Vec<inotify::OnDeleted>,
     /// The numbers of the namespaces that the dumper lives in.
@@ -322,6 +324,7 @@ impl FileTable {
             bpf_maps: bpfmap::Maps::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
+            lost_targets: Vec::new(),
             watched: Vec::new(),
             own_ids,
             namespaces,
@@ -370,7 +373,7 @@ impl FileTable {
         }
         self.tables.insert(task.pid, known);
         file_lock::dump(ctx, self, task)?;
-        epoll::settle_targets(ctx, self, task)?;
+        epoll::settle_targets(self, task)?;
         Ok(entries)
     }
 

@@ -3,8 +3,8 @@
 //! where it was found, so memory stays small however many pipes and deleted files there are.
 
 use super::{
-    FileTable, Holder, OpenFile, bpfmap, file_lock, ghost, link_remap, memfd, pipe, tcp, tty,
-    tty_queue, unix_queue,
+    FileTable, Holder, OpenFile, bpfmap, epoll, file_lock, ghost, link_remap, memfd, pipe, tcp,
+    tty, tty_queue, unix_queue,
 };
 use crate::context::Context;
 use anyhow::{Context as _, Result, anyhow};
@@ -68,6 +68,7 @@ impl FileTable {
     /// refusals are told.
     pub fn settle(&mut self, ctx: &Context) -> Result<()> {
         self.settle_watches(ctx);
+        epoll::settle_lost(ctx, self)?;
         pipe::settle(ctx, self);
         self.settle_unix(ctx);
         tty::settle(ctx, self)

@@ -42,6 +42,7 @@ fn of_call(call: &Call) -> (Option<Cap>, &'static str) {
         "seccomp" | "mount" | "umount2" | "pivot_root" | "setns" | "sethostname"
         | "setdomainname" => Some(Cap::SYS_ADMIN),
         "unshare" => (number(call, 0) & NAMESPACES != 0).then_some(Cap::SYS_ADMIN),
+        "timerfd_create" => is_alarm(call).then_some(Cap::WAKE_ALARM),
         "bind" => is_low_port(call).then_some(Cap::NET_BIND_SERVICE),
         "setsockopt" => of_socket_option(call),
         "socket" => of_socket(call),
@@ -51,6 +52,11 @@ fn of_call(call: &Call) -> (Option<Cap>, &'static str) {
         _ => None,
     };
     (cap, call.name)
+}
+
+fn is_alarm(call: &Call) -> bool {
+    let clock = number(call, 0) as i32;
+    clock == libc::CLOCK_REALTIME_ALARM || clock == libc::CLOCK_BOOTTIME_ALARM
 }
 
 fn of_prctl(call: &Call) -> Option<Cap> {

@@ -81,18 +81,23 @@ fn plan_target(
 ) -> Result<(), String> {
     let (table, epoll) = holder
         .ok_or("no descriptor of the tree leads to the epoll instance, so it cannot be filled")?;
-    let number = i32::try_from(target.tfd)
-        .ok()
-        .filter(|_| target.tfd < NR_OPEN);
-    let number = number.ok_or_else(|| format!("tfd {} is no descriptor", target.tfd))?;
+    let claimed = target.crust_tfd.unwrap_or(target.tfd);
+    let number = i32::try_from(claimed).ok().filter(|_| claimed < NR_OPEN);
+    let number = number.ok_or_else(|| format!("tfd {claimed} is no descriptor"))?;
     let origin = target_origin(file, target);
     let actor = Actor::Task(table.owner);
     let under_number = table.files.get(&number).copied();
-    if under_number.is_some_and(|id| may_be(planner, id, target)) {
+    let is_there = match target.crust_file_id {
+        Some(id) => under_number == Some(FileId(id)),
+        None => under_number.is_some_and(|id| may_be(planner, id, target)),
+    };
+    if is_there {
         planner.call(Phase::Fds, actor, add(epoll, number, target), origin);
         return Ok(());
     }
-    let id = by_inode(planner, target, tables).ok_or_else(|| {
+    let known = target.crust_file_id.map(FileId);
+    let id = known.or_else(|| by_inode(planner, target, tables));
+    let id = id.ok_or_else(|| {
         let inode = target.inode.unwrap_or(0);
         format!(
             "tfd {number} does not mean the target any more, and inode {inode} is no known file"

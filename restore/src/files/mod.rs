@@ -44,7 +44,7 @@ mod unix_options;
 mod unix_queue;
 mod unix_socket;
 
-pub use pidfd::dead_pidfd_pids;
+pub use pidfd::{dead_pidfd_pids, pidfd_threads};
 pub use remap::is_nameless;
 pub use tty::plan_session_terminal;
 

@@ -1,4 +1,5 @@
-//! pidfd_open(2): a descriptor that stands for a process.
+//! pidfd_open(2): a descriptor that stands for a process, or for a thread (PIDFD_THREAD), which is
+//! then made with its process, for descriptors are put into tables before the other threads are.
 //!
 //! nspid is the process, or -1 if it was dead and reaped. A dead one needs a process that dies:
 //! a helper of the tree under a number nobody has. Descriptors with one inode number stood for one
@@ -51,6 +52,19 @@ pub fn dead_pidfd_pids(checkpoint: &Checkpoint) -> BTreeMap<u32, Option<VirtPid>
     helpers
 }
 
+/// The threads that descriptors stand for.
+pub fn pidfd_threads(checkpoint: &Checkpoint) -> Vec<VirtPid> {
+    let pidfds = checkpoint.files.values();
+    let pidfds = pidfds.filter_map(|entry| entry.pidfd.as_deref());
+    pidfds.filter_map(thread_of).collect()
+}
+
+fn thread_of(pidfd: &PidfdEntry) -> Option<VirtPid> {
+    let is_of_thread = pidfd.flags as i32 & libc::O_EXCL != 0;
+    let tid = u32::try_from(pidfd.nspid).ok().filter(|_| is_of_thread)?;
+    VirtPid::new(tid)
+}
+
 /// Opens the descriptor while the process is there.
 pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> {
     let pidfd = member(planner, file, file.entry.pidfd.as_deref(), |pidfd| pidfd.id)?;
@@ -80,6 +94,14 @@ fn process_of(planner: &Planner<'_>, pidfd: &PidfdEntry) -> Result<VirtPid, Stri
         let pid = helpers.get(&pidfd.ino).copied().flatten();
         let pid = pid.filter(|pid| planner.tree.has_process(*pid));
         return pid.ok_or_else(|| "no pid is left for the dead process it stands for".to_owned());
+    }
+    if let Some(tid) = thread_of(pidfd) {
+        let mut tasks = planner.tree.tasks.iter();
+        let is_there = tasks.any(|task| task.pid == tid || task.threads.contains(&tid));
+        return match is_there {
+            true => Ok(tid),
+            false => Err(format!("nspid {tid} is no thread of the tree")),
+        };
     }
     let pid = u32::try_from(pidfd.nspid).ok().and_then(VirtPid::new);
     pid.filter(|pid| planner.tree.has_process(*pid))

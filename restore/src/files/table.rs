@@ -68,7 +68,8 @@ fn used_numbers(checkpoint: &Checkpoint) -> HashSet<u32> {
         .files
         .values()
         .filter_map(|file| file.epfd.as_ref());
-    let targets = epolls.flat_map(|epfd| epfd.tfd.iter().map(|target| target.tfd));
+    let targets = epolls.flat_map(|epfd| &epfd.tfd);
+    let targets = targets.map(|target| target.crust_tfd.unwrap_or(target.tfd));
     tables.map(|fdinfo| fdinfo.fd).chain(targets).collect()
 }
 

@@ -9,7 +9,7 @@
 
 use super::kin::ProcHelper;
 use super::{Task, Tree};
-use crate::files::dead_pidfd_pids;
+use crate::files::{dead_pidfd_pids, pidfd_threads};
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::checkpoint::RemapTarget;
@@ -107,6 +107,11 @@ pub fn plan(planner: &mut Planner<'_>) -> Vec<ProcHelper> {
     {
         if let Some((pid, fd)) = mounts.find_fdinfo(&reg.name) {
             wanted.fds.entry(pid).or_default().insert(fd);
+        }
+    }
+    for tid in pidfd_threads(checkpoint) {
+        if planner.tree.task(tid).is_none() && is_thread(&planner.tree, tid) {
+            planner.tree.early_threads.insert(tid);
         }
     }
     for pid in dead_pidfd_pids(checkpoint).into_values().flatten() {
