@@ -6,7 +6,8 @@
 //! inherited. `--cgroup-root` puts the cgroup of the root task, and those below it, elsewhere.
 //! Directories that the images know are made, with their properties, as
 //! `--manage-cgroups` says; with `ignore` nothing is done at all. The dumper's own set is not in
-//! the images: it means ours. Threads outside of the set of their task are refused.
+//! the images: it means ours. A thread in another set than its task is moved alone, when it exists: v1
+//! does that everywhere, v2 below a threaded domain, whose cgroups say so by cgroup.type.
 
 use crate::host::CgroupMount;
 use crate::plan::step::{
@@ -30,6 +31,9 @@ const NO_PROPERTIES: [&[u8]; 4] = [
     b"devices.list",
 ];
 
+/// What a cgroup of v2 is: `domain`, `threaded`, and in between.
+const TYPE: &[u8] = b"cgroup.type";
+
 /// The directory of a task in each hierarchy where it is not ours.
 type Places = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -41,11 +45,20 @@ pub fn plan(planner: &mut Planner<'_>) {
     }
     let tasks: Vec<Task> = planner.tree.alive().cloned().collect();
     let mut places = Vec::new();
+    let mut threads = Vec::new();
     for task in &tasks {
-        match places_of(planner, task) {
-            Ok(found) => places.push((task.pid, found)),
+        let of_task = match places_of(planner, task.pid) {
+            Ok(found) => found,
             Err(refusal) => return planner.refuse(*refusal),
+        };
+        for &tid in &task.threads {
+            match places_of(planner, tid) {
+                Ok(found) if found != of_task => threads.push((tid, found, of_task.clone())),
+                Ok(_) => {}
+                Err(refusal) => return planner.refuse(*refusal),
+            }
         }
+        places.push((task.pid, of_task));
     }
     let Some((root, of_root)) = places.first().cloned() else {
         return;
@@ -53,46 +66,55 @@ pub fn plan(planner: &mut Planner<'_>) {
     if let Some(entry) = checkpoint
         .cgroup
         .as_ref()
-        .filter(|_| places.iter().any(|(_, at)| !at.is_empty()))
+        .filter(|_| places.iter().any(|(_, at)| !at.is_empty()) || !threads.is_empty())
     {
         plan_directories(planner, entry);
     }
-    plan_moves(planner, root, &of_root, Phase::Root);
+    plan_moves(planner, root, &of_root, Phase::Root, Member::Task);
     for (pid, at) in places.iter().skip(1).filter(|(_, at)| *at != of_root) {
-        // Where it is as crust-restore and the root is not, it leaves what it inherited.
-        let mut moves = at.clone();
-        for mount in of_root.keys().filter(|mount| !at.contains_key(*mount)) {
-            let own = planner
-                .host
-                .cgroups
-                .iter()
-                .find(|host| host.mountpoint == **mount);
-            moves.extend(own.map(|host| (mount.clone(), host.own.clone())));
-        }
-        plan_moves(planner, *pid, &moves, Phase::Objects);
+        let moves = moves_from(planner, &of_root, at);
+        plan_moves(planner, *pid, &moves, Phase::Objects, Member::Task);
+    }
+    for (tid, at, of_task) in threads {
+        let moves = moves_from(planner, &of_task, &at);
+        // The phase behind that in which threads are made.
+        plan_moves(planner, tid, &moves, Phase::Signals, Member::Thread);
     }
 }
 
-/// Where a task is to be, by the mount point of each hierarchy.
-fn places_of(planner: &Planner<'_>, task: &Task) -> Result<Places, Box<Refusal>> {
+/// Who is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Member {
+    /// A task with all its threads.
+    Task,
+    /// One thread.
+    Thread,
+}
+
+/// What leads from the places of one to those of another. Where that one is as crust-restore, it
+/// leaves what it inherited.
+fn moves_from(planner: &Planner<'_>, from: &Places, to: &Places) -> Places {
+    let mut moves: Places = to.clone();
+    moves.retain(|mount, path| from.get(mount) != Some(path));
+    for mount in from.keys().filter(|mount| !to.contains_key(*mount)) {
+        let mut hosts = planner.host.cgroups.iter();
+        let own = hosts.find(|host| host.mountpoint == **mount);
+        moves.extend(own.map(|host| (mount.clone(), host.own.clone())));
+    }
+    moves
+}
+
+/// Where a thread is to be, by the mount point of each hierarchy.
+fn places_of(planner: &Planner<'_>, tid: VirtPid) -> Result<Places, Box<Refusal>> {
     let checkpoint = planner.checkpoint;
-    let set_of = |tid: VirtPid| checkpoint.core(tid)?.thread_core.as_ref()?.cg_set;
+    let core = checkpoint.core(tid);
+    let set = core.and_then(|core| core.thread_core.as_ref()?.cg_set);
     let own = checkpoint.inventory.root_cg_set;
-    let set = set_of(task.pid);
-    let image = format!("core-{}.img", task.pid);
-    let origin = Origin::new(image, Some(0), format!("cgroups of task {}", task.pid));
+    let image = format!("core-{tid}.img");
+    let origin = Origin::new(image, Some(0), format!("cgroups of {tid}"));
     let refuse = |why: String| {
         Box::new(Refusal::new(origin.clone(), why).hint("try --manage-cgroups=ignore"))
     };
-    if let Some(tid) = task
-        .threads
-        .iter()
-        .find(|tid| set_of(**tid).is_some_and(|other| Some(other) != set))
-    {
-        return Err(refuse(format!(
-            "thread {tid} is in another set than its task, which cannot be restored yet"
-        )));
-    }
     let Some(set) = set.filter(|set| *set != 0 && Some(*set) != own) else {
         return Ok(Places::new());
     };
@@ -330,14 +352,19 @@ fn flatten(parent: &[u8], dir: &CgroupDirEntry, depth: usize, all: &mut Vec<Cgro
         let property = |entry: &crust_proto::criu::CgroupPropEntry| {
             let plain =
                 !entry.name.contains(&b'/') && !NO_PROPERTIES.contains(&entry.name.as_slice());
-            plain.then(|| (entry.name.clone(), entry.value.clone()))
+            // The other types are what a cgroup becomes by those below it.
+            let can_be_set = entry.name != TYPE || entry.value == b"threaded";
+            (plain && can_be_set).then(|| (entry.name.clone(), entry.value.clone()))
         };
+        let mut properties: Vec<_> = dir.properties.iter().filter_map(property).collect();
+        // A threaded cgroup lets other controllers in than one that is not yet.
+        properties.sort_by_key(|(name, _)| name != TYPE);
         all.push(CgroupDir {
             path: path.clone(),
             perms: dir
                 .dir_perms
                 .map(|perms| (perms.mode, perms.uid, perms.gid)),
-            properties: dir.properties.iter().filter_map(property).collect(),
+            properties,
             ..CgroupDir::default()
         });
     }
@@ -358,19 +385,29 @@ fn parents(mount: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn plan_moves(planner: &mut Planner<'_>, pid: VirtPid, places: &Places, phase: Phase) {
+fn plan_moves(
+    planner: &mut Planner<'_>,
+    pid: VirtPid,
+    places: &Places,
+    phase: Phase,
+    member: Member,
+) {
     for (mount, path) in places {
+        let mut hosts = planner.host.cgroups.iter();
+        let is_v2 = hosts.any(|host| host.mountpoint == *mount && host.names == [b""]);
         let mut file = mount.clone();
         file.extend_from_slice(path);
         if !file.ends_with(b"/") {
             file.push(b'/');
         }
-        file.extend_from_slice(b"cgroup.procs");
-        let origin = Origin::new(
-            format!("core-{pid}.img"),
-            Some(0),
-            format!("task {pid} in {}", shown(&file)),
-        );
+        let (who, name) = match member {
+            Member::Task => ("task", "cgroup.procs"),
+            Member::Thread if is_v2 => ("thread", "cgroup.threads"),
+            Member::Thread => ("thread", "tasks"),
+        };
+        file.extend_from_slice(name.as_bytes());
+        let what = format!("{who} {pid} in {}", shown(&file));
+        let origin = Origin::new(format!("core-{pid}.img"), Some(0), what);
         let slot = planner.slot();
         let args = vec![
             Arg::named("AT_FDCWD", libc::AT_FDCWD),

@@ -162,6 +162,12 @@ fn dumped(sandbox: &Sandbox, groups: &Groups, options: &[&str]) -> Result<(Guest
     Ok((guest, images))
 }
 
+fn last_thread(pid: i32) -> Result<i32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/task"))?;
+    let tids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    tids.max().context("no thread")
+}
+
 fn end(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
     let pids = tree(guest.pid)?;
     guest.signal(Signal::SIGKILL)?;
@@ -264,6 +270,38 @@ sandbox_test! {
         groups.expect(guest.pid, "-moved", DUMPED)?;
         groups.expect(child, "-moved/sub", "max")?;
         ensure!(!groups.exist(""), "the old cgroups were made too");
+        guest.expect_ok(sandbox)
+    }
+
+    /// A thread in a cgroup below that of its task: v1 lets it, v2 in threaded cgroups.
+    fn a_thread_in_another_cgroup(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let guest = sandbox.start("threads")?;
+        groups.set(DUMPED)?;
+        groups.enter(guest.pid, "")?;
+        let tid = last_thread(guest.pid)?;
+        for (dir, property) in groups.dirs("/sub") {
+            fs::create_dir(&dir)?;
+            let is_v1 = property == "pids.max";
+            if !is_v1 {
+                fs::write(dir.join("cgroup.type"), "threaded")?;
+            }
+            let file = dir.join(if is_v1 { "tasks" } else { "cgroup.threads" });
+            fs::write(&file, tid.to_string()).with_context(|| format!("write {}", file.display()))?;
+        }
+        for generation in ["first", "second"] {
+            let images = sandbox.images(generation)?;
+            sandbox.dump_and_kill(&guest, &images, &[])?;
+            groups.remove();
+            sandbox.restore(&images, &[])?.succeeded()?;
+            groups.expect(guest.pid, "", DUMPED)?;
+            let member = fs::read_to_string(format!("/proc/{}/task/{tid}/cgroup", guest.pid))?;
+            let path = format!(":/{}/sub", groups.name);
+            let found = member.lines().filter(|line| line.ends_with(&path)).count();
+            ensure!(found == groups.hierarchies.len(), "thread {tid} is not in {path}:\n{member}");
+        }
         guest.expect_ok(sandbox)
     }
 
