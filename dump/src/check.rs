@@ -79,7 +79,9 @@ fn look(options: &Options, log: &Log, frozen: &mut Frozen) -> Result<Seen> {
     if let Some(collected) = collected {
         seen.needs = needs::of(&collected, options);
         let spaces = spaces(&collected.subjects);
-        let first = spaces.iter().filter_map(|space| space.first());
+        let first = spaces
+            .iter()
+            .filter_map(|space| collected.subjects.get(*space.first()?));
         let resident = first.filter_map(|subject| needs::resident(&subject.facts.dir));
         seen.bytes = resident.sum();
     }

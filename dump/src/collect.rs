@@ -217,15 +217,15 @@ fn ask_in_waves(
     Ok(told.into_iter().map(|(_, told)| told).collect())
 }
 
-/// The tasks by address space, each with those that share it (CLONE_VM) behind the first of them.
-pub fn spaces(subjects: &[Subject]) -> Vec<Vec<&Subject>> {
+/// The address spaces, each with the places of its task and of those that share it (CLONE_VM).
+pub fn spaces(subjects: &[Subject]) -> Vec<Vec<usize>> {
     let mut places: HashMap<u32, usize> = HashMap::new();
-    let mut spaces: Vec<Vec<&Subject>> = Vec::new();
-    for subject in subjects {
+    let mut spaces: Vec<Vec<usize>> = Vec::new();
+    for (at, subject) in subjects.iter().enumerate() {
         let place = *places.entry(subject.ids.vm_id).or_insert(spaces.len());
         match spaces.get_mut(place) {
-            Some(space) => space.push(subject),
-            None => spaces.push(vec![subject]),
+            Some(space) => space.push(at),
+            None => spaces.push(vec![at]),
         }
     }
     spaces

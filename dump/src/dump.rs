@@ -3,7 +3,7 @@
 //! Whatever fails, the tree goes on as it was and the images written so far are removed. The
 //! inventory comes last: a directory without it is recognisably no dump.
 
-use crate::collect::{Collected, collect};
+use crate::collect::{Collected, Subject, collect, spaces};
 use crate::context::{Context, Task};
 use crate::ending::let_go;
 use crate::freezing::freeze;
@@ -11,15 +11,18 @@ use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
 use crate::lasting;
 use crate::mm::cow;
+use crate::mm::pages::Counts;
+use crate::mm::source::MemoryOf;
 use crate::network::Locked;
 use crate::predump;
 use crate::refusal::{Refusal, Refusals};
+use crate::snapshot::{self, Copies};
 use crate::stats::{Stats, encode_stats};
 use crate::stepped::Stepped;
 use crate::task::refuse_foreign_code;
 use crate::track::Unchanged;
 use crate::track::holder::Holder;
-use crate::write::{write_images, write_inventory};
+use crate::write::{tell_size, write_images, write_inventory, write_memory, write_shared_objects};
 use anyhow::{Context as _, Result};
 use crust_cli::code::Code;
 use crust_cli::failure::{Failure, OfStage};
@@ -38,6 +41,7 @@ use crust_process::pid::HostPid;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs::File;
 use std::path::Path;
+use std::time::Instant;
 
 /// Dumps the tree the options name.
 pub fn dump(options: &Options, log: &Log) -> Result<()> {
@@ -81,17 +85,16 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     };
     let locked = Locked::lock(&ctx, &collected.files, &plan.run_id).stage(Code::NetworkLock)?;
     progress.stage("write", None);
-    let written = write(
-        &ctx,
-        &images,
-        &mut frozen,
-        &mut collected,
-        &plan,
-        &interrupt,
-        &mut stats,
-    );
-    let held = match written {
-        Ok(held) => held,
+    let mut writing = Writing {
+        ctx: &ctx,
+        images: &images,
+        plan: &plan,
+        interrupt: &interrupt,
+        stats: &mut stats,
+    };
+    let written = writing.write(&mut frozen, &mut collected);
+    let (held, rest) = match written {
+        Ok(written) => written,
         Err(error) => {
             before.remove(&ctx);
             return Err(undo(error, log, frozen, &images));
@@ -99,11 +102,16 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     };
     progress.stage("let go", None);
     let_go(&ctx, frozen, &mut collected, locked).stage(Code::LetGo)?;
-    stats.frozen = since.elapsed();
-    log.info(format_args!(
-        "Frozen for {:?}, {} pages written",
-        stats.frozen, stats.pages
-    ));
+    writing.stats.frozen = since.elapsed();
+    log.info(format_args!("Frozen for {:?}", writing.stats.frozen));
+    if let Some(rest) = rest
+        && let Err(error) = writing.write_rest(&collected, rest)
+    {
+        before.remove(&ctx);
+        discard(log, &images);
+        return Err(error);
+    }
+    log.info(format_args!("{} pages written", stats.pages));
     drop(held);
     predump::dedup(options, log, &images).stage(Code::Afterwards)?;
     if options.digest {
@@ -167,80 +175,177 @@ struct Plan<'b> {
     run_id: RunId,
 }
 
-/// Writes everything, the inventory last. Gives what to close after the thaw.
-fn write(
-    ctx: &Context,
-    images: &ImageDir,
-    frozen: &mut Frozen,
-    collected: &mut Collected,
-    plan: &Plan,
-    interrupt: &Interrupt,
-    stats: &mut Stats,
-) -> Result<Vec<File>> {
-    // Nothing of an older dump may be taken for part of this one. Its pages are held until the tree
-    // goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
-    let mut held = old_pages(images).stage(Code::Write)?;
-    if let Some(shared) = cow::open_directory(&ctx.options.images_dir).stage(Code::Write)? {
-        held.extend(old_pages(&shared).stage(Code::Write)?);
-    }
-    images.remove_images().stage(Code::Write)?;
-    cow::remove_directory(&ctx.options.images_dir).stage(Code::Write)?;
-    let shared;
-    let unchanged = match plan.parent {
-        Some(parent) => {
-            images.set_parent(parent).stage(Code::Write)?;
-            &plan.unchanged
-        }
-        None => {
-            shared = write_shared(ctx, images, collected, &plan.run_id, interrupt, stats)
-                .stage(Code::Write)?;
-            &shared
-        }
-    };
-    let directory = images;
-    let images = &Stepped(images);
-    write_images(ctx, images, frozen, collected, unchanged, interrupt, stats).stage(Code::Write)?;
-    let holder = predump::track_on(ctx, frozen, &plan.run_id).stage(Code::Track)?;
-    let root = frozen.tasks.first().map(|task| task.pid.get());
-    scripts::run(ctx.options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
-    interrupt.progress().stage("finish", None);
-    if ctx.options.sync {
-        lasting::sync(directory).stage(Code::Write)?;
-    }
-    write_inventory(ctx, images, collected, &plan.run_id).stage(Code::Write)?;
-    if ctx.options.sync {
-        lasting::sync(directory).stage(Code::Write)?;
-    }
-    holder.map_or(Ok(()), Holder::commit).stage(Code::Track)?;
-    Ok(held)
+/// A dump being written.
+struct Writing<'w, 'o> {
+    ctx: &'w Context<'o>,
+    images: &'w ImageDir,
+    plan: &'w Plan<'w>,
+    interrupt: &'w Interrupt,
+    stats: &'w mut Stats,
 }
 
-/// What families of tasks share is written as a dump before this one: a chain has no room for it.
-fn write_shared(
-    ctx: &Context,
-    images: &ImageDir,
-    collected: &Collected,
-    run_id: &RunId,
-    interrupt: &Interrupt,
-    stats: &mut Stats,
-) -> Result<Unchanged> {
-    let mut unchanged = Unchanged::default();
-    let families = cow::collect_families(ctx, collected)?;
-    if families.is_empty() {
-        return Ok(unchanged);
+/// What of a dump is written when the tree goes on already.
+struct Rest {
+    copies: Copies,
+    holder: Option<Holder>,
+}
+
+impl Writing<'_, '_> {
+    /// Writes all that has to be written while the tree stands still: everything, the inventory last,
+    /// unless copies of the tasks are made. Gives what to close after the thaw.
+    fn write(
+        &mut self,
+        frozen: &mut Frozen,
+        collected: &mut Collected,
+    ) -> Result<(Vec<File>, Option<Rest>)> {
+        let (ctx, images) = (self.ctx, self.images);
+        // Nothing of an older dump may be taken for part of this one. Its pages are held until the
+        // tree goes on again: the kernel takes 100 milliseconds to free a gigabyte of them.
+        let mut held = old_pages(images).stage(Code::Write)?;
+        if let Some(shared) = cow::open_directory(&ctx.options.images_dir).stage(Code::Write)? {
+            held.extend(old_pages(&shared).stage(Code::Write)?);
+        }
+        images.remove_images().stage(Code::Write)?;
+        cow::remove_directory(&ctx.options.images_dir).stage(Code::Write)?;
+        if let Some(parent) = self.plan.parent {
+            images.set_parent(parent).stage(Code::Write)?;
+        }
+        let sink = &Stepped(images);
+        write_images(ctx, sink, frozen, collected).stage(Code::Write)?;
+        tell_size(collected, self.interrupt);
+        if ctx.options.snapshot {
+            let rest = self.write_for_copies(frozen, collected)?;
+            return Ok((held, Some(rest)));
+        }
+        let started = Instant::now();
+        let memory = frozen_memory(ctx, collected);
+        self.write_memory(collected, &memory, |unchanged, interrupt| {
+            let all: Vec<usize> = (0..spaces(&collected.subjects).len()).collect();
+            write_memory(ctx, sink, collected, &all, unchanged, interrupt)
+        })
+        .stage(Code::Write)?;
+        self.write_objects(collected).stage(Code::Write)?;
+        self.stats.memory = started.elapsed();
+        let holder = predump::track_on(ctx, frozen, &self.plan.run_id).stage(Code::Track)?;
+        self.finish(collected, holder)?;
+        Ok((held, None))
     }
-    let shared = cow::create_directory(&ctx.options.images_dir)?;
-    stats.shared = families.write(ctx, &shared, collected, interrupt)?;
-    write_inventory(ctx, &shared, collected, run_id)?;
-    images.set_parent(Path::new(cow::DIRECTORY))?;
-    for (at, subject) in collected.subjects.iter().enumerate() {
-        let task = ctx
-            .tasks
-            .get(subject.task)
-            .context("a task without a view")?;
-        unchanged.add(task.pid, families.pages_of(at));
+
+    /// What copies do not have, and the copies.
+    fn write_for_copies(&mut self, frozen: &mut Frozen, collected: &mut Collected) -> Result<Rest> {
+        let (ctx, sink) = (self.ctx, &Stepped(self.images));
+        let is_copied = snapshot::plan_copies(ctx, collected);
+        let early = snapshot::put_aside(ctx, collected, &is_copied, self.interrupt);
+        self.write_objects(collected).stage(Code::Write)?;
+        let copies = snapshot::copy(ctx, frozen, collected, early.stage(Code::Write)?);
+        let copies = copies.stage(Code::Write)?;
+        let alone = copies.missing(collected);
+        let unchanged = &self.plan.unchanged;
+        let written = write_memory(ctx, sink, collected, &alone, unchanged, self.interrupt);
+        self.add(written.stage(Code::Write)?);
+        let holder = predump::track_on(ctx, frozen, &self.plan.run_id).stage(Code::Track)?;
+        self.interrupt.check()?;
+        Ok(Rest { copies, holder })
     }
-    Ok(unchanged)
+
+    /// The memory of the copies, and the inventory.
+    fn write_rest(&mut self, collected: &Collected, rest: Rest) -> Result<()> {
+        let (ctx, sink) = (self.ctx, &Stepped(self.images));
+        let started = Instant::now();
+        let Rest { copies, holder } = rest;
+        let memory: Vec<_> = copies.memory();
+        let kept = copies.kept();
+        self.write_memory(collected, &memory, |unchanged, interrupt| {
+            snapshot::write_memory(ctx, sink, collected, &kept, unchanged, interrupt)
+        })
+        .stage(Code::Write)?;
+        drop(copies);
+        self.stats.memory = started.elapsed();
+        self.finish(collected, holder)
+    }
+
+    /// Writes what families share, then, by `write`, what is left of their memory and that of others.
+    /// What families of tasks share is written as a dump before this one: a chain has no room for it.
+    fn write_memory(
+        &mut self,
+        collected: &Collected,
+        memory: &[Option<MemoryOf>],
+        write: impl FnOnce(&Unchanged, &Interrupt) -> Result<Counts>,
+    ) -> Result<()> {
+        let shared;
+        let unchanged = match self.plan.parent {
+            Some(_) => &self.plan.unchanged,
+            None => {
+                shared = self.write_shared(collected, memory)?;
+                &shared
+            }
+        };
+        self.add(write(unchanged, self.interrupt)?);
+        Ok(())
+    }
+
+    fn add(&mut self, counts: Counts) {
+        self.stats.pages += counts.written;
+        self.stats.in_parent += counts.in_parent;
+    }
+
+    fn write_objects(&mut self, collected: &mut Collected) -> Result<()> {
+        let sink = &Stepped(self.images);
+        self.stats.shmem_pages = write_shared_objects(self.ctx, sink, collected, self.interrupt)?;
+        self.interrupt.check()
+    }
+
+    fn write_shared(
+        &mut self,
+        collected: &Collected,
+        memory: &[Option<MemoryOf>],
+    ) -> Result<Unchanged> {
+        let ctx = self.ctx;
+        let mut unchanged = Unchanged::default();
+        let families = cow::collect_families(ctx, collected, memory)?;
+        if families.is_empty() {
+            return Ok(unchanged);
+        }
+        let shared = cow::create_directory(&ctx.options.images_dir)?;
+        self.stats.shared = families.write(ctx, &shared, collected, memory, self.interrupt)?;
+        write_inventory(ctx, &shared, collected, &self.plan.run_id)?;
+        self.images.set_parent(Path::new(cow::DIRECTORY))?;
+        for (at, subject) in collected.subjects.iter().enumerate() {
+            let task = ctx.tasks.get(subject.task);
+            let task = task.context("a task without a view")?;
+            unchanged.add(task.pid, families.pages_of(at));
+        }
+        Ok(unchanged)
+    }
+
+    /// The script, and the inventory: from here on the directory holds a dump.
+    fn finish(&self, collected: &Collected, holder: Option<Holder>) -> Result<()> {
+        let (ctx, options) = (self.ctx, self.ctx.options);
+        let root = collected.places.first().map(|place| place.pid.get());
+        scripts::run(options, ctx.log, Stage::PostDump, root).stage(Code::Script)?;
+        self.interrupt.progress().stage("finish", None);
+        if options.sync {
+            lasting::sync(self.images).stage(Code::Write)?;
+        }
+        write_inventory(ctx, &Stepped(self.images), collected, &self.plan.run_id)
+            .stage(Code::Write)?;
+        if options.sync {
+            lasting::sync(self.images).stage(Code::Write)?;
+        }
+        holder.map_or(Ok(()), Holder::commit).stage(Code::Track)
+    }
+}
+
+/// The memory of the tasks as they stand still.
+fn frozen_memory<'m>(ctx: &'m Context, collected: &'m Collected) -> Vec<Option<MemoryOf<'m>>> {
+    let memory = |subject: &'m Subject| {
+        let task = ctx.tasks.get(subject.task)?;
+        Some(MemoryOf {
+            dir: &subject.facts.dir,
+            mem: &task.mem,
+        })
+    };
+    collected.subjects.iter().map(memory).collect()
 }
 
 fn old_pages(images: &ImageDir) -> Result<Vec<File>> {
@@ -308,6 +413,12 @@ fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> a
     if let Err(thaw) = frozen.thaw() {
         log.error("dump", format_args!("let the tree go on: {thaw}"));
     }
+    discard(log, images);
+    error
+}
+
+/// Removes what was written of a dump that failed.
+fn discard(log: &Log, images: &ImageDir) {
     if let Err(remove) = cow::remove_directory(images.path()) {
         log.error("dump", format_args!("remove what was shared: {remove:#}"));
     }
@@ -317,7 +428,6 @@ fn undo(error: anyhow::Error, log: &Log, frozen: Frozen, images: &ImageDir) -> a
             format_args!("remove the unfinished images: {remove}"),
         );
     }
-    error
 }
 
 /// Writes stats-dump.

@@ -18,6 +18,7 @@ mod mm;
 mod network;
 mod predump;
 mod refusal;
+mod snapshot;
 mod stats;
 mod stepped;
 mod task;

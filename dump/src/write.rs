@@ -10,8 +10,8 @@ use crate::mm::copy::{PAGE, PageSource};
 use crate::mm::pages::{Counts, PagemapImage, create_pagemap};
 use crate::mm::ranges::split;
 use crate::mm::shmem::write_shmem;
-use crate::mm::vmas::{Backing, Vma, encode_guard};
-use crate::stats::Stats;
+use crate::mm::source::{Early, private_of};
+use crate::mm::vmas::{Vma, encode_guard};
 use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
 use crate::task::dead_leader;
@@ -26,25 +26,23 @@ use anyhow::{Context as _, Result};
 use crust_image::sink::{write_entries, write_entry};
 use crust_image::{ImageSink, Kind};
 use crust_process::freeze::{Frozen, FrozenTask, FrozenThread, TaskState};
-use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
+use crust_process::pagemap::{PageRun, Pagemap};
+use crust_process::proc::ProcDir;
 use crust_process::tracee::Queue;
+use crust_proto::criu::MmEntry;
 use rayon::prelude::*;
 use std::iter;
 use std::ops::Range;
-use std::time::Instant;
 
 /// Threads fewer than this are not worth being shared out.
 const WORTH_THREADS: usize = 32;
 
-/// Writes all images but the inventory.
+/// Writes all images but those of memory, and the inventory.
 pub fn write_images(
     ctx: &Context,
     images: &dyn ImageSink,
     frozen: &Frozen,
     collected: &mut Collected,
-    unchanged: &Unchanged,
-    interrupt: &Interrupt,
-    stats: &mut Stats,
 ) -> Result<()> {
     let places: Vec<_> = collected.places.iter().map(encode_place).collect();
     write_entries(images, Kind::Pstree, None, &places)?;
@@ -66,9 +64,7 @@ pub fn write_images(
     if let Some(cgroups) = collected.cgroups.encode()? {
         write_entry(images, Kind::Cgroup, None, &cgroups)?;
     }
-    collected.files.write(ctx, images)?;
-    write_memory(ctx, images, collected, unchanged, interrupt, stats)?;
-    interrupt.check()
+    collected.files.write(ctx, images)
 }
 
 /// Writes the inventory: from here on the directory holds a dump.
@@ -197,101 +193,164 @@ fn write_zombie(images: &dyn ImageSink, zombie: &Zombie) -> Result<()> {
     Ok(write_entry(images, Kind::Core, Some(id), &entry)?)
 }
 
-/// All address spaces at once: each has its pages file, and a pagemap for each task in it.
-fn write_memory(
+/// The memory of these address spaces (by their places in [`spaces`]) as they are now, all at once:
+/// each has its pages file, and a pagemap for each task in it.
+pub fn write_memory(
     ctx: &Context,
     images: &dyn ImageSink,
     collected: &Collected,
+    places: &[usize],
     unchanged: &Unchanged,
     interrupt: &Interrupt,
-    stats: &mut Stats,
-) -> Result<()> {
-    let start = Instant::now();
+) -> Result<Counts> {
     let spaces = spaces(&collected.subjects);
-    let resident = |space: &Vec<&Subject>| resident(&space.first()?.facts.dir);
-    let total = spaces.iter().filter_map(resident).sum();
-    interrupt.progress().stage("memory", Some(total));
-    let numbered: Vec<(u32, Vec<&Subject>)> = (1..).zip(spaces).collect();
-    let pages = for_each_task(&numbered, |(pages_id, space)| {
-        let tasks = space.iter().map(|subject| ctx.tasks.get(subject.task));
+    // What else was collected does not concern other threads.
+    let all = collected.subjects.as_slice();
+    let pages = for_each_task(places, |place| {
+        let space = spaces.get(*place).context("an address space unheard of")?;
+        let subjects: Option<Vec<&Subject>> = space.iter().map(|at| all.get(*at)).collect();
+        let subjects = subjects.context("a task unheard of")?;
+        let tasks = subjects.iter().map(|subject| ctx.tasks.get(subject.task));
         let tasks: Option<Vec<&Task>> = tasks.collect();
         let tasks = tasks.context("a task without a view")?;
-        let (task, subject) = (tasks.first().zip(space.first())).context("a space of nobody")?;
+        let (task, subject) = (tasks.first().zip(subjects.first())).context("a space of nobody")?;
+        let from = Pages {
+            dir: &subject.facts.dir,
+            source: &task.mem,
+            early: None,
+        };
         let unchanged = unchanged.of(task.pid);
-        write_space(images, &tasks, subject, *pages_id, unchanged, interrupt)
+        let name = (tasks.as_slice(), pages_id(*place));
+        write_space(images, name, subject, unchanged, interrupt, &from)
             .with_context(|| format!("dump the memory of task {}", task.pid))
     })?;
-    let counts: Counts = pages.into_iter().sum();
-    (stats.pages, stats.in_parent) = (counts.written, counts.in_parent);
-    let first = numbered.len() as u32 + 1;
+    Ok(pages.into_iter().sum())
+}
+
+/// The number of the pages file of an address space, by its place in [`spaces`].
+pub fn pages_id(space: usize) -> u32 {
+    u32::try_from(space + 1).unwrap_or(u32::MAX)
+}
+
+/// Tells how much there is to copy.
+pub fn tell_size(collected: &Collected, interrupt: &Interrupt) {
+    let spaces = spaces(&collected.subjects);
+    let first = |space: &Vec<usize>| collected.subjects.get(*space.first()?);
+    let resident = |subject: &Subject| resident(&subject.facts.dir);
+    let total = spaces.iter().filter_map(first).filter_map(resident).sum();
+    interrupt.progress().stage("memory", Some(total));
+}
+
+/// Objects of shared memory, which change while any of their tasks runs.
+pub fn write_shared_objects(
+    ctx: &Context,
+    images: &dyn ImageSink,
+    collected: &mut Collected,
+    interrupt: &Interrupt,
+) -> Result<u64> {
+    let first = pages_id(spaces(&collected.subjects).len());
     let (shmem, next) = write_shmem(ctx, images, &collected.files, first, interrupt)?;
     collected.uts.write(images)?;
-    stats.shmem_pages = shmem + collected.ipc.write(images, next, interrupt)?;
-    stats.memory = start.elapsed();
-    Ok(())
+    Ok(shmem + collected.ipc.write(images, next, interrupt)?)
+}
+
+/// Where the pages of a task come from.
+pub struct Pages<'a, S> {
+    /// Whose page map tells which there are.
+    pub dir: &'a ProcDir,
+    /// What they are read from.
+    pub source: &'a S,
+    /// What was put aside of areas that `dir` does not know.
+    pub early: Option<&'a Early>,
 }
 
 /// mm, pagemap and pages of an address space, of which `subject` is the first task. The images of
-/// the others say the same and lead to the same pages. `unchanged` are pages that the dump before
-/// has as they are.
-fn write_space(
+/// the others say the same and lead to the same pages, those of file `pages_id`. `unchanged` are
+/// pages that the dump before has as they are.
+pub fn write_space<S: PageSource>(
     images: &dyn ImageSink,
-    tasks: &[&Task],
+    (tasks, pages_id): (&[&Task], u32),
     subject: &Subject,
-    pages_id: u32,
     unchanged: &[Range<u64>],
     interrupt: &Interrupt,
+    from: &Pages<S>,
 ) -> Result<Counts> {
     let (task, others) = tasks.split_first().context("a space of nobody")?;
     let id = u64::from(task.virt);
     let file = images.create_raw_file(Kind::Pages, Some(u64::from(pages_id)))?;
     let check = |pages| interrupt.check_before(pages);
     let name = (Kind::Pagemap, id);
-    let mut image = create_pagemap(images, name, pages_id, &file, &task.mem, &check)?;
+    let mut writing = Writing {
+        image: create_pagemap(images, name, pages_id, &file, from.source, &check)?,
+        mm: subject.mm.clone(),
+        absent: &subject.absent,
+        unchanged,
+    };
     for other in others {
         let entries = images.create(Kind::Pagemap, Some(u64::from(other.virt)))?;
-        image.also_for(entries, pages_id)?;
+        writing.image.also_for(entries, pages_id)?;
     }
-    let mut pagemap = Pagemap::open(&subject.facts.dir)?;
-    let mut mm = subject.mm.clone();
+    let mut pagemap = Pagemap::open(from.dir)?;
     // Neighbours of anonymous memory are looked at with one call, which for ten thousand small ones
     // is most of the time; others one by one, for what is a file's own page depends on the area.
-    let alike = |one: &Vma, other: &Vma| one.is_plain() && other.is_plain();
+    let alike = |one: &Vma, other: &Vma| {
+        one.is_plain() && other.is_plain() && one.is_copied_on_fork() == other.is_copied_on_fork()
+    };
     for vmas in subject.vmas.chunk_by(alike) {
         let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else {
             continue;
         };
+        let range = first.range.start..last.range.end;
         if first.is_dumped_whole() {
-            let pages = (first.range.end - first.range.start) / PAGE;
-            image.add(first.range.start, pages, false)?;
+            let pages = (range.end - range.start) / PAGE;
+            writing.image.add(range.start, pages, false)?;
             continue;
         }
         if !first.has_own_pages() {
             continue;
         }
-        let of = match first.backing {
-            Backing::Anonymous => PrivateOf::Anonymous,
-            _ => PrivateOf::File,
-        };
-        for run in pagemap.pages_to_dump(first.range.start..last.range.end, of) {
-            let run = run?;
-            let (PageRun::Guard { start, end } | PageRun::Dump { start, end }) = run;
-            for (vma, part) in by_area(start..end, vmas) {
-                if let PageRun::Guard { .. } = run {
-                    mm.vmas.push(encode_guard(&part));
-                    continue;
+        match from.early.filter(|_| !first.is_copied_on_fork()) {
+            Some(early) => {
+                for run in early.runs_in(&range) {
+                    writing.add(run, vmas)?;
                 }
-                for part in without(part, &subject.absent) {
-                    add_pages(&mut image, part, unchanged, vma.may_be_lazy())?;
+            }
+            None => {
+                for run in pagemap.pages_to_dump(range, private_of(first)) {
+                    writing.add(run?, vmas)?;
                 }
             }
         }
     }
-    let counts = image.finish()?;
+    let counts = writing.image.finish()?;
     for task in tasks {
-        write_entry(images, Kind::Mm, Some(u64::from(task.virt)), &mm)?;
+        write_entry(images, Kind::Mm, Some(u64::from(task.virt)), &writing.mm)?;
     }
     Ok(counts)
+}
+
+/// The images of a task's memory under way.
+struct Writing<'a, S> {
+    image: PagemapImage<'a, S>,
+    mm: MmEntry,
+    absent: &'a [Range<u64>],
+    unchanged: &'a [Range<u64>],
+}
+
+impl<S: PageSource> Writing<'_, S> {
+    fn add(&mut self, run: PageRun, vmas: &[Vma]) -> Result<()> {
+        let (PageRun::Guard { start, end } | PageRun::Dump { start, end }) = run;
+        for (vma, part) in by_area(start..end, vmas) {
+            if let PageRun::Guard { .. } = run {
+                self.mm.vmas.push(encode_guard(&part));
+                continue;
+            }
+            for part in without(part, self.absent) {
+                add_pages(&mut self.image, part, self.unchanged, vma.may_be_lazy())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The parts of a run by the areas they are in.

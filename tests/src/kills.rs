@@ -319,7 +319,7 @@ pub fn dump_killed_at_steps(
         before.expect_same(&after, moving).with_context(context)?;
         fs::remove_dir_all(&killed)?;
         fs::create_dir(&killed)?;
-        wait_for_survivors(sandbox)?;
+        wait_for_others(sandbox, guest)?;
         expect_same_files(&world_before, &world()?).with_context(context)?;
     }
     println!(
@@ -404,6 +404,14 @@ pub fn wait_for_survivors(sandbox: &Sandbox) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Survivors and copies of a dead dumper end by themselves.
+fn wait_for_others(sandbox: &Sandbox, guest: &Guest) -> Result<()> {
+    let tree = proc_snapshot::tree(guest.pid)?;
+    let mut others = sandbox.processes()?;
+    others.retain(|pid| !tree.contains(pid));
+    sandbox.reap(&others)
 }
 
 /// The guest has not ended.

@@ -166,6 +166,8 @@ pub struct Options {
     pub pre_copy: u32,
     /// `--auto-dedup`.
     pub auto_dedup: bool,
+    /// `--snapshot`: memory is copied from a copy-on-write copy, when the tree goes on already.
+    pub snapshot: bool,
     /// `--track-mem`.
     pub track_mem: bool,
     /// `--prev-images-dir`, relative to the images dir as in the link that is made of it.
@@ -358,6 +360,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         pre_dump: given.flag("pre-dump"),
         pre_copy: given.number("pre-copy")?.unwrap_or(0),
         auto_dedup: given.flag("auto-dedup"),
+        snapshot: given.flag("snapshot"),
         track_mem: given.flag("track-mem"),
         prev_images_dir: given.path("prev-images-dir"),
         images_dir,
@@ -401,6 +404,12 @@ fn check_incremental(given: &Given<'_>, options: &Options) -> Result<(), Stop> {
     given.choice("pre-dump-mode", &[("splice", ()), ("read", ())])?;
     if options.pre_dump && options.leave_stopped {
         return usage("--pre-dump and --leave-stopped contradict each other");
+    }
+    if options.snapshot && (!options.leave_running || options.pre_dump) {
+        return usage(
+            "--snapshot lets the tree go on while its memory is copied: it needs --leave-running, \
+             and a --pre-dump copies while the tree runs anyway",
+        );
     }
     if options.pre_copy > 0 && (options.pre_dump || options.prev_images_dir.is_some()) {
         return usage(
@@ -675,6 +684,9 @@ mod tests {
             "-t 1 --pre-dump -s",
             "-t 1 --pre-copy 2 --prev-images-dir ../1",
             "-t 1 --pre-copy many",
+            "-t 1 --snapshot",
+            "-t 1 --snapshot -s",
+            "-t 1 --snapshot -R --pre-dump",
             "-t 1 --pre-dump-mode quickly",
         ] {
             assert!(

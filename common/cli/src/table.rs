@@ -479,6 +479,13 @@ pub const ROWS: &[Row] = &[
         "copy memory in up to N rounds while the tree runs, then freeze it",
     ),
     row(
+        "snapshot",
+        None,
+        Flag,
+        (Works, Inert),
+        "copy memory after the tree goes on, from a copy-on-write copy (with --leave-running)",
+    ),
+    row(
         "track-mem",
         None,
         Flag,

@@ -24,8 +24,25 @@ struct Way {
     healed: Regs,
     /// The mask that the tail is still to set.
     mask: Option<u64>,
-    /// The entry, if it is still to come, that puts back a signal action (remote.rs, shadowed).
-    action: Option<u64>,
+    /// The last entry still to come that cannot be left out: it puts back a signal action
+    /// (remote.rs, shadowed), or reaps a child (remote/lend.rs).
+    needed: Option<u64>,
+    /// A clone still to come.
+    clone: Option<u64>,
+}
+
+/// Puts a call that changes nothing in the place of a clone: under our eyes the child would be ours,
+/// wait for us, and never end. Without it the wait behind has nobody to wait for.
+fn leave_out_clone(mem: &TaskMem, thread: &Stopped, entry: u64, code: u64) -> Result<()> {
+    mem.write_all_at(entry, &libc::SYS_getpid.to_le_bytes())?;
+    let mut regs = thread.regs()?;
+    if regs.0.rbx == entry {
+        // It may have the number of the clone in rax, or be on its way into it again.
+        regs.0.rip = code;
+        regs.0.orig_rax = u64::MAX;
+        thread.set_regs(&regs)?;
+    }
+    Ok(())
 }
 
 /// Lets the thread go on until this entry is behind it. It runs free and is interrupted again:
@@ -60,8 +77,11 @@ pub fn lead_out(mem: &TaskMem, thread: &mut Stopped) -> Result<bool> {
         Error::new(thread.tid(), doing, Errno::EPROTO)
     };
     let mut way = find_way(mem, &regs, code).ok_or_else(|| damaged(thread))?;
-    if let Some(action) = way.action {
-        run_past(thread, action)?;
+    if let Some(clone) = way.clone {
+        leave_out_clone(mem, thread, clone, code)?;
+    }
+    if let Some(needed) = way.needed {
+        run_past(thread, needed)?;
         way = find_way(mem, &thread.regs()?, code).ok_or_else(|| damaged(thread))?;
     }
     // The signal in hand is the dead dumper's own: everything else was blocked, but a real one
@@ -96,11 +116,12 @@ fn stub_around(mem: &TaskMem, rip: u64) -> Option<u64> {
 fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
     match stub::heal_progress((regs.0.rip - code) as usize) {
         stub::Progress::Calls => {
-            let walked = walk_to_heal(mem, regs.0.rbx)?;
+            let walked = walk_to_heal(mem, regs, code)?;
             Some(Way {
                 healed: healed(mem, regs, walked.heal)?,
                 mask: Some(walked.mask),
-                action: walked.action,
+                needed: walked.needed,
+                clone: walked.clone,
             })
         }
         stub::Progress::Popped(pops) => {
@@ -108,7 +129,8 @@ fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
             Some(Way {
                 healed: healed(mem, regs, entry)?,
                 mask: None,
-                action: None,
+                needed: None,
+                clone: None,
             })
         }
     }
@@ -118,12 +140,16 @@ fn find_way(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Way> {
 struct Walked {
     heal: u64,
     mask: u64,
-    action: Option<u64>,
+    needed: Option<u64>,
+    clone: Option<u64>,
 }
 
 /// From the entry in hand to the healing entry, before which the mask is always set.
-fn walk_to_heal(mem: &TaskMem, mut entry: u64) -> Option<Walked> {
-    let mut action = None;
+fn walk_to_heal(mem: &TaskMem, regs: &Regs, code: u64) -> Option<Walked> {
+    let mut entry = regs.0.rbx;
+    let mut needed = None;
+    let is_made = regs.0.rip > code + stub::heal_gadget() && (regs.0.rax as i64) > 0;
+    let mut clone = None;
     for _ in 0..MOST_ENTRIES {
         match mem.read_u64(entry).ok()? {
             stub::HEAL => {
@@ -132,13 +158,19 @@ fn walk_to_heal(mem: &TaskMem, mut entry: u64) -> Option<Walked> {
                 return Some(Walked {
                     heal: entry,
                     mask,
-                    action,
+                    needed,
+                    clone,
                 });
             }
             stub::JUMP => entry = mem.read_u64(entry + 8).ok()?,
             nr => {
-                if nr == libc::SYS_rt_sigaction as u64 && sets_action(mem, entry)? {
-                    action = Some(entry);
+                let in_hand = entry == regs.0.rbx;
+                if nr == libc::SYS_clone as u64 && !(in_hand && is_made) {
+                    clone = Some(entry);
+                }
+                let sets = nr == libc::SYS_rt_sigaction as u64 && sets_action(mem, entry)?;
+                if sets || nr == libc::SYS_wait4 as u64 {
+                    needed = Some(entry);
                 }
                 entry += stub::HEAL_ENTRY as u64;
             }

@@ -27,6 +27,7 @@ pub mod regs;
 pub mod remote;
 pub mod scratch;
 pub mod shared_anon;
+pub mod snapshot;
 pub mod sockdiag;
 pub mod steps;
 pub mod stub;

@@ -232,6 +232,13 @@ impl Made {
         Ok(self.thread.regs()?.0.rax as i64)
     }
 
+    /// One call from beginning to end.
+    pub fn call(&mut self, gadget: u64, nr: i64, args: [u64; 6]) -> Result<i64> {
+        self.begin_call(gadget, nr, args)?;
+        self.enter_call()?;
+        self.end_call()
+    }
+
     fn wait_for_syscall_stop(&mut self) -> Result<()> {
         match tracee::wait_blocking(self.tid())? {
             Wait::Stopped(Stop::Signal(SYSCALL_STOP)) => {
@@ -304,6 +311,18 @@ impl Made {
                     self.thread.resume()?;
                 }
             }
+        }
+    }
+
+    /// Our death kills it, as it does what we have made from the start: for a thread that a task
+    /// which outlives us has cloned.
+    pub fn die_with_us(&self) -> Result<()> {
+        let plain = options::EXITKILL | TRACESYSGOOD;
+        match self.thread.set_options(plain | options::SUSPEND_SECCOMP) {
+            Err(error) if matches!(error.errno, Errno::EPERM | Errno::EINVAL) => {
+                self.thread.set_options(plain)
+            }
+            set => set,
         }
     }
 

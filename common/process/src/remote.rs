@@ -13,6 +13,8 @@
 //! The order of our own steps matters and is argued where it is made. Measured in MECHANISMS 1: 0
 //! of 600 targets died, against 133 to 164 of 200 with a batch that ends in a breakpoint.
 
+mod lend;
+
 use crate::batch::{Arg, Batch};
 use crate::error::{Error, Result};
 use crate::memory::TaskMem;
@@ -151,6 +153,12 @@ impl<'m> Remote<'m> {
         ]
     }
 
+    /// Where a `syscall` instruction is, for a child that is led call by call: behind a clone that
+    /// has [`stub::ENDS_CHILD`] its child ends.
+    pub fn gadget(&self) -> u64 {
+        self.code + stub::heal_gadget()
+    }
+
     /// How many threads may be inside at the same time.
     pub fn room(&self) -> usize {
         self.tables.len()
@@ -243,75 +251,6 @@ impl Entered<'_, '_> {
     /// Runs a batch in the thread. Results and buffers are in the batch afterwards.
     pub fn run(&mut self, batch: &mut Batch) -> Result<()> {
         run_together(&mut [(self, batch)])
-    }
-
-    /// Runs a call that opens a descriptor, lets `copy` take a copy of it, and closes it. If we die
-    /// in between the thread closes it by itself, by the number it is expected to get: the lowest
-    /// that is free.
-    pub fn lend_fd<T>(
-        &mut self,
-        nr: i64,
-        args: [u64; 6],
-        expected: i32,
-        copy: impl FnOnce(i32) -> Result<T>,
-    ) -> Result<T> {
-        // A batch shadows the hand-back signal's action, if that must be, before it is sent here.
-        let mut nothing = Batch::new();
-        nothing.call(libc::SYS_getpid, []);
-        self.run(&mut nothing)?;
-        let (tid, start) = (self.thread.tid(), self.table.start);
-        let entry = |index: usize| start + (index * stub::HEAL_ENTRY) as u64;
-        let mut bytes = Vec::new();
-        let push_unanswered = |bytes: &mut Vec<u8>, nr: i64, args: [u64; 6]| {
-            push_entry(bytes, nr, args);
-            let answer = bytes.len() - UNANSWERED.len();
-            bytes[answer..].copy_from_slice(&UNANSWERED);
-        };
-        push_unanswered(&mut bytes, nr, args);
-        let (tgid, signal) = (self.remote.tgid.get() as u64, self.signal as u64);
-        let to_us = [tgid, tid.get() as u64, signal, 0, 0, 0];
-        push_entry(&mut bytes, libc::SYS_tgkill, to_us);
-        push_unanswered(
-            &mut bytes,
-            libc::SYS_close,
-            [expected as u64, 0, 0, 0, 0, 0],
-        );
-        let tail = [self.tail_at(), 0, 0, 0, 0, 0];
-        push_entry(&mut bytes, stub::JUMP as i64, tail);
-        self.remote.mem.write_all_at(start, &bytes)?;
-        self.thread.set_regs(&self.regs_at(start))?;
-        self.resume_until_answered(entry(0) + 56)?;
-        let got = self.remote.mem.read_u64(entry(0) + 56)? as i64;
-        let result = match i32::try_from(got) {
-            Ok(fd @ 0..) => {
-                if fd != expected {
-                    // A table shared with a task outside of the tree.
-                    let number = (fd as u64).to_le_bytes();
-                    self.remote.mem.write_all_at(entry(2) + 8, &number)?;
-                }
-                copy(fd)
-            }
-            _ => {
-                let none = u64::MAX.to_le_bytes();
-                self.remote.mem.write_all_at(entry(2) + 8, &none)?;
-                let doing = format!("run system call {nr} for a descriptor");
-                Err(Error::new(tid, doing, Errno::from_raw(-got as i32)))
-            }
-        };
-        self.resume_until_answered(entry(2) + 56)?;
-        result
-    }
-
-    /// Resumes the thread until it comes back with the answer at this address written: a signal of
-    /// the same number from outside brings it back too soon.
-    fn resume_until_answered(&mut self, answer: u64) -> Result<()> {
-        loop {
-            self.thread.resume()?;
-            self.wait_until_handed_back()?;
-            if self.remote.mem.read_u64(answer)? != u64::from_le_bytes(UNANSWERED) {
-                return Ok(());
-            }
-        }
     }
 
     /// The action of the hand-back signal, and its number, if it is shadowed: what the task's own

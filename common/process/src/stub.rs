@@ -11,6 +11,9 @@ use std::arch::global_asm;
 // that follow and go on with the thread's own code). The pops need rsp for themselves, so the last
 // words are a frame for iretq, which gives rip, flags and rsp back in one instruction and is
 // allowed to user code. Nothing is beside the code: threads of a task may be inside it together.
+// A call that answers 0 and has ENDS_CHILD as its sixth argument is a clone, seen by the child, which
+// ends itself at once: it may share the table, so it must not write its answer there, let alone go
+// on with the calls behind it.
 global_asm!(
     ".pushsection .rodata.crust_stub, \"a\", @progbits",
     ".balign 16",
@@ -27,9 +30,17 @@ global_asm!(
     "mov r8, [rbx+40]",
     "mov r9, [rbx+48]",
     "syscall",
-    "mov [rbx+56], rax",
+    "test rax, rax",
+    "jnz 4f",
+    "cmp r9, -1",
+    "je 5f",
+    "4: mov [rbx+56], rax",
     "add rbx, 64",
     "jmp 1b",
+    "5: mov eax, 60",
+    "xor edi, edi",
+    "syscall",
+    "hlt",
     "2: cmp eax, -2",
     "je 3f",
     "mov rbx, [rbx+8]",
@@ -98,6 +109,9 @@ pub const HEAL: u64 = -2i64 as u64;
 /// Entry number: the end of a batch of the exec stub.
 pub const END: u64 = -1i64 as u64;
 
+/// The sixth argument of a clone, which takes five: the child ends at once, unless we lead it.
+pub const ENDS_CHILD: u64 = u64::MAX;
+
 /// Bytes of an entry of the healing stub: number, six arguments, result.
 pub const HEAL_ENTRY: usize = 64;
 /// Bytes of an entry of the exec stub: the same, what is expected (0 nothing, 1 no error, 2 the
@@ -119,6 +133,13 @@ pub enum Progress {
     Calls,
     /// rsp is in the healing entry, so many words have been popped.
     Popped(usize),
+}
+
+/// Where the `syscall` instruction of the healing stub is, behind which [`ENDS_CHILD`] is looked at.
+pub fn heal_gadget() -> u64 {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    let at = heal().windows(2).position(|bytes| bytes == SYSCALL);
+    at.map_or(0, |at| at as u64)
 }
 
 /// What the instruction at `offset` of the stub means for the thread's registers.

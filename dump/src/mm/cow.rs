@@ -18,12 +18,14 @@ use crate::context::Context;
 use crate::interrupt::Interrupt;
 use crate::mm::pages::{Counts, create_pagemap};
 use crate::mm::ranges::{intersect, join};
+use crate::mm::source::MemoryOf;
 use crate::mm::vmas::Backing;
 use anyhow::{Context as _, Result};
 use crust_image::pages::PAGE_SIZE;
 use crust_image::{ImageDir, ImageSink, Kind};
 use crust_process::pagemap::{PageRun, Pagemap, PrivateOf};
 use crust_process::pid::HostPid;
+use crust_process::proc::ProcDir;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -50,17 +52,24 @@ struct Family {
 #[derive(Debug, Default)]
 pub struct Families(Vec<Family>);
 
-/// Finds the families of the frozen tree.
-pub fn collect_families(ctx: &Context, collected: &Collected) -> Result<Families> {
+/// Finds the families of the frozen tree. `memory` says of each subject where its pages are looked
+/// at and read; one that is nowhere belongs to no family.
+pub fn collect_families(
+    ctx: &Context,
+    collected: &Collected,
+    memory: &[Option<MemoryOf>],
+) -> Result<Families> {
     let subjects = &collected.subjects;
     let index: HashMap<HostPid, usize> = subjects
         .iter()
         .enumerate()
         .filter_map(|(at, subject)| Some((ctx.tasks.get(subject.task)?.pid, at)))
         .collect();
+    let memory_of = |subject: usize| memory.get(subject).copied().flatten();
     let parent_of = |subject: &Subject| {
         let parent = HostPid::new(ctx.tasks.get(subject.task)?.ppid)?;
-        index.get(&parent).copied()
+        let parent = index.get(&parent).copied()?;
+        memory_of(parent).is_some().then_some(parent)
     };
     let mut users: HashMap<u32, usize> = HashMap::new();
     for subject in subjects {
@@ -74,7 +83,7 @@ pub fn collect_families(ctx: &Context, collected: &Collected) -> Result<Families
     let pairs: Vec<(usize, usize)> = subjects
         .iter()
         .enumerate()
-        .filter(|(at, subject)| is_alone(*at) && shares_memory(subject))
+        .filter(|(at, subject)| memory_of(*at).is_some() && is_alone(*at) && shares_memory(subject))
         .filter_map(|(at, subject)| Some((at, parent_of(subject)?)))
         .filter(|(_, parent)| is_alone(*parent))
         .collect();
@@ -82,8 +91,9 @@ pub fn collect_families(ctx: &Context, collected: &Collected) -> Result<Families
         return Ok(Families::default());
     }
     let shared = for_each_task(&pairs, |(child, parent)| {
-        let (child, parent) = (subjects.get(*child), subjects.get(*parent));
-        child.zip(parent).map_or(Ok(Vec::new()), |(child, parent)| {
+        let of = |at: usize| Some((subjects.get(at)?, memory_of(at)?.dir));
+        let pair = of(*child).zip(of(*parent));
+        pair.map_or(Ok(Vec::new()), |(child, parent)| {
             shared_pages(child, parent).context("compare the pages of relatives")
         })
     })?;
@@ -197,11 +207,14 @@ fn shares_memory(subject: &Subject) -> bool {
 }
 
 /// The pages that are the same in both, ascending.
-fn shared_pages(child: &Subject, parent: &Subject) -> Result<Vec<Range<u64>>> {
+fn shared_pages(
+    (child, child_dir): (&Subject, &ProcDir),
+    (parent, parent_dir): (&Subject, &ProcDir),
+) -> Result<Vec<Range<u64>>> {
     let of_parent: Vec<Range<u64>> = sharing(parent).collect();
-    let mut child_map = Pagemap::open(&child.facts.dir)?;
-    let own = Pagemap::open(&child.facts.dir)?;
-    let parents = Pagemap::open(&parent.facts.dir)?;
+    let mut child_map = Pagemap::open(child_dir)?;
+    let own = Pagemap::open(child_dir)?;
+    let parents = Pagemap::open(parent_dir)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut same = Vec::new();
     for area in intersect(&sharing(child).collect::<Vec<_>>(), &of_parent) {
@@ -251,13 +264,15 @@ impl Families {
         ctx: &Context,
         images: &ImageDir,
         collected: &Collected,
+        memory: &[Option<MemoryOf>],
         interrupt: &Interrupt,
     ) -> Result<u64> {
         let numbered: Vec<(u32, &Family)> = (1..).zip(&self.0).collect();
         let subjects = &collected.subjects;
         let view = |subject: usize| ctx.tasks.get(subjects.get(subject)?.task);
         let counts = for_each_task(&numbered, |(pages_id, family)| {
-            let owner = view(family.owner).context("an owner without a view")?;
+            let owner = memory.get(family.owner).copied().flatten();
+            let owner = owner.context("an owner without memory")?;
             let file = images.create_raw_file(Kind::Pages, Some(u64::from(*pages_id)))?;
             let nothing = std::fs::File::open("/dev/null")?;
             let check = |pages| interrupt.check_before(pages);
@@ -268,7 +283,7 @@ impl Families {
                 let name = (Kind::Pagemap, u64::from(task.virt));
                 let is_owner = subject == family.owner;
                 let out = if is_owner { &file } else { &nothing };
-                let mut image = create_pagemap(images, name, *pages_id, out, &owner.mem, &check)?;
+                let mut image = create_pagemap(images, name, *pages_id, out, owner.mem, &check)?;
                 for range in &family.pages {
                     let pages = (range.end - range.start) / PAGE_SIZE;
                     if is_owner {

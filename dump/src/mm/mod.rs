@@ -6,4 +6,5 @@ pub mod cow;
 pub mod pages;
 pub mod ranges;
 pub mod shmem;
+pub mod source;
 pub mod vmas;

@@ -46,6 +46,8 @@ pub mod status {
 const MAP_DROPPABLE: u32 = 8;
 /// What maps shows of every map of the bpf machine.
 const BPF_MAP: &[u8] = b"anon_inode:bpf-map";
+/// MAP_TYPE of include/uapi/linux/mman.h.
+const MAP_KIND: u32 = 0xf;
 
 /// What an area is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +104,18 @@ impl Vma {
     /// compares the vdso with its own, and a ring is as small.
     pub fn is_dumped_whole(&self) -> bool {
         matches!(self.backing, Backing::Vdso | Backing::Aio)
+    }
+
+    /// Whether a fork has its pages as they are (dup_mmap of kernel/fork.c), and keeps them: private
+    /// huge pages are taken from a fork when the parent needs one (mm/hugetlb.c).
+    pub fn is_copied_on_fork(&self) -> bool {
+        const NOT_COPIED: u64 = 1 << libc::MADV_DONTFORK | 1 << libc::MADV_WIPEONFORK;
+        let flags = self.entry.flags;
+        matches!(self.backing, Backing::Anonymous | Backing::File)
+            && !self.shared
+            && self.entry.madv.unwrap_or(0) & NOT_COPIED == 0
+            && flags & libc::MAP_HUGETLB as u32 == 0
+            && flags & MAP_KIND != MAP_DROPPABLE
     }
 
     /// Whether a restore may bring its pages later, when they are touched.
@@ -441,6 +455,11 @@ VmFlags: ex
         assert_eq!(
             own,
             [true, true, true, false, false, false, true, true, false]
+        );
+        let forked: Vec<bool> = vmas.iter().map(Vma::is_copied_on_fork).collect();
+        assert_eq!(
+            forked,
+            [true, true, false, false, false, false, false, true, false]
         );
         let lazy: Vec<bool> = vmas.iter().map(Vma::may_be_lazy).collect();
         assert_eq!(
