@@ -74,6 +74,8 @@ pub enum Kind {
     BpfMap,
     /// Another object of it, by its name.
     BpfObject(&'static str),
+    /// /dev/net/tun.
+    Tun,
     /// A terminal.
     Tty,
     /// /proc/PID/ns/*.
@@ -146,7 +148,7 @@ fn character_device(rdev: u64) -> Kind {
         (MEM_MAJOR, _) => Kind::Regular,
         (TTY_MAJOR | TTYAUX_MAJOR, _) => Kind::Tty,
         (major, _) if UNIX98_PTY.contains(&major) => Kind::Tty,
-        (MISC_MAJOR, TUN_MINOR) => unsupported("a tun or tap device"),
+        (MISC_MAJOR, TUN_MINOR) => Kind::Tun,
         _ => Kind::Unsupported(format!(
             "character device {major}:{minor}, whose driver may hold state"
         )),

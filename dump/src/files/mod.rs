@@ -41,6 +41,7 @@ pub mod tcp;
 mod timerfd;
 mod tty;
 mod tty_queue;
+mod tunfile;
 mod unix_queue;
 mod unix_socket;
 mod write;
@@ -126,6 +127,7 @@ pub struct FileTable {
     ringed: packet_socket::Ringed,
     new_sockets: kept_options::News,
     bpf_maps: bpfmap::Maps,
+    tuns: tunfile::Interfaces,
     ttys: tty::Ttys,
     locks: file_lock::Locks,
     /// Targets of epolls in other tables, until all are known.
@@ -322,6 +324,7 @@ impl FileTable {
             ringed: packet_socket::Ringed::default(),
             new_sockets: kept_options::News::default(),
             bpf_maps: bpfmap::Maps::default(),
+            tuns: tunfile::Interfaces::default(),
             ttys: tty::Ttys::default(),
             locks: file_lock::Locks::default(),
             lost_targets: Vec::new(),
@@ -498,6 +501,7 @@ impl FileTable {
             Kind::Fanotify => fanotify::dump(ctx, self, file, id),
             Kind::Pidfd => pidfd::dump(ctx, file, id),
             Kind::Namespace => namespace::dump(self, file, id),
+            Kind::Tun => tunfile::dump(ctx, self, file, id),
             Kind::BpfMap => bpfmap::dump(ctx, self, file, id),
             Kind::BpfObject(name) => Err(bpfmap::refuse_object(file, name)?),
             Kind::Tty => tty::dump(ctx, self, file, id),
@@ -554,6 +558,7 @@ fn fd_type(kind: &Kind, file: &OpenFile) -> FdTypes {
         Kind::Pidfd => FdTypes::Pidfd,
         Kind::Namespace => FdTypes::Ns,
         Kind::Tty => FdTypes::Tty,
+        Kind::Tun => FdTypes::Tunf,
         Kind::BpfMap => FdTypes::Bpfmap,
         Kind::BpfObject(_) | Kind::Unsupported(_) => FdTypes::Und,
     }

@@ -108,6 +108,7 @@ fn of_routine(routine: &Routine) -> (Option<Cap>, &'static str) {
         Routine::SharedAnon { .. } => (Some(Cap::CHECKPOINT_RESTORE), "shared anonymous memory"),
         // kernel.unprivileged_bpf_disabled is on nearly everywhere.
         Routine::MakeBpfMap(_) => (Some(Cap::BPF), "bpf maps"),
+        Routine::OpenTun { .. } => (Some(Cap::NET_ADMIN), "tuns and taps"),
         Routine::OpenBpfMap { .. } => (Some(Cap::SYS_ADMIN), "bpf maps opened twice"),
         Routine::Sysv { .. } => (Some(Cap::CHECKPOINT_RESTORE), "SysV objects"),
         Routine::MakeUts { .. } => (Some(Cap::SYS_ADMIN), "a uts namespace"),

@@ -6,7 +6,8 @@
 //! mapped of a frozen map it still does. `memlock` is what the kernel counted, and counts again.
 
 use super::{File, fown, member};
-use crate::plan::step::{Actor, BpfMap, Op, Phase, Routine, SlotId};
+use crate::plan::object::BpfMap;
+use crate::plan::step::{Actor, Op, Phase, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_process::bpf::{KINDS, LONGEST_NAME, flag, kind};
 use crust_proto::criu::{BpfmapDataEntry, BpfmapFileEntry};

@@ -38,6 +38,7 @@ mod table;
 pub mod tcp;
 mod timerfd;
 mod tty;
+mod tunfile;
 mod unix_connect;
 mod unix_name;
 mod unix_options;
@@ -66,6 +67,7 @@ pub struct Files {
     remaps: remap::Remaps,
     memfds: memfd::Memfds,
     bpf_maps: bpfmap::BpfMaps,
+    tuns: tunfile::Interfaces,
     unix: unix_socket::Sockets,
     /// The terminal that the leader of each session takes, to be filled when terminals are made.
     session_terminals: BTreeMap<u32, SlotId>,
@@ -178,6 +180,7 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Inetsk) => inet_socket::plan(planner, file),
         Some(FdTypes::Netlinksk) => netlink_socket::plan(planner, file),
         Some(FdTypes::Packetsk) => packet_socket::plan(planner, file),
+        Some(FdTypes::Tunf) => tunfile::plan(planner, file),
         Some(FdTypes::Bpfmap) => bpfmap::plan(planner, file),
         Some(FdTypes::Inotify) => inotify::plan(planner, file),
         Some(FdTypes::Fanotify) => fanotify::plan(planner, file),
@@ -198,6 +201,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Netlinksk
             | FdTypes::Packetsk
             | FdTypes::Bpfmap
+            | FdTypes::Tunf
             | FdTypes::Inotify
             | FdTypes::Fanotify
             | FdTypes::Tty
@@ -210,7 +214,6 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Ns,
         ) => return,
         Some(FdTypes::CtlTty) => ("terminals of old images", ""),
-        Some(FdTypes::Tunf) => ("tun and tap devices", ""),
         Some(FdTypes::Ext) => ("files of plugins", ""),
         Some(FdTypes::AutofsPipe) => ("autofs pipes", ""),
         Some(FdTypes::Und) | None => {

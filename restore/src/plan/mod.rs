@@ -7,6 +7,7 @@ pub mod calls;
 pub(crate) mod golden;
 #[cfg(test)]
 mod hostile;
+pub mod object;
 pub mod order;
 pub mod print;
 pub mod refusal;

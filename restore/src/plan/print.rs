@@ -1,9 +1,9 @@
 //! A plan as text, like strace: who, the call with its arguments, and behind it why. It is the dry
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
+use super::object::{BpfMap, TunDevice};
 use super::step::{
-    Arg, BpfMap, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair,
-    Watched,
+    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair, Watched,
 };
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -366,6 +366,18 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         }
         Routine::RepairTcp(tcp) => write_repair(out, tcp),
         Routine::MakeBpfMap(map) => write_bpf_map(out, map),
+        Routine::OpenTun {
+            path,
+            flags,
+            device,
+            slot,
+        } => {
+            out.push_str("open tun ");
+            write_str(out, path)?;
+            write!(out, " flags {flags:#o}")?;
+            write_tun_device(out, device.as_deref())?;
+            write!(out, " -> {}", Slot(*slot))
+        }
         Routine::OpenBpfMap { map, flags, slot } => {
             write!(
                 out,
@@ -563,6 +575,24 @@ fn write_repair(out: &mut String, tcp: &TcpRepair) -> fmt::Result {
         write!(out, " {ending:?}")?;
     }
     Ok(())
+}
+
+fn write_tun_device(out: &mut String, device: Option<&TunDevice>) -> fmt::Result {
+    let Some(device) = device else { return Ok(()) };
+    out.push_str(" as ");
+    write_str(out, &device.name)?;
+    write!(out, " of flags {:#x}", device.flags)?;
+    let Some(link) = &device.link else {
+        return Ok(());
+    };
+    write!(
+        out,
+        ", made as number {} with flags {:#x}, mtu {}, {} addresses and routes",
+        link.index,
+        link.flags,
+        link.mtu,
+        link.setup.len()
+    )
 }
 
 fn write_bpf_map(out: &mut String, map: &BpfMap) -> fmt::Result {

@@ -89,6 +89,7 @@ fn given_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
         | Routine::OpenPages { slot, .. }
         | Routine::OwnTerminal { slot, .. }
         | Routine::Inherit { slot, .. }
+        | Routine::OpenTun { slot, .. }
         | Routine::MakeUts { slot, .. }
         | Routine::OpenBpfMap { slot, .. }
         | Routine::SharedAnon { slot, .. } => visit(*slot),

@@ -6,6 +6,7 @@
 //! are all calls. Printed, a plan reads like strace; compared, it is a golden test; refused, it
 //! has touched nothing.
 
+use super::object::{BpfMap, TunDevice};
 use crate::ipc::Object;
 use crust_image::ids::VirtPid;
 use serde::Serialize;
@@ -521,6 +522,17 @@ pub enum Routine {
     },
     /// A map of the bpf machine is made, filled and frozen.
     MakeBpfMap(Box<BpfMap>),
+    /// Opens the device of tuns and attaches to an interface.
+    OpenTun {
+        /// Absolute path of the device.
+        path: Vec<u8>,
+        /// Flags of open(2).
+        flags: i32,
+        /// What to attach to.
+        device: Option<Box<TunDevice>>,
+        /// Where the descriptor goes.
+        slot: SlotId,
+    },
     /// Opens a map of the bpf machine once more.
     OpenBpfMap {
         /// A descriptor of it.
@@ -595,33 +607,6 @@ pub struct TcpRepair {
     pub endings: Vec<Ending>,
     /// The state that is reached.
     pub state: u32,
-}
-
-/// A map of the bpf machine, by the fields of union bpf_attr (bpf(2)).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BpfMap {
-    /// Where its descriptor goes.
-    pub slot: SlotId,
-    /// BPF_MAP_TYPE_*.
-    pub kind: u32,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// How many there may be.
-    pub max_entries: u32,
-    /// BPF_F_*.
-    pub flags: u32,
-    /// Its name.
-    pub name: Vec<u8>,
-    /// map_extra.
-    pub extra: u64,
-    /// Number of its entry in bpfmap-data.img.
-    pub map_id: u32,
-    /// Keys and values there.
-    pub count: u32,
-    /// Nothing may change it after.
-    pub frozen: bool,
 }
 
 /// A step towards the end of a connection.

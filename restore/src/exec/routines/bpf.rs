@@ -1,7 +1,7 @@
 //! Maps of the bpf machine: made, filled, frozen.
 
 use super::payload::Payloads;
-use crate::plan::step::BpfMap;
+use crate::plan::object::BpfMap;
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;

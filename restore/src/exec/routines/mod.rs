@@ -18,6 +18,7 @@ mod sysv;
 mod tcp;
 mod terminal;
 mod timer;
+mod tun;
 mod undo;
 mod unix_name;
 mod watch;
@@ -225,6 +226,12 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             let socket = slots.get(connection.slot)?;
             tcp::repair(ctx.images, &mut ctx.injector, socket, connection)
         }
+        Routine::OpenTun {
+            path,
+            flags,
+            device,
+            slot,
+        } => slots.put(*slot, tun::open(path, *flags, device.as_deref())?),
         Routine::MakeBpfMap(map) => {
             let made = bpf::make(ctx.images, &mut ctx.payloads, map)?;
             slots.put(map.slot, made)
