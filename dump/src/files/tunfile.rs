@@ -49,7 +49,7 @@ pub fn dump(
         crust_device,
     };
     Ok(FileEntry {
-        tunf: Some(entry),
+        tunf: Some(Box::new(entry)),
         ..file_entry(FdTypes::Tunf, id)
     })
 }

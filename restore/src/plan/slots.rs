@@ -147,6 +147,7 @@ fn needed_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
         | Routine::OpenPages { .. }
         | Routine::OwnTerminal { .. }
         | Routine::Inherit { .. }
+        | Routine::OpenTun { .. }
         | Routine::MakeUts { .. }
         | Routine::MakeBpfMap(_)
         | Routine::SharedAnon { .. }
