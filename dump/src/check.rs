@@ -35,7 +35,7 @@ pub fn check(options: &Options, log: &Log) -> Result<()> {
     let images = noted(&mut findings, images);
     let interrupt = Interrupt::block(Progress::silent()).stage(Code::Host)?;
     allow_many_descriptors(log);
-    let frozen = freeze(root, options.timeout);
+    let frozen = freeze(root, options);
     let mut needs = Needs::default();
     let mut time = None;
     if let Some(mut frozen) = noted(&mut findings, frozen) {

@@ -17,10 +17,11 @@ use crate::timens::refuse_several;
 use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
 use crate::uts::{UtsNamespaces, collect_uts};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use crust_cli::code::Code;
 use crust_cli::failure::OfStage;
 use crust_cli::options::CgroupMode;
+use crust_process::cgroup_freezer::{Freezer, Version};
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
@@ -121,6 +122,7 @@ struct Heard {
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
     let mut ids = KernelIds::new()?;
     let (seen, traced) = see(ctx, frozen, &ids)?;
+    check_cgroups(&seen)?;
     let numbers = number(&mut ids, &seen)?;
     let heard = hear(ctx, frozen, &seen, &numbers, traced)?;
     let mut collector = Collector::new(ctx, ids)?;
@@ -149,6 +151,28 @@ fn see(ctx: &Context, frozen: &Frozen, ids: &KernelIds) -> Result<(Vec<Seen>, Ve
         trace_all(frozen)
     });
     Ok((seen.context("nobody has read /proc")??, traced?))
+}
+
+/// A task in a frozen cgroup of v2 has stopped for us, but would run nothing that we ask of it.
+fn check_cgroups(seen: &[Seen]) -> Result<()> {
+    let mut known = HashSet::new();
+    let threads = seen.iter().flat_map(|seen| &seen.facts.threads);
+    for thread in threads {
+        let mut unified = thread.cgroup.iter().filter(|member| member.hierarchy == 0);
+        if !unified
+            .next()
+            .is_some_and(|member| known.insert(&member.path))
+        {
+            continue;
+        }
+        let tid = HostPid::new(thread.stat.pid);
+        let freezer = tid.and_then(|tid| Freezer::of_task(tid, Version::V2));
+        if let Some(frozen) = freezer.filter(Freezer::is_frozen) {
+            let (tid, cgroup) = (thread.stat.pid, frozen.dir().display());
+            bail!("thread {tid} is in the cgroup {cgroup}, which is frozen: thaw it");
+        }
+    }
+    Ok(())
 }
 
 /// Tasks in the order of the tree: the first to have an object gives it its number.
@@ -291,7 +315,7 @@ impl<'a> Collector<'a> {
             ctx,
             files: FileTable::new(ids.encode_own(), ids.namespaces())?,
             ids,
-            cgroups: CgSets::new()?,
+            cgroups: CgSets::new(ctx.options)?,
             tables: HashSet::new(),
             subjects: Vec::new(),
         })

@@ -58,7 +58,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
 
     let progress = interrupt.progress();
     progress.stage("freeze", None);
-    let mut frozen = freeze(root, options.timeout)?;
+    let mut frozen = freeze(root, options)?;
     progress.stage("collect", None);
     log.info(format_args!(
         "Frozen {} tasks in {:?}",

@@ -82,7 +82,7 @@ fn begin<'o>(
     mut trackers: Trackers,
     stats: &mut Stats,
 ) -> Result<(Context<'o>, Trackers)> {
-    let mut frozen = freeze(root, options.timeout)?;
+    let mut frozen = freeze(root, options)?;
     stats.freezing = frozen.took;
     let since = frozen.since;
     let ctx = Context {

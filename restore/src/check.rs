@@ -112,7 +112,7 @@ fn errors(findings: Vec<Finding>) -> Vec<Finding> {
 pub fn check(options: &Options) -> Result<()> {
     workers::start();
     let mut needs = Needs::default();
-    let host = Host::probe().stage(Code::Host)?;
+    let host = Host::probe(options).stage(Code::Host)?;
     let findings = match look(options, &host, &mut needs) {
         Ok(findings) => findings,
         Err(error) => vec![failure_of(error, Code::Kernel).as_finding()],

@@ -3,6 +3,7 @@
 //! limits, nice value) is here too: the plan sets only what differs.
 
 use anyhow::Context;
+use crust_cli::options::Options;
 use crust_process::proc::cgroup::parse_cgroup;
 use crust_process::proc::maps::{VmaName, parse_maps};
 use crust_process::proc::mountinfo::{MountInfo, parse_mountinfo};
@@ -11,7 +12,10 @@ use crust_process::xstate;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::time::{ClockId, clock_gettime};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::ops::Range;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 use std::{fs, io};
 
 /// Resources of getrlimit(2), in the kernel's order.
@@ -141,7 +145,7 @@ pub struct Host {
 
 impl Host {
     /// Asks the kernel.
-    pub fn probe() -> anyhow::Result<Host> {
+    pub fn probe(options: &Options) -> anyhow::Result<Host> {
         let page_size = page_size()?;
         let (vdso_code, vdso_data) = vdso_sizes()?;
         let mut limits = [Limit { cur: 0, max: 0 }; 16];
@@ -172,7 +176,7 @@ impl Host {
             own_pid: std::process::id(),
             session: session.as_raw() as u32,
             group: nix::unistd::getpgrp().as_raw() as u32,
-            cgroups: cgroups()?,
+            cgroups: cgroups(options.cgroup_yard.as_deref())?,
             timer_restore_ids: release()? >= (6, 15),
             time_namespaces: fs::exists("/proc/self/ns/time_for_children").unwrap_or(false),
             clocks: [
@@ -266,7 +270,9 @@ fn creds() -> anyhow::Result<Creds> {
 }
 
 /// Hierarchies whose root is mounted, by what /proc/self/cgroup calls them.
-fn cgroups() -> anyhow::Result<Vec<CgroupMount>> {
+/// The hierarchies as they are mounted, or as they are in a yard (`--cgroup-yard`): a directory for
+/// each, named by its controllers, by its own name, or `unified`.
+fn cgroups(yard: Option<&Path>) -> anyhow::Result<Vec<CgroupMount>> {
     let mounts = parse_mountinfo(&bytes("/proc/self/mountinfo")?)?;
     let mut cgroups = Vec::new();
     for member in parse_cgroup(&bytes("/proc/self/cgroup")?)? {
@@ -281,7 +287,14 @@ fn cgroups() -> anyhow::Result<Vec<CgroupMount>> {
             };
             right_kind && mount.root == b"/"
         };
-        let Some(mount) = mounts.iter().find(of_hierarchy) else {
+        let mountpoint = match yard {
+            None => mounts
+                .iter()
+                .find(of_hierarchy)
+                .map(|mount| mount.mountpoint.clone()),
+            Some(yard) => in_yard(yard, &member.controllers),
+        };
+        let Some(mountpoint) = mountpoint else {
             continue;
         };
         cgroups.push(CgroupMount {
@@ -290,11 +303,21 @@ fn cgroups() -> anyhow::Result<Vec<CgroupMount>> {
             } else {
                 member.controllers
             },
-            mountpoint: mount.mountpoint.clone(),
+            mountpoint,
             own: member.path,
         });
     }
     Ok(cgroups)
+}
+
+fn in_yard(yard: &Path, controllers: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let name = controllers.join(&b',');
+    let name = match name.strip_prefix(b"name=").unwrap_or(&name) {
+        b"" => b"unified",
+        name => name,
+    };
+    let dir = yard.join(OsStr::from_bytes(name));
+    dir.is_dir().then(|| dir.into_os_string().into_vec())
 }
 
 /// /proc/self/personality, in hex.
@@ -329,6 +352,7 @@ fn parse_release(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::plan::golden;
 
     /// A host as the corpus was recorded on: root without CAP_SYS_RESOURCE.
     pub fn recorded() -> Host {
@@ -387,7 +411,7 @@ pub mod tests {
 
     #[test]
     fn this_host_has_a_vdso_and_limits() {
-        let host = Host::probe().expect("probed");
+        let host = Host::probe(&golden::options()).expect("probed");
         assert!(host.vdso_code > 0 && host.vdso_data > 0);
         assert!(host.limits[NOFILE].cur > 0);
         assert!(host.last_cap > 30);

@@ -46,7 +46,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         check::expect_nothing(check::digest::check(options, &images))?;
     }
     let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
-    let host = Host::probe().stage(Code::Host)?;
+    let host = Host::probe(options).stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
     progress.stage("plan", None);
     let plan = plan_checked(options, log, &images, &checkpoint, &host)?;

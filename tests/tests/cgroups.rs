@@ -11,6 +11,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -162,6 +163,71 @@ fn dumped(sandbox: &Sandbox, groups: &Groups, options: &[&str]) -> Result<(Guest
     Ok((guest, images))
 }
 
+/// A cgroup that can be frozen; gone when dropped.
+struct Freezer {
+    dir: PathBuf,
+    file: &'static str,
+    /// Frozen and thawed.
+    words: [&'static str; 2],
+}
+
+/// One of v1 and one of v2, as far as there are.
+fn freezers() -> Result<Vec<Freezer>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+    let mut freezers = Vec::new();
+    for line in mounts.lines() {
+        let (front, back) = line.split_once(" - ").context("a line without a type")?;
+        let mountpoint = Path::new(front.split(' ').nth(4).context("no mount point")?);
+        let options = back.rsplit(' ').next().unwrap_or_default();
+        let is_v1 = options.split(',').any(|option| option == "freezer");
+        let (file, words) = match back.split(' ').next() {
+            Some("cgroup") if is_v1 => ("freezer.state", ["FROZEN", "THAWED"]),
+            Some("cgroup2") => ("cgroup.freeze", ["1", "0"]),
+            _ => continue,
+        };
+        let dir = mountpoint.join(format!("crust-test-frozen-{now}"));
+        match fs::create_dir(&dir) {
+            Ok(()) => freezers.push(Freezer { dir, file, words }),
+            Err(error) => println!("SKIPPED {}: {error}", dir.display()),
+        }
+    }
+    Ok(freezers)
+}
+
+impl Freezer {
+    fn set(&self, frozen: bool) -> Result<()> {
+        let [on, off] = self.words;
+        Ok(fs::write(
+            self.dir.join(self.file),
+            if frozen { on } else { off },
+        )?)
+    }
+
+    fn is_frozen(&self) -> Result<bool> {
+        let word = fs::read_to_string(self.dir.join(self.file))?;
+        Ok(word.trim() != self.words[1])
+    }
+
+    /// Nobody is left in it.
+    fn empty(&self) -> Result<()> {
+        let left = fs::read_to_string(self.dir.join("cgroup.procs"))?;
+        ensure!(
+            left.is_empty(),
+            "tasks are left in {}: {left}",
+            self.dir.display()
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = self.set(false);
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
 fn last_thread(pid: i32) -> Result<i32> {
     let entries = fs::read_dir(format!("/proc/{pid}/task"))?;
     let tids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -302,6 +368,105 @@ sandbox_test! {
             let found = member.lines().filter(|line| line.ends_with(&path)).count();
             ensure!(found == groups.hierarchies.len(), "thread {tid} is not in {path}:\n{member}");
         }
+        guest.expect_ok(sandbox)
+    }
+
+    /// The tree forks all the time; it is frozen by the freezer of its cgroup, which is thawed then.
+    fn a_fork_bomb_frozen_by_its_cgroup(sandbox) {
+        for freezer in freezers()? {
+            let scratch = Path::new("/tmp/crust-golden/bomb");
+            let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", freezer.dir.display());
+            let mut command = Command::new("sh");
+            command.args(["-c", &enter, "sh"]).arg(sandbox.install_guest("bomb")?);
+            command.arg(scratch).arg("forks");
+            let bomb = sandbox.spawn("bomb", &command, scratch)?;
+            bomb.wait_until_set_up(sandbox)?;
+            let images = sandbox.images("frozen")?;
+            let option = ["--leave-running", "--freeze-cgroup", text(&freezer.dir)?];
+            sandbox.dump(bomb.pid, &images, &option)?.succeeded()?;
+            ensure!(!freezer.is_frozen()?, "the cgroup is still frozen");
+            bomb.expect_ok(sandbox)?;
+            freezer.empty()?;
+        }
+        Ok(())
+    }
+
+    /// Frozen by somebody else, not the tree's, or none at all: refused by name, and left as it is.
+    fn cgroups_that_do_not_freeze(sandbox) {
+        for freezer in freezers()? {
+            let guest = sandbox.start("loop")?;
+            let images = sandbox.images("frozen")?;
+            let dir = text(&freezer.dir)?;
+            let dump = |options: &[&str]| sandbox.dump(guest.pid, &images, options);
+            let other = dump(&["--freeze-cgroup", dir])?.exited_with(1)?;
+            other.says(&[&guest.pid.to_string(), "is not in the cgroup", dir])?;
+            let none = dump(&["--freeze-cgroup", "/proc"])?.exited_with(1)?;
+            none.says(&["/proc", "freezer"])?;
+            fs::write(freezer.dir.join("cgroup.procs"), guest.pid.to_string())?;
+            freezer.set(true)?;
+            for options in [vec!["--freeze-cgroup", dir], vec![]] {
+                let frozen = dump(&options)?.exited_with(1)?;
+                frozen.says(&[&guest.pid.to_string(), dir, "is frozen"])?;
+                ensure!(freezer.is_frozen()?, "the dump has thawed it");
+            }
+            freezer.set(false)?;
+            sandbox.dump_and_kill(&guest, &images, &["--freeze-cgroup", dir])?;
+            freezer.empty()?;
+        }
+        Ok(())
+    }
+
+    /// Only what is asked for is carried: of one controller, one property, and back.
+    fn properties_as_asked_for(sandbox) {
+        let Some(groups) = Groups::new()? else {
+            return Ok(());
+        };
+        let Some((dir, _)) = groups.dirs("").find(|(_, property)| *property == "pids.max") else {
+            println!("SKIPPED: there is no pids hierarchy of v1");
+            return Ok(());
+        };
+        let guest = sandbox.start("loop")?;
+        groups.set(DUMPED)?;
+        groups.enter(guest.pid, "")?;
+        let stored = |name: &str, options: &[&str]| -> Result<String> {
+            let images = sandbox.images(name)?;
+            let options = [options, &["--leave-running"]].concat();
+            sandbox.dump(guest.pid, &images, &options)?.succeeded()?;
+            let image = images.join("cgroup.img");
+            let decoded = sandbox.run("crit", &["decode", "-i", text(&image)?], None)?.succeeded()?;
+            Ok(String::from_utf8_lossy(&decoded.stdout).into_owned())
+        };
+        let all = stored("all", &[])?;
+        ensure!(all.contains("pids.max") && all.contains("cgroup.max.depth"), "{all}");
+        let one = stored("one", &["--cgroup-dump-controller", "pids"])?;
+        ensure!(one.contains("pids.max") && !one.contains("cgroup.max.depth"), "{one}");
+        ensure!(!one.contains("cpu"), "{one}");
+        let bare = stored("bare", &["--cgroup-props-ignore-default"])?;
+        ensure!(!bare.contains("pids.max") && bare.contains("notify_on_release"), "{bare}");
+        let said = "pids: - strategy: replace - properties: [pids.current]";
+        let other = stored("other", &["--cgroup-props", said])?;
+        ensure!(other.contains("pids.current") && !other.contains("pids.max"), "{other}");
+        let file = sandbox.dir("props")?.join("props.yaml");
+        fs::write(&file, said.replace("replace", "merge"))?;
+        let merged = stored("merged", &["--cgroup-props-file", text(&file)?])?;
+        ensure!(merged.contains("pids.current") && merged.contains("pids.max"), "{merged}");
+        let images = sandbox.images("wrong")?;
+        let wrong = sandbox.dump(guest.pid, &images, &["--cgroup-props", "pids: - strategy: x"])?;
+        wrong.exited_with(2)?.says(&["--cgroup-props", "replace or merge", "'x'"])?;
+        // By a yard, with the one hierarchy that is in it.
+        let yard = sandbox.dir("yard")?;
+        let pids = dir.parent().context("a mount point")?;
+        std::os::unix::fs::symlink(pids, yard.join("pids"))?;
+        let yarded = stored("yard", &["--cgroup-yard", text(&yard)?])?;
+        ensure!(yarded.contains("pids.max") && !yarded.contains("cgroup.max.depth"), "{yarded}");
+        let images = sandbox.images("last")?;
+        sandbox.dump_and_kill(&guest, &images, &["--cgroup-dump-controller", "pids"])?;
+        groups.remove();
+        sandbox.restore(&images, &["--cgroup-yard", text(&yard)?])?.succeeded()?;
+        let member = fs::read_to_string(format!("/proc/{}/cgroup", guest.pid))?;
+        let path = format!(":/{}", groups.name);
+        let found: Vec<_> = member.lines().filter(|line| line.ends_with(&path)).collect();
+        ensure!(found.len() == 1 && found[0].contains(":pids:"), "{member}");
         guest.expect_ok(sandbox)
     }
 

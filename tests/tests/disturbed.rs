@@ -99,7 +99,7 @@ sandbox_test! {
         cgroup.set("tasks", &guest.pid.to_string())?;
         cgroup.set("freezer.state", "FROZEN")?;
         let images = sandbox.images("frozen")?;
-        let outcome = sandbox.dump(guest.pid, &images, &["--timeout", "1"])?;
+        let outcome = sandbox.dump(guest.pid, &images, &[])?;
         cgroup.set("freezer.state", "THAWED")?;
         outcome.exited_with(1)?.says(&["does not stop", "is frozen", &guest.pid.to_string()])?;
         fs::write("/sys/fs/cgroup/freezer/tasks", guest.pid.to_string())?;

@@ -185,6 +185,25 @@ public class Guest {
 
 sandbox_test! {
     fn dump_of_a_loop(sandbox) { dumped(sandbox, "interrupted", &["cpu"], &[]) }
+    /// Whoever dies while the cgroup is frozen leaves it thawed.
+    fn dump_of_a_frozen_cgroup(sandbox) {
+        for hierarchy in ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"] {
+            let dir = Path::new(hierarchy).join(format!("crust-frozen-{}", own_number()));
+            let is_one = Path::new(hierarchy).join("cgroup.procs").exists();
+            if !is_one || fs::create_dir(&dir).is_err() {
+                println!("SKIPPED: no cgroup can be made in {hierarchy}");
+                continue;
+            }
+            let guest = sandbox.start("loop")?;
+            fs::write(dir.join("cgroup.procs"), guest.pid.to_string())?;
+            let shown = dir.to_str().context("a path that is text")?;
+            dump_killed_at_steps(sandbox, &guest, &["--freeze-cgroup", shown], &[])?;
+            guest.expect_ok(sandbox)?;
+            fs::remove_dir(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
     fn dump_of_a_sleeper(sandbox) { dumped(sandbox, "interrupted", &["nanosleep"], &[]) }
     fn dump_of_threads(sandbox) { dumped(sandbox, "interrupted", &["threads"], &[]) }
     fn dump_of_fifty_threads(sandbox) { dumped(sandbox, "interrupted", &["threads50"], &[]) }

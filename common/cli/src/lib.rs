@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capabilities;
+pub mod cgroup_props;
 pub mod code;
 pub mod config;
 pub mod external;

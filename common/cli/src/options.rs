@@ -1,6 +1,7 @@
 //! The command line as values. The names and meanings are the peer's; the table tells which are
 //! built, and one that is not is refused by name.
 
+use crate::cgroup_props::{self, CgroupProps};
 use crate::config;
 use crate::external::{ExtUnixSk, External, InheritedFd};
 use crate::table::{ROWS, Row, Take, Use};
@@ -160,6 +161,14 @@ pub struct Options {
     pub manage_cgroups: CgroupMode,
     /// `--cgroup-root`, the last one of a controller counts.
     pub cgroup_roots: Vec<CgroupRoot>,
+    /// `--cgroup-props`, `--cgroup-props-file`, `--cgroup-props-ignore-default`.
+    pub cgroup_props: CgroupProps,
+    /// `--cgroup-dump-controller`: only these are dumped, if there are any.
+    pub cgroup_controllers: Vec<OsString>,
+    /// `--cgroup-yard`: a directory with one of each hierarchy.
+    pub cgroup_yard: Option<PathBuf>,
+    /// `--freeze-cgroup`.
+    pub freeze_cgroup: Option<PathBuf>,
     /// `--pre-dump`.
     pub pre_dump: bool,
     /// `--pre-copy`: how many rounds at most, 0 without the option.
@@ -357,6 +366,10 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
             .iter()
             .map(|text| cgroup_root(text.as_encoded_bytes()))
             .collect::<Result<_, _>>()?,
+        cgroup_props: cgroup_props(&given)?,
+        cgroup_controllers: given.all("cgroup-dump-controller"),
+        cgroup_yard: given.path("cgroup-yard"),
+        freeze_cgroup: given.path("freeze-cgroup"),
         pre_dump: given.flag("pre-dump"),
         pre_copy: given.number("pre-copy")?.unwrap_or(0),
         auto_dedup: given.flag("auto-dedup"),
@@ -379,6 +392,26 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
     }
     check_incremental(&given, &options)?;
     Ok(options)
+}
+
+fn cgroup_props(given: &Given<'_>) -> Result<CgroupProps, Stop> {
+    let mut controllers = Vec::new();
+    if let Some(file) = given.path("cgroup-props-file") {
+        let shown = file.display();
+        let read = std::fs::read_to_string(&file).map_err(|error| error.to_string());
+        let parsed = read.and_then(|text| cgroup_props::parse(&text));
+        let parsed =
+            parsed.map_err(|why| Stop::Usage(format!("--cgroup-props-file {shown}: {why}")));
+        controllers.extend(parsed?);
+    }
+    if let Some(text) = given.text("cgroup-props")? {
+        let parsed = cgroup_props::parse(&text);
+        controllers.extend(parsed.map_err(|why| Stop::Usage(format!("--cgroup-props: {why}")))?);
+    }
+    Ok(CgroupProps {
+        ignore_default: given.flag("cgroup-props-ignore-default"),
+        controllers,
+    })
 }
 
 /// `[CONTROLLER:]/PATH`.

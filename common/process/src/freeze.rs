@@ -9,6 +9,9 @@
 //! A leader that has ended while other threads live (pthread_exit in main) is a zombie that nobody
 //! can trace; its threads are frozen without it.
 
+mod error;
+
+use crate::cgroup_freezer;
 use crate::error::{Error, Result as OsResult};
 use crate::kcmp::{TaskObject, task_object};
 use crate::leftover;
@@ -21,76 +24,17 @@ use crate::proc::status::TaskState as ProcState;
 use crate::regs::{RESTART_CODE, Regs};
 use crate::steps::step;
 use crate::tracee::{self, RseqConfig, SigSet, Stop, Stopped, Wait, options};
+pub use error::FreezeError;
 use nix::errno::Errno;
 use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// PF_KTHREAD of include/linux/sched.h, in the flags of /proc/PID/stat.
 const PF_KTHREAD: u32 = 0x0020_0000;
-
-/// A tree that cannot be frozen, and why.
-#[derive(Debug, thiserror::Error)]
-pub enum FreezeError {
-    /// There is no such process.
-    #[error("task {0}: No such process")]
-    NoSuchTask(HostPid),
-    /// A thread of the kernel has nothing to dump.
-    #[error("task {0} is a kernel thread")]
-    KernelThread(HostPid),
-    /// A thread that is not the leader was named.
-    #[error("{tid} is a thread of task {tgid}, not a task")]
-    NotALeader {
-        /// What was named.
-        tid: HostPid,
-        /// Its task.
-        tgid: HostPid,
-    },
-    /// The process named is already dead.
-    #[error("task {0} is a zombie: it waits only for its parent to reap it")]
-    RootIsZombie(HostPid),
-    /// We are a part of the tree.
-    #[error("task {0} is in the tree: a process cannot dump itself")]
-    ContainsUs(HostPid),
-    /// Somebody else traces a thread, for example a debugger.
-    #[error("thread {tid} of task {pid} is traced by process {tracer}")]
-    Traced {
-        /// The task.
-        pid: HostPid,
-        /// Its thread.
-        tid: HostPid,
-        /// The tracer.
-        tracer: i32,
-    },
-    /// A thread waits in vfork(2) for its child to exec or to end, and cannot be stopped.
-    #[error(
-        "thread {tid} of task {pid} is in the middle of a vfork: its child {child} runs in its \
-         memory and has neither exec'ed nor ended"
-    )]
-    Vfork {
-        /// The task.
-        pid: HostPid,
-        /// Its thread.
-        tid: HostPid,
-        /// The child.
-        child: HostPid,
-    },
-    /// A thread does not stop.
-    #[error("thread {tid} of task {pid} does not stop ({state:?}): it sleeps uninterruptibly")]
-    Unstoppable {
-        /// The task.
-        pid: HostPid,
-        /// Its thread.
-        tid: HostPid,
-        /// What /proc says of it.
-        state: ProcState,
-    },
-    /// The kernel refused a step.
-    #[error(transparent)]
-    Os(#[from] Error),
-}
 
 /// What a task is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,9 +107,15 @@ pub struct Frozen {
 }
 
 /// Freezes the tree below `root`. SIGCHLD must be blocked in all threads of the caller. A thread
-/// that has not stopped after `timeout` is an error; whatever was frozen goes on then.
-pub fn freeze_tree(root: HostPid, timeout: Duration) -> Result<Frozen, FreezeError> {
+/// that has not stopped after `timeout` is an error; whatever was frozen goes on then. With a
+/// cgroup, all tasks in it are frozen while those of the tree are asked to stop.
+pub fn freeze_tree(
+    root: HostPid,
+    timeout: Duration,
+    cgroup: Option<&Path>,
+) -> Result<Frozen, FreezeError> {
     check_root(root)?;
+    check_cgroups(root)?;
     let since = Instant::now();
     let mut freezer = Freezer {
         frozen: Frozen {
@@ -175,13 +125,50 @@ pub fn freeze_tree(root: HostPid, timeout: Duration) -> Result<Frozen, FreezeErr
         },
         places: HashMap::new(),
         seized: HashSet::new(),
+        asked: HashSet::new(),
         deaths: 0,
         deadline: since + timeout,
     };
+    if let Some(cgroup) = cgroup {
+        let frozen = freeze_cgroup(root, cgroup, freezer.deadline)?;
+        freezer.ask_all(root)?;
+        frozen.thaw()?;
+    }
     while freezer.pass(root)? == Pass::Unsettled {}
     freezer.order(root);
     freezer.frozen.took = since.elapsed();
     Ok(freezer.frozen)
+}
+
+/// A task in a frozen cgroup does not stop (v1), or stops but runs nothing that we ask of it (v2).
+fn check_cgroups(root: HostPid) -> Result<(), FreezeError> {
+    for version in [cgroup_freezer::Version::V1, cgroup_freezer::Version::V2] {
+        let freezer = cgroup_freezer::Freezer::of_task(root, version);
+        if let Some(frozen) = freezer.filter(cgroup_freezer::Freezer::is_frozen) {
+            let cgroup = frozen.dir().display().to_string();
+            return Err(FreezeError::InFrozenCgroup { pid: root, cgroup });
+        }
+    }
+    Ok(())
+}
+
+fn freeze_cgroup(
+    root: HostPid,
+    dir: &Path,
+    deadline: Instant,
+) -> Result<cgroup_freezer::FrozenCgroup, FreezeError> {
+    let freezer = cgroup_freezer::Freezer::open(dir)?;
+    let cgroup = dir.display().to_string();
+    if freezer.is_frozen() {
+        return Err(FreezeError::InFrozenCgroup { pid: root, cgroup });
+    }
+    if !freezer.holds(root) {
+        return Err(FreezeError::NotInCgroup { pid: root, cgroup });
+    }
+    if freezer.holds(HostPid::current()) {
+        return Err(FreezeError::CgroupContainsUs(cgroup));
+    }
+    Ok(freezer.freeze(deadline)?)
 }
 
 fn check_root(root: HostPid) -> Result<(), FreezeError> {
@@ -215,6 +202,8 @@ struct Freezer {
     /// Where each task is in `frozen`.
     places: HashMap<HostPid, usize>,
     seized: HashSet<HostPid>,
+    /// Threads that were asked to stop and not waited for yet.
+    asked: HashSet<HostPid>,
     /// Tasks and threads met that were dead or died under our hands.
     deaths: usize,
     deadline: Instant,
@@ -280,6 +269,26 @@ impl Freezer {
         Ok(found)
     }
 
+    /// Seizes every thread of a tree whose cgroup is frozen and asks it to stop, which it does when
+    /// the cgroup is thawed.
+    fn ask_all(&mut self, root: HostPid) -> Result<(), FreezeError> {
+        let mut todo = vec![root];
+        while let Some(pid) = todo.pop() {
+            if pid == HostPid::current() {
+                return Err(FreezeError::ContainsUs(pid));
+            }
+            for tid in thread_ids(pid)? {
+                if self.seize(pid, tid)? {
+                    self.seized.insert(tid);
+                    self.asked.insert(tid);
+                    interrupt_if_there(tid)?;
+                }
+            }
+            todo.extend(children(pid)?);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, pid: HostPid, ppid: i32, state: TaskState) -> usize {
         let index = self.frozen.tasks.len();
         self.frozen.tasks.push(FrozenTask::new(pid, ppid, state));
@@ -299,21 +308,19 @@ impl Freezer {
     fn freeze_new_threads(&mut self, index: usize) -> Result<bool, FreezeError> {
         let pid = self.frozen.tasks[index].pid;
         let mut asked = Vec::new();
+        let mut waiting = Vec::new();
         for tid in thread_ids(pid)? {
-            if self.seized.contains(&tid) {
-                continue;
-            }
-            if self.seize(pid, tid)? {
+            if self.asked.remove(&tid) {
+                waiting.push(tid);
+            } else if !self.seized.contains(&tid) && self.seize(pid, tid)? {
                 self.seized.insert(tid);
                 asked.push(tid);
             }
         }
         for tid in &asked {
-            match tracee::interrupt(*tid) {
-                Err(error) if !error.is_gone() => return Err(error.into()),
-                _ => {}
-            }
+            interrupt_if_there(*tid)?;
         }
+        asked.append(&mut waiting);
         let mut reader = None;
         for tid in &asked {
             self.wait_for(index, *tid, &mut reader)?;
@@ -665,6 +672,13 @@ fn vfork_child(pid: HostPid) -> OsResult<Option<HostPid>> {
         }
     }
     Ok(None)
+}
+
+fn interrupt_if_there(tid: HostPid) -> OsResult<()> {
+    match tracee::interrupt(tid) {
+        Err(error) if !error.is_gone() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn parse_pid(text: &str) -> Option<HostPid> {

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod bpf;
 pub mod broker;
 pub mod build_id;
+pub mod cgroup_freezer;
 pub mod cpuid;
 pub mod descriptor;
 pub mod dirty;

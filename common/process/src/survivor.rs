@@ -55,6 +55,8 @@ enum Deed {
     Signal = 3,
     Send = 4,
     Silence = 5,
+    ThawV1 = 6,
+    ThawV2 = 7,
 }
 
 /// A note, by which it can be crossed out.
@@ -123,6 +125,15 @@ impl Survivor {
     /// A TCP socket shall be closed without a word to its peer once it is settled.
     pub fn silent_close(&self, socket: BorrowedFd<'_>) -> Result<Note> {
         self.note(Deed::Silence, Some(socket), b"", When::AfterSettled)
+    }
+
+    /// A cgroup is about to be frozen; this word written to this file thaws it.
+    pub fn thaw(&self, file: &[u8], word: &str) -> Result<Note> {
+        let deed = match word {
+            "0" => Deed::ThawV2,
+            _ => Deed::ThawV1,
+        };
+        self.note(deed, None, file, When::Ever)
     }
 
     /// What was noted need not be done any more.
@@ -282,6 +293,17 @@ impl Notes {
             // SAFETY: the value outlives the call and has the length told.
             unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, value, len) };
             return;
+        }
+        for (thaw, word) in [(Deed::ThawV1, "THAWED"), (Deed::ThawV2, "0")] {
+            if deed == thaw as u32 {
+                // SAFETY: system calls on numbers, the path and a word that outlive them.
+                unsafe {
+                    let file = libc::openat(fd, path, libc::O_WRONLY);
+                    libc::write(file, word.as_ptr().cast(), word.len());
+                    libc::close(file);
+                }
+                return;
+            }
         }
         let flags = match deed == Deed::RemoveDirectory as u32 {
             true => libc::AT_REMOVEDIR,

@@ -87,7 +87,7 @@ fn a_batch_runs_in_the_task_and_leaves_it_as_it_was() {
     let (mut stdin, mut stdout) = guest.talk();
     assert_eq!(ask(&mut stdin, &mut stdout, "before"), "before");
 
-    let mut frozen = freeze_tree(guest.pid(), TIMEOUT).expect("freeze");
+    let mut frozen = freeze_tree(guest.pid(), TIMEOUT, None).expect("freeze");
     let site = site_of(&frozen);
     let task = &mut frozen.tasks[0];
     assert_eq!(task.state, TaskState::Alive);
@@ -140,7 +140,7 @@ fn a_tree_is_frozen_with_its_children_and_killed_as_a_whole() {
     stdout
         .read_line(&mut line)
         .expect("the guest says that it is up");
-    let frozen = freeze_tree(guest.pid(), TIMEOUT).expect("freeze");
+    let frozen = freeze_tree(guest.pid(), TIMEOUT, None).expect("freeze");
     let pids: Vec<HostPid> = frozen.tasks.iter().map(|task| task.pid).collect();
     assert_eq!(pids.len(), 3);
     assert_eq!(pids[0], guest.pid());
@@ -159,14 +159,14 @@ fn a_tree_is_frozen_with_its_children_and_killed_as_a_whole() {
 
 #[test]
 fn what_cannot_be_frozen_is_named() {
-    let frozen = freeze_tree(HostPid::current(), TIMEOUT);
+    let frozen = freeze_tree(HostPid::current(), TIMEOUT, None);
     assert!(
         matches!(frozen, Err(FreezeError::ContainsUs(_))),
         "{frozen:?}"
     );
     // No pid is as high as this (pid_max is at most 2^22).
     let nobody = HostPid::new(1 << 23).expect("positive");
-    let frozen = freeze_tree(nobody, TIMEOUT);
+    let frozen = freeze_tree(nobody, TIMEOUT, None);
     assert!(
         matches!(frozen, Err(FreezeError::NoSuchTask(_))),
         "{frozen:?}"
