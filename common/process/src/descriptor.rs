@@ -7,6 +7,8 @@
 //! descriptor it is.
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -528,6 +530,23 @@ pub fn reopen(fd: BorrowedFd, flags: i32) -> Result<OwnedFd> {
     let fd = Errno::result(got)?;
     // SAFETY: open has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Our own table in /proc, opened once: from there a link is found in one step of the lookup.
+#[derive(Debug)]
+pub struct OwnTable(OwnedFd);
+
+impl OwnTable {
+    /// Opens it.
+    pub fn open() -> Result<OwnTable> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        nix::fcntl::open("/proc/self/fd", flags, Mode::empty()).map(OwnTable)
+    }
+
+    /// What it calls the file.
+    pub fn link_of(&self, fd: BorrowedFd) -> Result<OsString> {
+        nix::fcntl::readlinkat(&self.0, fd.as_raw_fd().to_string().as_str())
+    }
 }
 
 /// What our own table calls the file: the link of /proc/self/fd.

@@ -8,7 +8,7 @@ use crate::pid::HostPid;
 use crate::proc::ProcDir;
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// PIDFD_THREAD of include/uapi/linux/pidfd.h, since 6.9.
 const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
@@ -81,6 +81,35 @@ pub fn duplicate_own(number: i32) -> nix::Result<OwnedFd> {
     let copy = Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel just gave us this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Makes our own table large enough for `count` descriptors, as far as our limit lets it be.
+///
+/// A table that several tasks use is enlarged behind synchronize_rcu() (fs/file.c,
+/// expand_fdtable), ten milliseconds at a time: so this is for the time before there are threads,
+/// or a child with CLONE_FILES.
+pub fn reserve_own(count: usize) {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let most = limit.map_or(0, |(soft, _)| soft.saturating_sub(1));
+    let last = (count as u64).min(most) as i32;
+    // SAFETY: F_DUPFD_CLOEXEC takes plain numbers; a copy of whatever is number 0 is closed again.
+    unsafe {
+        let copy = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, last);
+        if copy >= 0 {
+            libc::close(copy);
+        }
+    }
+}
+
+/// Closes descriptors, those with neighbouring numbers by one call.
+pub fn close_all(fds: impl IntoIterator<Item = OwnedFd>) {
+    let mut numbers: Vec<i32> = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+    numbers.sort_unstable();
+    for run in numbers.chunk_by(|one, next| one + 1 == *next) {
+        let (first, last) = (run[0] as u32, run[run.len() - 1] as u32);
+        // SAFETY: the descriptors of the run were owned by the caller, who gave them away.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 /// The open descriptors of a task, ascending.

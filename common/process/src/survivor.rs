@@ -32,6 +32,8 @@ const FIRST: usize = 64;
 const NOTE: usize = 16;
 /// Bytes of cgroup.procs read at a time.
 const MEMBERS: usize = 4096;
+/// How many milliseconds the dead are given to leave a cgroup.
+const SWITCHES: u32 = 500;
 const CLONE_FILES: u64 = libc::CLONE_FILES as u64;
 
 /// When a note is carried out.
@@ -309,6 +311,7 @@ impl Notes {
             true => libc::AT_REMOVEDIR,
             false => 0,
         };
+        let mut patience = SWITCHES;
         loop {
             // SAFETY: the path ends with a zero and outlives the call.
             let done = unsafe { libc::unlinkat(fd, path, flags) } == 0;
@@ -318,17 +321,38 @@ impl Notes {
             // SAFETY: as above.
             let dir = unsafe { libc::openat(fd, path, libc::O_PATH | libc::O_DIRECTORY) };
             // A cgroup empties when its last task has died. A stranger in it may stay.
-            if !wait_for_members(dir, is_ours) {
-                return;
+            match wait_for_members(dir, is_ours) {
+                Members::Ours => {}
+                // The dead are counted until they have left the processor for the last time, which
+                // no event tells.
+                Members::Nobody if patience > 0 => {
+                    patience -= 1;
+                    let moment = libc::timespec {
+                        tv_sec: 0,
+                        tv_nsec: 1_000_000,
+                    };
+                    // SAFETY: the value outlives the call, which may take a null pointer.
+                    unsafe { libc::nanosleep(&moment, std::ptr::null_mut()) };
+                }
+                Members::Nobody | Members::Strangers => return,
             }
         }
     }
 }
 
-/// Waits for the deaths of those of our tasks, which are all killed, that are in a cgroup; false if
-/// there are none. Closes the directory.
-fn wait_for_members(dir: i32, is_ours: &dyn Fn(i32) -> bool) -> bool {
-    let mut found = false;
+/// Who was found in a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Members {
+    Nobody,
+    Strangers,
+    /// Some of our tasks, maybe strangers too.
+    Ours,
+}
+
+/// Waits for the deaths of those of our tasks, which are all killed, that are in a cgroup. Closes
+/// the directory.
+fn wait_for_members(dir: i32, is_ours: &dyn Fn(i32) -> bool) -> Members {
+    let mut found = Members::Nobody;
     // SAFETY: system calls on numbers and on values that outlive them; nothing is allocated.
     unsafe {
         let file = libc::openat(dir, c"cgroup.procs".as_ptr(), libc::O_RDONLY);
@@ -348,8 +372,10 @@ fn wait_for_members(dir: i32, is_ours: &dyn Fn(i32) -> bool) -> bool {
                     pid = pid.wrapping_mul(10).wrapping_add(i32::from(byte - b'0'));
                 } else {
                     if pid > 0 && is_ours(pid) {
-                        found = true;
+                        found = Members::Ours;
                         wait_for_death(pid);
+                    } else if found == Members::Nobody {
+                        found = Members::Strangers;
                     }
                     pid = 0;
                 }

@@ -6,7 +6,7 @@
 //! show_smap_vma_flags() (fs/proc/task_mmu.c) and Documentation/filesystems/proc.rst.
 
 use super::maps::{MapsVma, parse_vma_line};
-use super::text::{Line, ParseError, lines};
+use super::text::{Line, ParseError};
 
 /// One vma of smaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +17,8 @@ pub struct SmapsVma {
     pub flags: VmFlags,
     /// Page size of the backing in KiB: 4, or the huge page size of hugetlb.
     pub kernel_page_kb: Option<u64>,
-    /// Resident KiB.
-    pub rss_kb: Option<u64>,
-    /// Anonymous KiB: for a private file mapping, the pages that were written.
-    pub anonymous_kb: Option<u64>,
     /// Resident KiB of pages that somebody else maps too.
     pub shared_kb: Option<u64>,
-    /// Swapped out KiB, shmem of a shared mapping included.
-    pub swap_kb: Option<u64>,
     /// Protection key, on processors that have them.
     pub protection_key: Option<u32>,
 }
@@ -45,7 +39,10 @@ macro_rules! vm_flags {
             }
 
             fn from_code(code: &[u8]) -> Option<VmFlag> {
-                VmFlag::ALL.iter().copied().find(|flag| flag.code().as_bytes() == code)
+                match std::str::from_utf8(code).ok()? {
+                    $($code => Some(VmFlag::$name),)*
+                    _ => None,
+                }
             }
         }
     };
@@ -177,83 +174,104 @@ impl VmFlags {
 /// A vma without a VmFlags line is an error, except the gate page `[vsyscall]`, which some
 /// kernels print bare.
 pub fn parse_smaps(text: &[u8]) -> Result<Vec<SmapsVma>, ParseError> {
-    let mut vmas = Vec::new();
-    let mut open: Option<OpenVma<'_>> = None;
-    for line in lines("smaps", text) {
-        if is_attribute(line) {
-            open.as_mut()
-                .ok_or_else(|| line.error("vma before its attributes"))?
-                .add(line)?;
-        } else {
-            vmas.extend(
-                open.replace(OpenVma::begin(line)?)
-                    .map(OpenVma::close)
-                    .transpose()?,
-            );
+    let mut parser = SmapsParser::default();
+    parser.feed(text)?;
+    parser.finish()
+}
+
+/// Parses smaps while it is read: ten thousand vmas are ten megabytes of text.
+#[derive(Debug, Default)]
+pub struct SmapsParser {
+    vmas: Vec<SmapsVma>,
+    /// Number of the first line of the last vma, and whether it has its VmFlags.
+    begun: (usize, bool),
+    lines: usize,
+    /// The VmFlags line met last, for the next is nearly always the same.
+    last: (Vec<u8>, VmFlags),
+}
+
+impl SmapsParser {
+    /// Goes on with whole lines.
+    pub fn feed(&mut self, text: &[u8]) -> Result<(), ParseError> {
+        let mut start = 0;
+        for end in memchr::memchr_iter(b'\n', text) {
+            self.line(&text[start..end])?;
+            start = end + 1;
+        }
+        match &text[start..] {
+            [] => Ok(()),
+            rest => self.line(rest),
         }
     }
-    vmas.extend(open.map(OpenVma::close).transpose()?);
-    Ok(vmas)
-}
 
-/// Attribute names begin with a capital, addresses are small hexadecimal.
-fn is_attribute(line: Line<'_>) -> bool {
-    line.text().first().is_some_and(u8::is_ascii_uppercase)
-}
-
-struct OpenVma<'a> {
-    line: Line<'a>,
-    vma: SmapsVma,
-    has_flags: bool,
-}
-
-impl<'a> OpenVma<'a> {
-    fn begin(line: Line<'a>) -> Result<OpenVma<'a>, ParseError> {
-        Ok(OpenVma {
-            line,
-            vma: SmapsVma {
-                vma: parse_vma_line(line)?,
-                flags: VmFlags::default(),
-                kernel_page_kb: None,
-                rss_kb: None,
-                anonymous_kb: None,
-                shared_kb: None,
-                swap_kb: None,
-                protection_key: None,
-            },
-            has_flags: false,
-        })
+    /// All vmas.
+    pub fn finish(self) -> Result<Vec<SmapsVma>, ParseError> {
+        self.close()?;
+        Ok(self.vmas)
     }
 
-    fn add(&mut self, line: Line<'_>) -> Result<(), ParseError> {
+    fn line(&mut self, text: &[u8]) -> Result<(), ParseError> {
+        self.lines += 1;
+        let line = Line::new("smaps", self.lines, text);
+        // Attribute names begin with a capital, addresses are small hexadecimal.
+        match text.first() {
+            Some(first) if first.is_ascii_uppercase() => self.attribute(line),
+            _ => self.begin(line),
+        }
+    }
+
+    fn begin(&mut self, line: Line<'_>) -> Result<(), ParseError> {
+        self.close()?;
+        self.begun = (self.lines, false);
+        self.vmas.push(SmapsVma {
+            vma: parse_vma_line(line)?,
+            flags: VmFlags::default(),
+            kernel_page_kb: None,
+            shared_kb: None,
+            protection_key: None,
+        });
+        Ok(())
+    }
+
+    fn attribute(&mut self, line: Line<'_>) -> Result<(), ParseError> {
+        // Most lines are sizes that nobody asks for.
+        if !matches!(line.text(), [b'V' | b'K' | b'S' | b'P', ..]) && !self.vmas.is_empty() {
+            return Ok(());
+        }
+        let vma = self.vmas.last_mut();
+        let vma = vma.ok_or_else(|| line.error("vma before its attributes"))?;
         let (key, value) = line.key_value().ok_or_else(|| line.error("attribute"))?;
         let mut words = line.words_of(value);
         match key {
             b"VmFlags" => {
-                self.vma.flags = VmFlags::parse(value);
-                self.has_flags = true;
+                if self.last.0 != value {
+                    self.last = (value.to_vec(), VmFlags::parse(value));
+                }
+                vma.flags = self.last.1.clone();
+                self.begun.1 = true;
             }
-            b"KernelPageSize" => self.vma.kernel_page_kb = Some(words.decimal("KernelPageSize")?),
-            b"Rss" => self.vma.rss_kb = Some(words.decimal("Rss")?),
-            b"Anonymous" => self.vma.anonymous_kb = Some(words.decimal("Anonymous")?),
+            b"KernelPageSize" => vma.kernel_page_kb = Some(words.decimal("KernelPageSize")?),
             b"Shared_Clean" | b"Shared_Dirty" => {
                 let more = words.decimal::<u64>("Shared")?;
-                self.vma.shared_kb = Some(self.vma.shared_kb.unwrap_or(0).saturating_add(more));
+                vma.shared_kb = Some(vma.shared_kb.unwrap_or(0).saturating_add(more));
             }
-            b"Swap" => self.vma.swap_kb = Some(words.decimal("Swap")?),
-            b"ProtectionKey" => self.vma.protection_key = Some(words.decimal("ProtectionKey")?),
+            b"ProtectionKey" => vma.protection_key = Some(words.decimal("ProtectionKey")?),
             _ => {}
         }
         Ok(())
     }
 
-    fn close(self) -> Result<SmapsVma, ParseError> {
-        let bare_gate = self.vma.vma.name == super::maps::VmaName::Vsyscall;
-        if self.has_flags || bare_gate {
-            Ok(self.vma)
-        } else {
-            Err(self.line.error("VmFlags of this vma"))
+    /// The last vma is complete.
+    fn close(&self) -> Result<(), ParseError> {
+        let Some(SmapsVma { vma, .. }) = self.vmas.last() else {
+            return Ok(());
+        };
+        if self.begun.1 || vma.name == super::maps::VmaName::Vsyscall {
+            return Ok(());
         }
+        let text = format!("{:x}-{:x}", vma.start, vma.end);
+        let line = Line::new("smaps", self.begun.0, text.as_bytes());
+        Err(line.error("VmFlags of this vma"))
     }
 }
 
@@ -325,12 +343,21 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         assert!(!second.flags.has(VmFlag::Exec));
         assert_eq!(vmas[0].shared_kb, Some(8));
         assert_eq!(second.shared_kb, None);
-        assert_eq!(second.anonymous_kb, Some(12));
-        assert_eq!(second.swap_kb, Some(4));
         assert_eq!(second.protection_key, Some(3));
         assert_eq!(vmas[2].flags.unknown, [b"zz".to_vec()]);
-        assert_eq!(vmas[2].rss_kb, None);
+        assert_eq!(vmas[2].kernel_page_kb, None);
         assert_eq!(vmas[3].vma.name, VmaName::Vsyscall);
+        Ok(())
+    }
+
+    #[test]
+    fn pieces_are_as_good_as_the_whole() -> Result<(), ParseError> {
+        for cut in memchr::memchr_iter(b'\n', TEXT) {
+            let mut parser = SmapsParser::default();
+            parser.feed(&TEXT[..=cut])?;
+            parser.feed(&TEXT[cut + 1..])?;
+            assert_eq!(parser.finish()?, parse_smaps(TEXT)?);
+        }
         Ok(())
     }
 
@@ -343,8 +370,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         );
         let error = parse_smaps(b"Size: 4 kB\n").err();
         assert_eq!(error.map(|e| e.line), Some(1));
-        let error = parse_smaps(b"1000-2000 r--p 0 0:0 0 \nRss: x kB\n").err();
-        assert_eq!(error.map(|e| (e.line, e.what)), Some((2, "Rss")));
+        let error = parse_smaps(b"1000-2000 r--p 0 0:0 0 \nShared_Dirty: x kB\n").err();
+        assert_eq!(error.map(|e| (e.line, e.what)), Some((2, "Shared")));
     }
 
     #[test]

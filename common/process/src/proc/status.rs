@@ -135,6 +135,8 @@ pub struct Status {
     pub vm_lck_kb: Option<u64>,
     /// KiB resident; absent without an mm.
     pub vm_rss_kb: Option<u64>,
+    /// Places in the descriptor table; 0 for a task that has none any more.
+    pub fd_size: u32,
     /// KiB mapped; absent without an mm: zombies and kernel threads.
     pub vm_size_kb: Option<u64>,
     /// Shadow stack features in use (x86_Thread_features), as `shstk`, `wrss`; since 6.6.
@@ -167,6 +169,7 @@ pub fn parse_status(text: &[u8]) -> Result<Status, ParseError> {
         ns_pid: fields.required("NSpid", Words::decimals)?,
         ns_pgid: fields.required("NSpgid", Words::decimals)?,
         ns_sid: fields.required("NSsid", Words::decimals)?,
+        fd_size: fields.optional("FDSize", Words::decimal)?.unwrap_or(0),
         kthread: fields.flag("Kthread")?,
         threads: fields.required("Threads", Words::decimal)?,
         sigq,
