@@ -33,8 +33,8 @@ pub fn check(options: &Options, log: &Log) -> Result<()> {
         .and_then(|images| images.check_writable().map(|()| images))
         .stage(Code::ImagesDir);
     let images = noted(&mut findings, images);
-    let interrupt = Interrupt::block(Progress::silent()).stage(Code::Host)?;
     allow_many_descriptors(log);
+    let interrupt = Interrupt::block(Progress::silent()).stage(Code::Host)?;
     let frozen = freeze(root, options);
     let mut needs = Needs::default();
     let mut time = None;

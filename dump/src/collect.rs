@@ -393,9 +393,11 @@ impl<'a> Collector<'a> {
             let flags = &subject.told.task.cloexec;
             let numbers = subject.facts.fds.iter().zip(flags);
             let descriptors: Vec<Descriptor> = numbers
-                .map(|(fd, cloexec)| Descriptor {
-                    fd: *fd,
-                    cloexec: *cloexec,
+                .filter_map(|(fd, cloexec)| {
+                    Some(Descriptor {
+                        fd: *fd,
+                        cloexec: (*cloexec)?,
+                    })
                 })
                 .collect();
             subject.fdinfo = Some(self.files.dump_table(ctx, view, &descriptors)?);
@@ -466,7 +468,7 @@ fn log_subject(ctx: &Context, view: &Task, subject: &Subject) {
         view.pid,
         view.tids.len(),
         subject.vmas.len(),
-        subject.facts.fds.len()
+        subject.told.task.cloexec.iter().flatten().count()
     ));
 }
 

@@ -34,7 +34,7 @@ use crust_cli::scripts::{self, Stage};
 use crust_cli::status::tell_started;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
-use crust_process::fds::PidFd;
+use crust_process::fds::{PidFd, reserve_own};
 use crust_process::freeze::{Frozen, FrozenTask, TaskState};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
@@ -50,8 +50,8 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     images.check_writable().stage(Code::ImagesDir)?;
     let work_dir = ImageDir::open(&options.work_dir).stage(Code::WorkDir)?;
     let progress = Progress::new(options).stage(Code::GivenFd)?;
-    let interrupt = Interrupt::block(progress).stage(Code::Host)?;
     allow_many_descriptors(log);
+    let interrupt = Interrupt::block(progress).stage(Code::Host)?;
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
     let mut before = predump::before(options, log, root, &images, &interrupt)?;
@@ -140,6 +140,9 @@ pub fn root_of(options: &Options) -> Result<HostPid> {
         .stage(Code::Usage)
 }
 
+/// Room for what most dumps need, to be made before there are threads ([`reserve_own`]).
+const DESCRIPTORS: usize = 4095;
+
 /// Three descriptors are open for each task, and the usual soft limit of 1024 is for programs that
 /// use select(2). Failing to raise it is no error until there are that many tasks.
 pub fn allow_many_descriptors(log: &Log) {
@@ -151,6 +154,7 @@ pub fn allow_many_descriptors(log: &Log) {
             format_args!("raise the limit of open files: {errno}"),
         );
     }
+    reserve_own(DESCRIPTORS);
 }
 
 /// Collects everything and refuses what cannot be dumped; writes nothing, so that an older dump in

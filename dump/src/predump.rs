@@ -40,9 +40,9 @@ pub fn pre_dump(options: &Options, log: &Log) -> Result<()> {
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
     images.check_writable().stage(Code::ImagesDir)?;
     let work_dir = ImageDir::open(&options.work_dir).stage(Code::WorkDir)?;
+    allow_many_descriptors(log);
     let interrupt =
         Interrupt::block(Progress::new(options).stage(Code::GivenFd)?).stage(Code::Host)?;
-    allow_many_descriptors(log);
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreDump, Some(root.get())).stage(Code::Script)?;
     let (previous, trackers) = match previous(options, log, &images)? {

@@ -2,20 +2,21 @@
 //! system calls as possible, because there may be a hundred thousand.
 //!
 //! Looks do not depend on each other, so a large table is looked at on all cores, in batches: our
-//! copies count against our own RLIMIT_NOFILE. Giving out ids stays in the order of the numbers.
+//! copies count against our own RLIMIT_NOFILE. Giving out ids stays in the order of the numbers,
+//! and is done while the next batch is looked at.
 
 use super::kind::InternalDevices;
 use super::mounts::{Inode, Namespace};
 use crate::context::Task;
 use anyhow::{Context as _, Result};
-use crust_process::descriptor::{self, Statx};
+use crust_process::descriptor::{self, OwnTable, Statx};
 use crust_process::fds;
 use nix::errno::Errno;
 use rayon::prelude::*;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Descriptors held at once.
-const BATCH: usize = 256;
+/// Descriptors looked at together; while they are given out, as many more are looked at.
+const BATCH: usize = 512;
 /// Below this a second thread costs more than it saves.
 const WORTH_THREADS: usize = 128;
 
@@ -43,31 +44,50 @@ pub type Looked = (OwnedFd, Facts);
 pub fn look_at_all(
     task: &Task,
     numbers: &[i32],
-    devices: &InternalDevices,
+    (devices, own): (&InternalDevices, &OwnTable),
     namespace: &Namespace,
     mut visit: impl FnMut(i32, Result<Looked>) -> Result<()>,
 ) -> Result<()> {
     let look = |number: &i32| -> Result<Looked> {
         let fd = fds::take(task.pidfd.as_fd(), task.pid, *number)?;
-        let facts = look_at(fd.as_fd(), devices, namespace)?;
+        let facts = look_at(fd.as_fd(), (devices, own), namespace)?;
         Ok((fd, facts))
     };
-    for batch in numbers.chunks(BATCH) {
-        let looked: Vec<Result<Looked>> = if batch.len() < WORTH_THREADS {
-            batch.iter().map(look).collect()
-        } else {
-            let batch = batch.par_iter().with_min_len(WORTH_THREADS / 4);
-            batch.map(look).collect()
+    let look_at_batch = |batch: &[i32]| -> Vec<Result<Looked>> {
+        if batch.len() < WORTH_THREADS {
+            return batch.iter().map(look).collect();
+        }
+        let batch = batch.par_iter().with_min_len(WORTH_THREADS / 4);
+        batch.map(look).collect()
+    };
+    let mut batches = numbers.chunks(BATCH).peekable();
+    let mut ahead: Option<Vec<Result<Looked>>> = None;
+    while let Some(batch) = batches.next() {
+        let looked = ahead.take().unwrap_or_else(|| look_at_batch(batch));
+        let give = || -> Result<()> {
+            let looked = batch.iter().zip(looked);
+            for (number, looked) in looked {
+                visit(*number, looked)?;
+            }
+            Ok(())
         };
-        for (number, looked) in batch.iter().zip(looked) {
-            visit(*number, looked)?;
+        match batches.peek() {
+            None => give()?,
+            Some(next) => rayon::in_place_scope(|scope| {
+                scope.spawn(|_| ahead = Some(look_at_batch(next)));
+                give()
+            })?,
         }
     }
     Ok(())
 }
 
 /// Looks at one description.
-pub fn look_at(fd: BorrowedFd, devices: &InternalDevices, namespace: &Namespace) -> Result<Facts> {
+pub fn look_at(
+    fd: BorrowedFd,
+    (devices, own): (&InternalDevices, &OwnTable),
+    namespace: &Namespace,
+) -> Result<Facts> {
     let flags = descriptor::status_flags(fd).context("F_GETFL")?;
     let stat = match descriptor::statx(fd) {
         Ok(stat) => Some(stat),
@@ -76,7 +96,7 @@ pub fn look_at(fd: BorrowedFd, devices: &InternalDevices, namespace: &Namespace)
         Err(Errno::ENOENT) => None,
         Err(errno) => return Err(errno).context("statx"),
     };
-    let link = link_of(fd, stat.as_ref(), devices).context("readlink of the descriptor")?;
+    let link = link_of(fd, stat.as_ref(), (devices, own)).context("readlink of the descriptor")?;
     let is_path = link.starts_with(b"/") && stat.is_none_or(|stat| stat.dev != devices.shmem);
     Ok(Facts {
         stat,
@@ -96,13 +116,13 @@ pub fn look_at(fd: BorrowedFd, devices: &InternalDevices, namespace: &Namespace)
 fn link_of(
     fd: BorrowedFd,
     stat: Option<&Statx>,
-    devices: &InternalDevices,
+    (devices, own): (&InternalDevices, &OwnTable),
 ) -> nix::Result<Vec<u8>> {
     match stat {
         Some(stat) if stat.dev == devices.pipe => Ok(format!("pipe:[{}]", stat.ino).into_bytes()),
         Some(stat) if stat.dev == devices.socket => {
             Ok(format!("socket:[{}]", stat.ino).into_bytes())
         }
-        _ => descriptor::link_of(fd).map(descriptor::bytes_of),
+        _ => own.link_of(fd).map(descriptor::bytes_of),
     }
 }

@@ -53,7 +53,7 @@ use crate::context::{Context, Task};
 use crate::ids::Namespaces;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
-use crust_process::descriptor::{self, Statx};
+use crust_process::descriptor::{self, OwnTable, Statx};
 use crust_process::kcmp;
 use crust_process::pid::HostPid;
 use crust_process::proc::fdinfo::{Fdinfo, parse_fdinfo};
@@ -65,6 +65,7 @@ use nix::libc;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// A descriptor of a task: its number and whether execve(2) closes it. The flag belongs to the
 /// number, not to the description, so only the task (or fdinfo) can tell.
@@ -104,6 +105,8 @@ struct Bucket {
 /// Everything found so far.
 #[derive(Debug)]
 pub struct FileTable {
+    /// Where our copies of descriptors tell what they lead to.
+    own: Arc<OwnTable>,
     devices: InternalDevices,
     next_id: u32,
     entries: Vec<FileEntry>,
@@ -305,6 +308,7 @@ impl FileTable {
     pub fn new(own_ids: TaskKobjIdsEntry, namespaces: Namespaces) -> Result<FileTable> {
         Ok(FileTable {
             devices: InternalDevices::learn().context("learning the kernel's internal devices")?,
+            own: Arc::new(OwnTable::open().context("opening our own descriptor table")?),
             next_id: 1,
             entries: Vec::new(),
             buckets: HashMap::new(),
@@ -348,8 +352,8 @@ impl FileTable {
         let numbers = descriptors.iter().map(|descriptor| descriptor.fd);
         let new: Vec<i32> = numbers.filter(|fd| !known.contains_key(fd)).collect();
         let namespace = self.mounts.of(task)?;
-        let devices = self.devices;
-        look::look_at_all(task, &new, &devices, &namespace, |fd, looked| {
+        let (devices, own) = (self.devices, Arc::clone(&self.own));
+        look::look_at_all(task, &new, (&devices, &own), &namespace, |fd, looked| {
             let place = Place { pid: task.pid, fd };
             let found = match looked {
                 Ok((taken, facts)) => self.intern(ctx, task, place, taken.as_fd(), facts)?,
@@ -415,7 +419,7 @@ impl FileTable {
         };
         let before = self.next_id;
         let namespace = self.mounts.of(task)?;
-        let facts = look::look_at(copy.as_fd(), &self.devices, &namespace)
+        let facts = look::look_at(copy.as_fd(), (&self.devices, &self.own), &namespace)
             .with_context(|| format!("task {}: a descriptor in flight", task.pid))?;
         let known = self.intern(ctx, task, place, copy.as_fd(), facts)?;
         if self.next_id != before {

@@ -102,7 +102,7 @@ impl FileTable {
         .with_context(doing)?;
         let holder = Holder::Link(path.clone());
         let namespace = self.mounts.of(task)?;
-        let facts = match look_at(fd.as_fd(), &self.devices, &namespace) {
+        let facts = match look_at(fd.as_fd(), (&self.devices, &self.own), &namespace) {
             Ok(facts) => facts,
             Err(error) => {
                 let what = format!("cannot be looked at: {error:#}");

@@ -10,6 +10,7 @@ use crust_process::memory::TaskMem;
 use rayon::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Size of a page in the images.
 pub const PAGE: u64 = 4096;
@@ -140,14 +141,28 @@ impl<'a, S: PageSource> Copier<'a, S> {
                 .iter()
                 .try_for_each(|piece| copy_piece(source, out, piece, &mut buf))?;
         } else {
-            pieces
-                .par_iter()
-                .try_for_each_init(Vec::new, |buf, piece| copy_piece(source, out, piece, buf))?;
+            copy_together(source, out, &pieces)?;
         }
         self.written += self.waiting;
         self.waiting = 0;
         Ok(())
     }
+}
+
+/// As many threads as there are, each with one buffer, take piece after piece.
+fn copy_together<S: PageSource>(source: &S, out: &File, pieces: &[Piece]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let copy_some = |_| {
+        let mut buf = Vec::new();
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            copy_piece(source, out, piece, &mut buf)?;
+        }
+        Ok(())
+    };
+    (0..rayon::current_num_threads())
+        .into_par_iter()
+        .with_max_len(1)
+        .try_for_each(copy_some)
 }
 
 fn copy_piece<S: PageSource>(

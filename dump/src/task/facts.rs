@@ -11,16 +11,20 @@ use crust_process::proc::ids::{
     parse_coredump_filter, parse_loginuid, parse_oom_score_adj, parse_personality,
 };
 use crust_process::proc::maps::VmaName;
-use crust_process::proc::smaps::{SmapsVma, parse_smaps};
+use crust_process::proc::smaps::{SmapsParser, SmapsVma};
 use crust_process::proc::stat::{Stat, parse_stat};
 use crust_process::proc::status::{Status, parse_status};
 use crust_process::proc::timers::{PosixTimer, parse_timers};
 use crust_process::proc::{ParseError, ProcDir};
 use crust_process::remote::Site;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use rayon::prelude::*;
 use std::cmp::Ordering;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
+use std::sync::mpsc;
 
 /// What /proc says of a thread.
 #[derive(Debug)]
@@ -43,7 +47,8 @@ pub struct ThreadFacts {
 pub struct TaskFacts {
     /// The directory, for rooms that need more.
     pub dir: ProcDir,
-    /// The numbers of its descriptors, ascending.
+    /// The numbers of its descriptors, ascending, and maybe others that are not open: the task is
+    /// asked about each of them.
     pub fds: Vec<i32>,
     /// Its areas.
     pub areas: Vec<SmapsVma>,
@@ -81,14 +86,15 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
             .map(thread)
             .collect()
     };
+    let threads = threads?;
     let mut text = Vec::new();
     let mut timers = parsed(&dir, "timers", &mut text, parse_timers)?;
     // The kernel tells the newest first; restorers that cannot choose an id count upwards.
     timers.sort_by_key(|timer| timer.id);
     Ok(TaskFacts {
-        fds: dir.fds()?,
-        threads: threads?,
-        areas: parsed(&dir, "smaps", &mut text, parse_smaps)?,
+        fds: numbers(&dir, threads.first())?,
+        threads,
+        areas: collect_areas(&dir)?,
         auxv: parsed(&dir, "auxv", &mut text, parse_auxv)?.words,
         timers,
         personality: parsed(&dir, "personality", &mut text, parse_personality)?,
@@ -104,6 +110,71 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
         lsm_label: lsm_label(&dir)?,
         dir,
     })
+}
+
+/// Bytes of smaps that are parsed together: some three hundred areas.
+const BLOCK: usize = 256 << 10;
+
+/// The areas. The text of many is parsed by another thread while the kernel makes it.
+fn collect_areas(dir: &ProcDir) -> Result<Vec<SmapsVma>> {
+    let failed = || format!("task {}: read smaps", dir.pid());
+    let mut text = File::from(dir.open_file("smaps", OFlag::O_RDONLY)?);
+    let mut parser = SmapsParser::default();
+    let mut behind = Vec::new();
+    let (first, is_last) = next_lines(&mut text, &mut behind).with_context(failed)?;
+    parser.feed(&first).with_context(failed)?;
+    if is_last {
+        return parser.finish().with_context(failed);
+    }
+    let (lines, parsed) = (mpsc::channel::<Vec<u8>>(), mpsc::channel());
+    rayon::in_place_scope(|scope| -> Result<()> {
+        let (sender, receiver) = lines;
+        let done = parsed.0;
+        scope.spawn(move |_| {
+            let fed = receiver.iter().try_for_each(|lines| parser.feed(&lines));
+            // Nobody waits for it if the reading has failed.
+            let _ = done.send(fed.and_then(|()| parser.finish()));
+        });
+        loop {
+            let (lines, is_last) = next_lines(&mut text, &mut behind).with_context(failed)?;
+            // A parser that has met an error has gone and says why at the end.
+            if sender.send(lines).is_err() || is_last {
+                return Ok(());
+            }
+        }
+    })?;
+    let areas = parsed.1.recv().context("the parser of smaps is gone")?;
+    areas.with_context(failed)
+}
+
+/// Reads whole lines, a block of them, and says whether they are the last. What follows the last
+/// newline of a block is kept in `behind` for the next.
+fn next_lines(text: &mut File, behind: &mut Vec<u8>) -> io::Result<(Vec<u8>, bool)> {
+    let mut lines = std::mem::take(behind);
+    lines.reserve(BLOCK);
+    let got = text.take(BLOCK as u64).read_to_end(&mut lines)?;
+    if got < BLOCK {
+        return Ok((lines, true));
+    }
+    let end = lines.iter().rposition(|byte| *byte == b'\n');
+    *behind = lines.split_off(end.map_or(0, |at| at + 1));
+    Ok((lines, false))
+}
+
+/// Below so many, listing them costs nothing.
+const MANY_FDS: i64 = 256;
+
+/// The numbers to ask the task about. Listing makes the kernel set up an inode for each of them, which
+/// for ten thousand is the longest of all that is read here: then every number of the table is
+/// asked about, unless most of them are not in use.
+fn numbers(dir: &ProcDir, leader: Option<&ThreadFacts>) -> Result<Vec<i32>> {
+    // How many are open, since 6.2; 0 before.
+    let open = dir.stat("fd")?.st_size;
+    let size = leader.map_or(0, |leader| leader.status.fd_size);
+    if open >= MANY_FDS && i64::from(size) <= 4 * open {
+        return Ok((0..size as i32).collect());
+    }
+    Ok(dir.fds()?)
 }
 
 fn collect_thread(task: &ProcDir, own: &OwnNamespaces, tid: HostPid) -> Result<ThreadFacts> {

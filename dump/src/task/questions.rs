@@ -71,8 +71,8 @@ pub struct TaskAnswers {
     pub membarriers: u32,
     /// Where brk is.
     pub brk: u64,
-    /// The descriptors asked for that execve(2) closes.
-    pub cloexec: Vec<bool>,
+    /// Of each number asked for, whether execve(2) closes it; `None` if it is not open.
+    pub cloexec: Vec<Option<bool>>,
     /// What the leader tells of itself.
     pub leader: ThreadAnswers,
 }
@@ -191,7 +191,7 @@ impl TaskQuestions {
                 .iter()
                 .map(|fd| {
                     let args = [(*fd).into(), libc::F_GETFD.into()];
-                    asked.must(libc::SYS_fcntl, args, "fcntl(F_GETFD)")
+                    asked.may(libc::SYS_fcntl, args)
                 })
                 .collect(),
         }
@@ -233,7 +233,8 @@ impl TaskQuestions {
             cloexec: self
                 .fds
                 .into_iter()
-                .map(|call| batch.ret(call) & i64::from(libc::FD_CLOEXEC) != 0)
+                .map(|call| batch.result(call).ok())
+                .map(|flags| Some(flags? & libc::FD_CLOEXEC as u64 != 0))
                 .collect(),
             leader,
         }
