@@ -12,10 +12,10 @@ mod needs;
 pub mod pids;
 mod ports;
 
-use crate::exec::routines::preflight::problems_of_files;
+use crate::exec::routines::preflight::{Opened, open_files, problems_of_files};
 use crate::host::Host;
 use crate::mm;
-use crate::plan::step::Step;
+use crate::plan::step::{Origin, Step};
 use crate::plan::{Refusal, draft};
 use anyhow::Result;
 use crust_cli::capabilities::Needs;
@@ -46,11 +46,27 @@ pub struct Subject<'a> {
 type Check = fn(&Subject<'_>) -> Vec<Finding>;
 
 /// All of them, the cheapest first.
+/// Files are looked at last.
 const CHECKS: &[Check] = &[cpu::check, pids::check, ports::check, vdso, files];
 
 /// What stands against a restore by these steps.
 pub fn ask(subject: &Subject<'_>) -> Vec<Finding> {
     CHECKS.iter().flat_map(|check| check(subject)).collect()
+}
+
+/// The same before a restore, which goes on with the files that were opened for the answer. Action
+/// scripts may change files before they are opened: then all are only looked at.
+pub fn ask_and_open(subject: &Subject<'_>) -> (Vec<Finding>, Opened) {
+    if !subject.options.action_scripts.is_empty() {
+        return (ask(subject), Opened::default());
+    }
+    let others = CHECKS
+        .iter()
+        .filter(|check| !std::ptr::fn_addr_eq(**check, files as Check));
+    let mut findings: Vec<Finding> = others.flat_map(|check| check(subject)).collect();
+    let (problems, opened) = open_files(subject.steps);
+    findings.extend(tell_files(subject, problems));
+    (findings, opened)
 }
 
 /// What an unprivileged restore would lose: told before its first step, not when a step fails.
@@ -155,8 +171,12 @@ pub fn reason_of(refusal: &Refusal) -> Finding {
 
 /// Every executable, library and open file that is gone or has changed.
 fn files(subject: &Subject<'_>) -> Vec<Finding> {
-    let problems = problems_of_files(subject.steps).into_iter();
+    tell_files(subject, problems_of_files(subject.steps))
+}
+
+fn tell_files(subject: &Subject<'_>, problems: Vec<(&Origin, String)>) -> Vec<Finding> {
     problems
+        .into_iter()
         .map(|(origin, what)| {
             let entry = origin.entry.filter(|_| origin.image == "files.img");
             let holders = entry.map(|entry| holders_of(subject.checkpoint, entry));

@@ -4,7 +4,8 @@
 //! the execution leaves no task and no file behind.
 
 use crate::check::{self, Subject};
-use crate::exec::{ExecError, Restored, execute};
+use crate::exec::routines::preflight::Opened;
+use crate::exec::{ExecError, Restored, Run, execute, make_room};
 use crate::host::Host;
 use crate::network::Locked;
 use crate::plan::plan;
@@ -24,13 +25,17 @@ use crust_cli::workers;
 use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
+use crust_process::fds::reserve_own;
 use crust_process::pid::HostPid;
 use crust_process::tracee::{self, Wait};
 use crust_proto::criu::StatsEntry;
 use std::fs;
 use std::io::Write;
+use std::mem::ManuallyDrop;
 use std::time::Instant;
 
+/// Room for what most restores need ([`reserve_own`]).
+const DESCRIPTORS: usize = 1023;
 /// Bit that a shell adds to the number of the signal that killed a program.
 const KILLED: i32 = 128;
 
@@ -38,18 +43,19 @@ const KILLED: i32 = 128;
 /// root's.
 pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let start = Instant::now();
-    workers::start();
     let progress = Progress::new(options).stage(Code::GivenFd)?;
     progress.stage("read", None);
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
+    start_workers(&images).stage(Code::ImagesDir)?;
     if options.plan.is_none() {
         check::expect_nothing(check::digest::check(options, &images))?;
     }
-    let checkpoint = Checkpoint::load(&images).stage(Code::Image)?;
+    // What ends with the process is not taken apart piece by piece.
+    let checkpoint = ManuallyDrop::new(Checkpoint::load(&images).stage(Code::Image)?);
     let host = Host::probe(options).stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
     progress.stage("plan", None);
-    let plan = plan_checked(options, log, &images, &checkpoint, &host)?;
+    let plan = ManuallyDrop::new(plan_checked(options, log, &images, &checkpoint, &host)?);
     log.info(format_args!(
         "Planned {} steps in {:?}",
         plan.steps.len(),
@@ -61,14 +67,21 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     }
     progress.stage("ask host", None);
     check::expect_nothing(check::of_privileges(options, &host, &plan.steps))?;
-    ask_host(options, log, &images, &checkpoint, &plan)?;
+    make_room(&plan)
+        .context("raise RLIMIT_NOFILE")
+        .stage(Code::Host)?;
+    let opened = ask_host(options, log, &images, &checkpoint, &plan)?;
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
     let locked = Locked::lock(options, &checkpoint, log);
-    let restored = execute(&plan, &images, &progress, |root| {
-        before_release(options, log, root, locked)
-    })
-    .stage(Code::Execute)?;
+    let run = Run {
+        plan: &plan,
+        images: &images,
+        progress: &progress,
+        opened,
+    };
+    let restored =
+        execute(run, |root| before_release(options, log, root, locked)).stage(Code::Execute)?;
     progress.finish();
     if let Some(error) = restored.unreleased {
         let why = "let the restored tree go; it is whole, and goes on when crust-restore ends";
@@ -84,6 +97,19 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         return Ok(None);
     }
     wait_for(restored.root).map(Some).stage(Code::Afterwards)
+}
+
+/// Threads, for images that are worth them: they take pids that the tree may need, and make every
+/// use of a descriptor dearer.
+fn start_workers(images: &ImageDir) -> Result<()> {
+    const MANY_TASKS: usize = 32;
+    reserve_own(DESCRIPTORS);
+    let list = images.list()?;
+    let cores = list.iter().filter(|(kind, _)| *kind == Kind::Core).count();
+    if cores >= MANY_TASKS || list.iter().any(|(kind, _)| *kind == Kind::Digest) {
+        workers::start();
+    }
+    Ok(())
 }
 
 /// The plan, if the images fit together and the planner refuses nothing. All reasons against it
@@ -110,15 +136,16 @@ fn plan_checked(
     plan.map_err(|_| anyhow::anyhow!("cannot restore"))
 }
 
-/// Everything of this host that stands against the plan, before anything is done.
+/// Everything of this host that stands against the plan, before anything is done. Gives the files
+/// that were opened for the answer.
 fn ask_host(
     options: &Options,
     log: &Log,
     images: &ImageDir,
     checkpoint: &Checkpoint,
     plan: &Plan,
-) -> Result<()> {
-    let findings = check::ask(&Subject {
+) -> Result<Opened> {
+    let (findings, opened) = check::ask_and_open(&Subject {
         options,
         images,
         checkpoint,
@@ -127,7 +154,8 @@ fn ask_host(
     for finding in &findings {
         log.error("restore", finding);
     }
-    check::expect_nothing(findings)
+    check::expect_nothing(findings)?;
+    Ok(opened)
 }
 
 fn print_plan(plan: &Plan, format: PlanFormat) -> Result<()> {

@@ -5,7 +5,7 @@ use super::{AREA, Actor, ExecError, Executor, Task, compile, host_pid, vdso};
 use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
 use crust_image::ids::VirtPid;
 use crust_process::error::Error as TaskError;
-use crust_process::fds::PidFd;
+use crust_process::fds::{PidFd, close_all};
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
@@ -217,7 +217,7 @@ impl<'p> Executor<'p> {
         before_release(root)?;
         self.go_live()?;
         // A reader must not find us among the writers of its pipe when it goes on.
-        self.slots.clear();
+        close_all(std::mem::take(&mut self.slots).into_iter().flatten());
         let (left, unreleased) = self.release_all()?;
         Ok(Finished {
             root,

@@ -21,12 +21,14 @@ use crust_cli::progress::Progress;
 use crust_image::dir::ImageDir;
 use crust_image::ids::VirtPid;
 use crust_process::error::Error as TaskError;
+use crust_process::fds::reserve_own;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
 use crust_process::survivor::Survivor;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use routines::preflight::Opened;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -114,25 +116,48 @@ struct Executor<'p> {
     progress: &'p Progress,
 }
 
-/// Makes room for this many descriptors of our own, as far as the hard limit lets us.
-fn raise_descriptor_limit(wanted: u64) -> nix::Result<()> {
+/// Makes room for the descriptors that we will hold, as far as the hard limit lets us. Before the
+/// survivor is there, which shares our table.
+pub fn make_room(plan: &Plan) -> nix::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if wanted <= soft {
-        return Ok(());
+    if plan.held > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    reserve_own(usize::try_from(plan.held).unwrap_or(usize::MAX));
+    Ok(())
+}
+
+/// What to run.
+pub struct Run<'p> {
+    /// The plan.
+    pub plan: &'p Plan,
+    /// The images it was made from.
+    pub images: &'p ImageDir,
+    /// Who is told how far it is.
+    pub progress: &'p Progress,
+    /// Files of its first phase that are open already.
+    pub opened: Opened,
+}
+
+/// So many slots, some of which are filled.
+fn filled(slots: u32, opened: Opened) -> Vec<Option<OwnedFd>> {
+    let mut filled: Vec<Option<OwnedFd>> = (0..slots).map(|_| None).collect();
+    for (slot, fd) in opened {
+        if let Some(place) = filled.get_mut(slot.0 as usize) {
+            *place = Some(fd);
+        }
+    }
+    filled
 }
 
 /// Runs the whole plan. On success every task runs, or waits to be continued if it was stopped.
 /// `before_release` is called when all is restored and nothing has run yet; its error undoes all.
 pub fn execute(
-    plan: &Plan,
-    images: &ImageDir,
-    progress: &Progress,
+    run: Run<'_>,
     before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
 ) -> Result<Restored, ExecError> {
     let start = Instant::now();
-    let mut executor = Executor::new(plan, images, progress)?;
+    let mut executor = Executor::new(run)?;
     let mut phases = Vec::new();
     let result = executor.run_phases(start, &mut phases);
     let finished = match result.and_then(|()| executor.finish(before_release)) {
@@ -152,11 +177,13 @@ pub fn execute(
 }
 
 impl<'p> Executor<'p> {
-    fn new(
-        plan: &'p Plan,
-        images: &'p ImageDir,
-        progress: &'p Progress,
-    ) -> Result<Executor<'p>, ExecError> {
+    fn new(run: Run<'p>) -> Result<Executor<'p>, ExecError> {
+        let Run {
+            plan,
+            images,
+            progress,
+            opened,
+        } = run;
         let vdso = HostVdso::read().map_err(|why| ExecError::new("find our own vdso", why))?;
         let lanes = lanes_of(plan);
         let lane_count = lanes.values().max().map_or(0, |last| last + 1);
@@ -169,15 +196,13 @@ impl<'p> Executor<'p> {
             .map(|lane| scratch.area(AREAS_AT + lane * AREA, AREA))
             .collect::<Option<_>>()
             .ok_or_else(|| ExecError::new("divide the scratch memory", Errno::E2BIG))?;
-        raise_descriptor_limit(plan.held)
-            .map_err(|errno| ExecError::new("raise RLIMIT_NOFILE", errno))?;
         let own_pidfd = crust_process::fds::PidFd::open(HostPid::current())
             .map_err(|error| ExecError::new("open our own pidfd", error))?
             .into();
         let survivor = start_survivor(plan)?;
         Ok(Executor {
             plan,
-            slots: (0..plan.slots).map(|_| None).collect(),
+            slots: filled(plan.slots, opened),
             done: vec![false; plan.slots as usize],
             scratch,
             vdso,

@@ -12,7 +12,7 @@
 
 use super::calls::dup3;
 use super::table::{NR_OPEN, Table};
-use super::{File, all, find, fown, kind_of, member};
+use super::{File, find, fown, kind_of, member, of_kind};
 use crate::plan::calls::close;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
@@ -52,10 +52,7 @@ pub(super) fn plan_descriptor(planner: &mut Planner<'_>, file: File<'_>) -> Opti
 
 /// Adds the targets, when tables are planned.
 pub(super) fn plan(planner: &mut Planner<'_>, tables: &[Table]) {
-    for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Eventpoll) {
-            continue;
-        }
+    for file in of_kind(planner, FdTypes::Eventpoll) {
         let Some(epfd) = &file.entry.epfd else {
             continue;
         };

@@ -8,7 +8,7 @@
 use super::calls::{fcntl, set_flags};
 use super::inotify::{open_ghost, watched};
 use super::regfile::check_path;
-use super::{File, all, fown, kind_of, member, shown};
+use super::{File, fown, member, of_kind, shown};
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FanotifyMarkEntry, FdTypes, MarkType};
@@ -42,10 +42,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
 
 /// Adds the marks, when nothing else touches files.
 pub(super) fn plan_marks(planner: &mut Planner<'_>) {
-    for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Fanotify) {
-            continue;
-        }
+    for file in of_kind(planner, FdTypes::Fanotify) {
         let slot = planner.files.slots.get(&file.id).copied().flatten();
         let (Some(ffy), Some(slot)) = (&file.entry.ffy, slot) else {
             continue;

@@ -8,7 +8,7 @@
 //! there never was any. O_NONBLOCK is put right afterwards.
 
 use super::calls::set_flags;
-use super::{File, all, find, fown, kind_of, member, pipe, regfile, shown};
+use super::{File, find, fown, member, of_kind, pipe, regfile, shown};
 use crate::plan::step::{Actor, Op, Phase, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::{FileId, PipeId};
@@ -28,10 +28,7 @@ struct End<'c> {
 /// Opens every fifo.
 pub(super) fn plan(planner: &mut Planner<'_>) {
     let mut fifos: BTreeMap<u32, Vec<End<'_>>> = BTreeMap::new();
-    for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Fifo) {
-            continue;
-        }
+    for file in of_kind(planner, FdTypes::Fifo) {
         let member = member(planner, file, file.entry.fifo.as_ref(), |fifo| fifo.id);
         let Some(fifo) = member else { continue };
         match end(planner, file, fifo.regf_id) {

@@ -31,6 +31,9 @@ pub(super) fn plan(
     flags: i32,
     fown: &FownEntry,
 ) {
+    if fown.pid == 0 && fown.signum == 0 && flags & libc::O_ASYNC == 0 {
+        return;
+    }
     let origin = file.origin(format!("owner of {}", file.name()));
     if fown.signum > LAST_SIGNAL {
         let why = format!("fown.signum {} is no signal", fown.signum);

@@ -7,7 +7,7 @@
 
 use super::regfile::check_path;
 use super::remap;
-use super::{File, all, fown, kind_of, member, shown};
+use super::{File, fown, member, of_kind, shown};
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FdTypes, FhEntry, InotifyWdEntry};
@@ -38,10 +38,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
 
 /// Adds the watches, when nothing else touches files.
 pub(super) fn plan_watches(planner: &mut Planner<'_>) {
-    for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Inotify) {
-            continue;
-        }
+    for file in of_kind(planner, FdTypes::Inotify) {
         let slot = planner.files.slots.get(&file.id).copied().flatten();
         let (Some(ify), Some(slot)) = (&file.entry.ify, slot) else {
             continue;

@@ -153,8 +153,27 @@ pub fn plan(planner: &mut Planner<'_>) {
 
 /// All entries, in the order of ids, which is that of discovery.
 fn all<'a>(planner: &Planner<'a>) -> Vec<File<'a>> {
-    let ids = planner.checkpoint.files.keys();
-    ids.filter_map(|id| find(planner, *id)).collect()
+    let mut numbers = planner.checkpoint.file_entries.iter().peekable();
+    let files = planner.checkpoint.files.iter();
+    files
+        .map(|(id, entry)| {
+            // Both are in the order of ids.
+            while numbers.next_if(|(other, _)| *other < id).is_some() {}
+            let index = numbers.next_if(|(other, _)| *other == id);
+            File {
+                index: index.map(|(_, number)| *number),
+                id: *id,
+                entry,
+            }
+        })
+        .collect()
+}
+
+/// Those of one type, in the same order.
+fn of_kind<'a>(planner: &Planner<'a>, kind: FdTypes) -> Vec<File<'a>> {
+    let files = planner.checkpoint.files.iter();
+    let ids = files.filter(|(_, entry)| kind_of(entry) == Some(kind));
+    ids.filter_map(|(id, _)| find(planner, *id)).collect()
 }
 
 fn find<'a>(planner: &Planner<'a>, id: FileId) -> Option<File<'a>> {

@@ -9,7 +9,7 @@
 //! Not brought back: the owner and times of the pipe's inode.
 
 use super::calls::{O_LARGEFILE, fcntl, reopen, set_flags};
-use super::{File, all, fown, kind_of, member};
+use super::{File, fown, member, of_kind};
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::PipeId;
@@ -44,10 +44,9 @@ impl End<'_> {
 /// Makes every pipe.
 pub(super) fn plan(planner: &mut Planner<'_>) {
     let mut pipes: BTreeMap<u32, Vec<End<'_>>> = BTreeMap::new();
-    for file in all(planner) {
+    for file in of_kind(planner, FdTypes::Pipe) {
         // One that was inherited is there already.
-        let is_planned = planner.files.slots.contains_key(&file.id);
-        if is_planned || kind_of(file.entry) != Some(FdTypes::Pipe) {
+        if planner.files.slots.contains_key(&file.id) {
             continue;
         }
         let member = member(planner, file, file.entry.pipe.as_ref(), |pipe| pipe.id);

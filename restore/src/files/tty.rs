@@ -14,7 +14,7 @@
 
 use super::calls::{O_LARGEFILE, fcntl, open_flags, reopen, structure};
 use super::regfile::check_path;
-use super::{File, all, find, fown, inherit, kind_of, member};
+use super::{File, find, fown, inherit, member, of_kind};
 use crate::plan::calls::close;
 use crate::plan::step::{Actor, Arg, Call, FileFacts, Op, Phase, Ret, Routine, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
@@ -76,10 +76,7 @@ struct Pair {
 pub(super) fn plan(planner: &mut Planner<'_>) {
     let mut pairs: BTreeMap<u32, Vec<End<'_>>> = BTreeMap::new();
     let mut own = Vec::new();
-    for file in all(planner) {
-        if kind_of(file.entry) != Some(FdTypes::Tty) {
-            continue;
-        }
+    for file in of_kind(planner, FdTypes::Tty) {
         let Some(tty) = member(planner, file, file.entry.tty.as_ref(), |tty| tty.id) else {
             continue;
         };

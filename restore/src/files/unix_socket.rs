@@ -14,7 +14,7 @@
 
 use super::unix_connect;
 use super::unix_name::Address;
-use super::{File, all, kind_of, member, shown};
+use super::{File, member, of_kind, shown};
 use crate::plan::step::{Origin, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::ids::{FileId, FilesId, VirtPid};
@@ -96,13 +96,16 @@ pub(super) enum Role {
 
 /// All unix sockets that make sense.
 pub(super) fn all_sockets<'a>(planner: &Planner<'a>) -> Vec<Sock<'a>> {
+    let sockets = of_kind(planner, FdTypes::Unixsk);
+    if sockets.is_empty() {
+        return Vec::new();
+    }
     let owners = owners(planner);
     let sock = |file: File<'a>| {
         let usk = file
             .entry
             .usk
             .as_ref()
-            .filter(|_| kind_of(file.entry) == Some(FdTypes::Unixsk))
             // One that was inherited is there already, and connected as it is.
             .filter(|_| !planner.files.inherited.contains(&file.id))?;
         let address = Address::of(usk).ok()?;
@@ -114,7 +117,7 @@ pub(super) fn all_sockets<'a>(planner: &Planner<'a>) -> Vec<Sock<'a>> {
             owner,
         })
     };
-    all(planner).into_iter().filter_map(sock).collect()
+    sockets.into_iter().filter_map(sock).collect()
 }
 
 /// For each file the first task that has it.
@@ -254,9 +257,8 @@ fn read<'a>(planner: &mut Planner<'a>) -> Option<Room<'a>> {
         .into_iter()
         .map(|sock| (sock.file.id, sock))
         .collect();
-    for file in all(planner) {
-        let is_inherited = planner.files.inherited.contains(&file.id);
-        if is_inherited || kind_of(file.entry) != Some(FdTypes::Unixsk) {
+    for file in of_kind(planner, FdTypes::Unixsk) {
+        if planner.files.inherited.contains(&file.id) {
             continue;
         }
         let usk = member(planner, file, file.entry.usk.as_ref(), |usk| usk.id);

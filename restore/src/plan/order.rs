@@ -53,11 +53,23 @@ pub fn in_order(steps: Vec<Step>) -> Result<Vec<Step>, OrderError> {
             sort(&steps, phase, &givers, &makers)?;
         }
     }
-    let mut steps: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
-    Ok(order
-        .into_iter()
-        .filter_map(|at| steps.get_mut(at)?.take())
-        .collect())
+    Ok(permuted(steps, &order))
+}
+
+/// Brings each step of `order` to its place, without a second list of them.
+fn permuted(mut steps: Vec<Step>, order: &[usize]) -> Vec<Step> {
+    let mut place: Vec<usize> = vec![0; order.len()];
+    for (to, &from) in order.iter().enumerate() {
+        place[from] = to;
+    }
+    for at in 0..steps.len() {
+        while place[at] != at {
+            let to = place[at];
+            steps.swap(at, to);
+            place.swap(at, to);
+        }
+    }
+    steps
 }
 
 fn tell(step: &Step) -> String {
