@@ -7,15 +7,13 @@
 //!   first touch of it would be what is measured.
 //! - The largest resident size of crust-dump at that, beside its size when it dumps 1 MiB.
 //! - A sleeping single process: wall time of dump and of restore.
-//! - 1000 threads, and 500 child processes, all asleep: the same, and the frozen time.
 //!
-//! `crust-bench tcp` measures established connections: 20 and 1000 pairs, killed and restored.
+//! `crust-bench peers` measures every load for which CRIU was measured, in one table.
 //!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
-mod descriptors;
 mod memory;
-mod tcp;
+mod peers;
 
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
@@ -40,14 +38,6 @@ const MIB: usize = 1 << 20;
 const BIG_MIB: usize = 1024;
 const ROUNDS: usize = 7;
 const SMALL_ROUNDS: usize = 31;
-const MANY_ROUNDS: usize = 7;
-/// Kind and number of what is many, with the bounds of dump, frozen and restore in milliseconds:
-/// half of what the peer needs on the kind of machine the project runs on.
-const MANY: [(&str, usize, [u32; 3]); 2] = [
-    ("threads", 1000, [152, 108, 166]),
-    ("children", 500, [528, 492, 318]),
-];
-
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments
@@ -58,14 +48,13 @@ fn main() -> Result<()> {
     {
         ["write", path] => write_own_memory(Path::new(path)),
         ["read", path] => read_into_new_memory(Path::new(path)),
-        ["descriptors"] => sandbox::run_program(0, descriptors::measure),
+        ["peers"] => sandbox::run_program(0, peers::measure),
         ["memory"] => sandbox::run_program(0, memory::measure),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
         ["max-rss", script] => crit_bench::print_max_rss(script),
         ["crit"] => crit_bench::measure(),
-        ["tcp"] => sandbox::run_program(0, tcp::measure),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench [crit|descriptors|memory|tcp]"),
+        _ => anyhow::bail!("usage: crust-bench [crit|memory|peers]"),
     }
 }
 
@@ -177,9 +166,6 @@ fn measure(sandbox: &Sandbox) -> Result<()> {
         (big_kib - small_kib) as f64 / 1024.0
     );
     sleeping_process(sandbox)?;
-    for (kind, number, bounds) in MANY {
-        many(sandbox, kind, number, bounds)?;
-    }
     big_dump(sandbox)
 }
 
@@ -227,29 +213,13 @@ fn big_dump(sandbox: &Sandbox) -> Result<()> {
     end(sandbox, &guest)
 }
 
-fn many(sandbox: &Sandbox, kind: &str, number: usize, bounds: [u32; 3]) -> Result<()> {
-    let guest = sandbox.start_with("many", &[kind, &number.to_string()])?;
-    let (mut dumps, mut frozen, mut restores) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..MANY_ROUNDS {
-        let images = fresh(sandbox, "many")?;
-        let pids = tree(guest.pid)?;
-        dumps.push(quiet_dump(sandbox, &guest, &images, &[])?);
-        frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
-        sandbox.reap(&pids)?;
-        restores.push(quiet_restore(sandbox, &images)?);
-    }
-    guest.expect_ok(sandbox)?;
-    let what = [("dump", dumps), ("frozen", frozen), ("restore", restores)];
-    for ((name, mut times), bound) in what.into_iter().zip(bounds) {
-        let (middle, range) = (median(&mut times), range(&times));
-        println!("{number} {kind}, {name}: {middle:.0} ms {range} (bound {bound})");
-    }
-    Ok(())
+fn quiet_restore(sandbox: &Sandbox, images: &Path) -> Result<f64> {
+    quiet_restore_with(sandbox, images, &[])
 }
 
-fn quiet_restore(sandbox: &Sandbox, images: &Path) -> Result<f64> {
+fn quiet_restore_with(sandbox: &Sandbox, images: &Path, more: &[&str]) -> Result<f64> {
     let mut command = Command::new(sandbox.binary("crust-restore"));
-    command.args(["-d", "-D", text(images)?]);
+    command.args(["-d", "-D", text(images)?]).args(more);
     wall_of(&mut command)
 }
 

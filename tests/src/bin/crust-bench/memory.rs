@@ -1,10 +1,6 @@
-//! `crust-bench memory`: loads of memory, dumped (which kills them) and restored in turn, medians
-//! of wall times and of the frozen time, with images on tmpfs.
-//!
-//! Beside the big ones stands what the machine can do at that moment: write(2) of as many bytes of
-//! one's own into a new tmpfs file, and read(2) of them into new memory. The peer's seconds were
-//! measured on another day on this kind of machine: they are for orientation, the ratios to the
-//! limits are what can be compared.
+//! `crust-bench memory`: what options and families do to large memory, medians with images on
+//! tmpfs, beside what the machine can do at that moment: write(2) of 1 GiB of one's own into a new
+//! tmpfs file, and read(2) of it into new memory. Plain loads are in `peers`.
 
 use super::{
     MIB, end, fresh, median, own, quiet_dump, quiet_restore, range, statistic, touch_memory,
@@ -14,60 +10,10 @@ use crust_tests::{guest::Guest, proc_snapshot::tree, sandbox::Sandbox, tools::te
 use std::fs;
 use std::path::Path;
 
-/// A load with CRIU's seconds for dump, freeze and restore.
-struct Load {
-    name: &'static str,
-    guest: &'static str,
-    arguments: &'static [&'static str],
-    rounds: usize,
-    peer: [f64; 3],
-}
-
-const LOADS: [Load; 5] = [
-    Load {
-        name: "1 MiB",
-        guest: "bigmem",
-        arguments: &["1"],
-        rounds: 15,
-        peer: [0.042, 0.0032, 0.038],
-    },
-    Load {
-        name: "1000 mappings",
-        guest: "manymaps",
-        arguments: &["1000"],
-        rounds: 11,
-        peer: [0.047, 0.013, 0.034],
-    },
-    Load {
-        name: "10000 mappings",
-        guest: "manymaps",
-        arguments: &["10000"],
-        rounds: 7,
-        peer: [0.131, 0.103, 0.073],
-    },
-    Load {
-        name: "1 GiB",
-        guest: "bigmem",
-        arguments: &["1024"],
-        rounds: 5,
-        peer: [0.598, 0.569, 0.719],
-    },
-    Load {
-        name: "4 GiB",
-        guest: "bigmem",
-        arguments: &["4096"],
-        rounds: 3,
-        peer: [4.09, 4.04, 3.96],
-    },
-];
-
-/// Runs all loads.
+/// Runs all.
 pub fn measure(sandbox: &Sandbox) -> Result<()> {
     touch_memory(10 * 1024)?;
     limits(sandbox)?;
-    for load in &LOADS {
-        measure_load(sandbox, load)?;
-    }
     pre_copy(sandbox)?;
     family(sandbox)
 }
@@ -95,35 +41,6 @@ fn dump_and_kill(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<f64>
     let took = quiet_dump(sandbox, guest, images, &[])?;
     sandbox.reap(&tasks)?;
     Ok(took)
-}
-
-fn measure_load(sandbox: &Sandbox, load: &Load) -> Result<()> {
-    let guest = sandbox.start_with(load.guest, load.arguments)?;
-    let mut times: [Vec<f64>; 3] = Default::default();
-    for _ in 0..load.rounds {
-        let images = fresh(sandbox, "load")?;
-        times[0].push(dump_and_kill(sandbox, &guest, &images)?);
-        times[1].push(statistic(sandbox, &images, "frozen_time")? / 1e3);
-        times[2].push(quiet_restore(sandbox, &images)?);
-        fs::remove_dir_all(&images)?;
-    }
-    let mut line = format!("{}:", load.name);
-    for ((what, times), peer) in ["dump", "frozen", "restore"]
-        .iter()
-        .zip(&mut times)
-        .zip(load.peer)
-    {
-        let ms = median(times);
-        line += &format!(
-            " {what} {ms:.1} ms {} = {:.2} of CRIU's {:.1};",
-            range(times),
-            ms / 1e3 / peer,
-            peer * 1e3
-        );
-    }
-    println!("{line}");
-    // The verdict too: a fast restore that loses memory is none.
-    guest.expect_ok(sandbox)
 }
 
 /// The freeze of 1 GiB when all but what is written meanwhile was copied before.
