@@ -42,7 +42,7 @@ fn fill(dump: &Dump, out: &std::path::Path) -> Result<()> {
     if dump.path().join("parent").symlink_metadata().is_ok() {
         bail!(
             "{}: it needs its parent dump: `crit flatten` first",
-            dump.path().display()
+            dump.shown()
         );
     }
     for name in dump.names()? {
@@ -62,7 +62,7 @@ fn fill(dump: &Dump, out: &std::path::Path) -> Result<()> {
             let Some(from) = dump.read_file(&name)? else {
                 continue;
             };
-            let shown = dump.path().join(&name).display().to_string();
+            let shown = dump.shown_file(&name);
             transaction.put(&name, |out| image(from, &shown, &mut names, out))?;
         }
     }

@@ -74,6 +74,21 @@ pub fn decode(
     if images.list.is_empty() {
         bail!("no images there");
     }
+    let decoded = decode_all(&images, output, options, color);
+    decoded.map_err(|error| {
+        images
+            .unpacked
+            .iter()
+            .fold(error, |error, dump| dump.named(error))
+    })
+}
+
+fn decode_all(
+    images: &Images,
+    output: Option<&Path>,
+    options: DecodeOptions,
+    color: bool,
+) -> Result<()> {
     if let Some(dir) = output.filter(|output| output.is_dir()) {
         return images.list.par_iter().try_for_each(|(name, path)| {
             write_output(Some(&dir.join(format!("{name}.json"))), |out| {
@@ -87,9 +102,9 @@ pub fn decode(
     let to_stdout = is_stdout(output);
     write_output(output, |out| {
         if color && to_stdout {
-            object(&images, &mut JsonPainter::new(out), options)
+            object(images, &mut JsonPainter::new(out), options)
         } else {
-            object(&images, out, options)
+            object(images, out, options)
         }
     })
 }

@@ -212,7 +212,7 @@ fn other_images(dump: &Dump, arguments: &cli::Diff) -> Result<Value> {
             let Some(from) = dump.read_file(&name)? else {
                 return Ok((name, Value::Null));
             };
-            let shown = dump.path().join(&name).display().to_string();
+            let shown = dump.shown_file(&name);
             let mut value =
                 image_to_value(from, options).map_err(|error| explain(error, &shown))?;
             if name.starts_with("mm-") {

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 /// An image directory.
 pub struct Dump {
     dir: PathBuf,
+    /// What the user calls it: the directory, or the archive.
+    shown: PathBuf,
     /// The place an archive was unpacked to, which goes with this value.
     unpacked: Option<tempfile::TempDir>,
 }
@@ -28,6 +30,7 @@ impl Dump {
         if there.is_dir() {
             return Ok(Dump {
                 dir: path.to_owned(),
+                shown: path.to_owned(),
                 unpacked: None,
             });
         }
@@ -37,6 +40,7 @@ impl Dump {
         let unpacked = extract_aside(path)?;
         Ok(Dump {
             dir: unpacked.path().to_owned(),
+            shown: path.to_owned(),
             unpacked: Some(unpacked),
         })
     }
@@ -54,13 +58,34 @@ impl Dump {
         &self.dir
     }
 
+    /// How to name the dump in a message: an archive by its own path, not by where it was unpacked.
+    pub fn shown(&self) -> std::path::Display<'_> {
+        self.shown.display()
+    }
+
+    /// How to name a file of it.
+    pub fn shown_file(&self, name: &str) -> String {
+        self.shown.join(name).display().to_string()
+    }
+
+    /// An error about a file of an unpacked archive, with the archive's name in place of where it
+    /// was unpacked to; any other as it is.
+    pub fn named(&self, error: anyhow::Error) -> anyhow::Error {
+        let text = format!("{error:#}");
+        let dir = self.dir.display().to_string();
+        match self.unpacked.is_some() && text.contains(&dir) {
+            true => anyhow::Error::msg(text.replace(&dir, &self.shown().to_string())),
+            false => error,
+        }
+    }
+
     /// The bytes of a file of the dump, `None` when there is none of that name.
     pub fn read_file(&self, name: &str) -> Result<Option<Box<dyn Read>>> {
         let path = self.dir.join(name);
         match open_regular(&path) {
             Ok(file) => Ok(Some(Box::new(BufReader::with_capacity(1 << 16, file)))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("{}: open", path.display())),
+            Err(error) => Err(error).with_context(|| format!("{}: open", self.shown_file(name))),
         }
     }
 
@@ -75,7 +100,7 @@ impl Dump {
         let Some(from) = self.read_file(&name)? else {
             return Ok(None);
         };
-        let shown = self.dir.join(&name).display().to_string();
+        let shown = self.shown_file(&name);
         let image = Image::read(from).map_err(|error| explain(error, &shown))?;
         if image.kind.spec().name != kind.spec().name {
             bail!(
@@ -112,9 +137,7 @@ impl Dump {
     /// The file names of the directory, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in
-            fs::read_dir(&self.dir).with_context(|| format!("{}: list", self.dir.display()))?
-        {
+        for entry in fs::read_dir(&self.dir).with_context(|| format!("{}: list", self.shown()))? {
             // An image's name is ASCII; another file is of no interest here.
             names.extend(entry?.file_name().into_string().ok());
         }
@@ -125,7 +148,7 @@ impl Dump {
     /// The tasks in the order of pstree.img.
     pub fn tasks(&self) -> Result<Vec<Task>> {
         let Some(image) = self.image(Kind::Pstree, None)? else {
-            bail!("{}: no pstree.img in it", self.dir.display());
+            bail!("{}: no pstree.img in it", self.shown());
         };
         Ok(image.messages().map(Task::new).collect())
     }

@@ -109,7 +109,7 @@ fn images(dump: &Dump) -> Result<Value> {
             let Some(from) = dump.read_file(name)? else {
                 return Ok((String::clone(name), json!({})));
             };
-            let shown = dump.path().join(name).display().to_string();
+            let shown = dump.shown_file(name);
             let value = image_to_value(from, options).map_err(|error| explain(error, &shown))?;
             Ok((String::clone(name), value))
         })

@@ -125,7 +125,7 @@ fn read(dump: &Dump, name: &str) -> Result<Option<Image>> {
     let Some(from) = dump.read_file(name)? else {
         return Ok(None);
     };
-    let shown = dump.path().join(name).display().to_string();
+    let shown = dump.shown_file(name);
     Image::read(from)
         .map(Some)
         .map_err(|error| explain(error, &shown))
@@ -142,7 +142,7 @@ fn remap_ghost(
     let Some(from) = dump.read_file(name)? else {
         return Ok(());
     };
-    let shown = dump.path().join(name).display().to_string();
+    let shown = dump.shown_file(name);
     let mut reader = FrameReader::open(from).map_err(|error| explain(error, &shown))?;
     let (kind, version) = (reader.kind(), reader.version());
     let entry = reader

@@ -170,7 +170,7 @@ impl<'a> TaskMemory<'a> {
                 .collect();
             bail!(
                 "{}: task {pid} has no memory in this dump (its tasks are {})",
-                dump.path().display(),
+                dump.shown(),
                 tasks.join(", ")
             );
         };

@@ -149,3 +149,28 @@ fn a_link_to_our_own_output_is_followed() {
     same.pop();
     assert_eq!(output.stdout, same);
 }
+
+/// What is wrong in an archive is told by the archive's name, not by where it was unpacked.
+#[test]
+fn messages_name_the_archive() {
+    let out = tempfile::tempdir().expect("a directory");
+    let broken = out.path().join("broken");
+    fs::create_dir(&broken).expect("made");
+    for (name, path) in files(&dump("pipes").join("img")) {
+        fs::copy(&path, broken.join(&name)).expect("copied");
+    }
+    let pstree = broken.join("pstree.img");
+    let good = fs::read(&pstree).expect("readable");
+    fs::write(&pstree, &good[..good.len() - 1]).expect("written");
+    let archive = out.path().join("broken.tar");
+    crit(&["pack", arg(&broken), "-o", arg(&archive)]);
+    for arguments in [&["x", arg(&archive), "ps"][..], &["decode", arg(&archive)]] {
+        let output = crit_with(arguments, b"");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let wanted = format!("{}/pstree.img", archive.display());
+        assert!(
+            !output.status.success() && said.contains(&wanted),
+            "{arguments:?}: {said}"
+        );
+    }
+}

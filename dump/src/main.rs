@@ -5,6 +5,7 @@ mod cgroup;
 mod check;
 mod collect;
 mod context;
+mod cpuinfo;
 mod dump;
 mod ending;
 mod files;

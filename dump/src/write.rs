@@ -3,6 +3,7 @@
 use crate::check::needs::resident;
 use crate::collect::{Collected, Subject, Zombie, for_each_task, spaces};
 use crate::context::{Context, Task};
+use crate::cpuinfo;
 use crate::interrupt::Interrupt;
 use crate::inventory::{RunId, encode_inventory};
 use crate::mm::absent::without;
@@ -61,6 +62,7 @@ pub fn write_images(
     }
     write_entry(images, Kind::Seccomp, None, &chains.encode())?;
     timens::write(images, collected)?;
+    cpuinfo::write(ctx.options, images)?;
     if let Some(cgroups) = collected.cgroups.encode()? {
         write_entry(images, Kind::Cgroup, None, &cgroups)?;
     }

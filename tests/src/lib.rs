@@ -11,6 +11,7 @@
 pub mod build;
 pub mod corpus;
 pub mod crit_bench;
+pub mod edited;
 pub mod faults;
 pub mod guest;
 pub mod kills;

@@ -5,6 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     corpus::recorded,
+    edited::processor_with_everything,
     guest::Guest,
     proc_snapshot::{Snapshot, threads},
     sandbox::Sandbox,
@@ -369,14 +370,7 @@ sandbox_test! {
 
     fn a_processor_that_lacks_something(sandbox) {
         let (images, _) = sandbox.unpack(&recorded("cpuinfo"))?;
-        let cpuinfo = images.join("cpuinfo.img");
-        let json = sandbox.run("crit", &["decode", "-i", text(&cpuinfo)?], None)?.succeeded()?;
-        let mut json: Value = serde_json::from_slice(&json.stdout)?;
-        let words = json.pointer_mut("/entries/0/x86_entry/0/capability").context("no words")?;
-        words.as_array_mut().context("no list")?.iter_mut().for_each(|word| *word = u32::MAX.into());
-        let edited = images.join("edited.json");
-        fs::write(&edited, json.to_string())?;
-        sandbox.run("crit", &["encode", "-i", text(&edited)?, "-o", text(&cpuinfo)?], None)?.succeeded()?;
+        processor_with_everything(sandbox, &images)?;
         restore_fails(sandbox, &images, &[], &[], &failure("cpu", None, &["processor feature"]))
     }
 

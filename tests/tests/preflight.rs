@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use crust_tests::{
     corpus::recorded,
+    edited::{edit, processor_with_everything},
     guest::Guest,
     proc_snapshot::Snapshot,
     sandbox::Sandbox,
@@ -176,20 +177,40 @@ sandbox_test! {
     /// Images of a processor with everything: what this one lacks is told by name.
     fn processor_features_that_are_missing(sandbox) {
         let (images, _) = sandbox.unpack(&recorded("cpuinfo"))?;
-        let cpuinfo = images.join("cpuinfo.img");
-        let json = sandbox.run("crit", &["decode", "-i", text(&cpuinfo)?], None)?.succeeded()?;
-        let mut json: Value = serde_json::from_slice(&json.stdout)?;
-        let words = json.pointer_mut("/entries/0/x86_entry/0/capability").context("no words")?;
-        words.as_array_mut().context("no list")?.iter_mut().for_each(|word| *word = u32::MAX.into());
-        let edited = images.join("edited.json");
-        fs::write(&edited, json.to_string())?;
-        let encode = ["encode", "-i", text(&edited)?, "-o", text(&cpuinfo)?];
-        sandbox.run("crit", &encode, None)?.succeeded()?;
+        processor_with_everything(sandbox, &images)?;
         let outcome = check_restore(sandbox, &images, &["--json"])?.exited_with(1)?;
-        // No processor has both AMD's and Intel's own extensions.
         expect_finding(&report(&outcome)?, "cpu", &["processor feature 3dnow"])?;
         check_restore(sandbox, &images, &["--cpu-cap=none"])?.succeeded()?;
         Ok(())
+    }
+
+    /// The same of a dump of our own, for which the option is given.
+    fn the_processor_of_a_dump_of_our_own(sandbox) {
+        let guest = sandbox.start("loop")?;
+        let images = sandbox.images("processor")?;
+        sandbox.dump_and_kill(&guest, &images, &["--cpu-cap"])?;
+        let check = |option: &str| check_restore(sandbox, &images, &["--json", option]);
+        check("--cpu-cap=all")?.succeeded()?;
+        let cpuinfo = images.join("cpuinfo.img");
+        let good = fs::read(&cpuinfo)?;
+        edit(sandbox, &cpuinfo, |json| {
+            let processor = json.pointer_mut("/entries/0/x86_entry/0").context("no processor")?;
+            processor["model"] = 255.into();
+            processor["xsave_size"] = 0x7fff_ffff.into();
+            Ok(())
+        })?;
+        let told = report(&check("--cpu-cap=all")?.exited_with(1)?)?;
+        expect_finding(&told, "cpu", &["processor: family", "model 255"])?;
+        expect_finding(&told, "cpu", &["processor state", "2147483647 bytes"])?;
+        check("--cpu-cap=ins")?.succeeded()?;
+        processor_with_everything(sandbox, &images)?;
+        let told = report(&check("--cpu-cap=ins")?.exited_with(1)?)?;
+        expect_finding(&told, "cpu", &["processor feature 3dnow"])?;
+        let told = report(&check("--cpu-cap=sse")?.exited_with(1)?)?;
+        expect_finding(&told, "usage", &["--cpu-cap", "sse"])?;
+        fs::write(&cpuinfo, good)?;
+        sandbox.restore(&images, &["--cpu-cap=all"])?.succeeded()?;
+        guest.expect_ok(sandbox)
     }
 
     fn images_that_are_no_dump(sandbox) {

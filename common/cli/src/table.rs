@@ -574,7 +574,7 @@ pub const ROWS: &[Row] = &[
         "cpu-cap",
         Some('c'),
         Optional("CAP", "all"),
-        (NotYet, Works),
+        (Works, Works),
         "what of the CPU must be the same",
     ),
     row(

@@ -27,6 +27,83 @@ pub fn own_features() -> Features {
     features
 }
 
+/// This processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// The 12 letters of its maker: `GenuineIntel`, `AuthenticAMD`.
+    pub vendor: [u8; 12],
+    /// Family, with the extended one added.
+    pub family: u32,
+    /// Model, with the extended one.
+    pub model: u32,
+    /// Revision of the model.
+    pub stepping: u32,
+    /// What it can.
+    pub features: Features,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// The components of extended state that the kernel has enabled (XCR0).
+    pub components: u64,
+    /// Bytes of extended state with these components.
+    pub xsave_size: u32,
+    /// Bytes with all that the processor has.
+    pub xsave_size_max: u32,
+}
+
+/// Asks this processor.
+pub fn own_processor() -> Processor {
+    let first = answer(0, 0, 0);
+    let letters = first.map_or([0; 3], |first| [first.ebx, first.edx, first.ecx]);
+    let signature = answer(0, 1, 0).map_or(0, |answer| answer.eax);
+    let (family, model, stepping) = decode_signature(signature);
+    let names = (2..5).filter_map(|leaf| answer(EXTENDED, EXTENDED + leaf, 0));
+    let words = names.flat_map(|name| [name.eax, name.ebx, name.ecx, name.edx]);
+    let mut name: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    name.truncate(
+        name.iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(name.len()),
+    );
+    let state = answer(0, XSAVE, 0);
+    Processor {
+        vendor: bytes_of(letters),
+        family,
+        model,
+        stepping,
+        features: own_features(),
+        name: name.trim_ascii().to_vec(),
+        components: state.map_or(0, |state| u64::from(state.edx) << 32 | u64::from(state.eax)),
+        xsave_size: state.map_or(0, |state| state.ebx),
+        xsave_size_max: state.map_or(0, |state| state.ecx),
+    }
+}
+
+/// Where the extended answers of cpuid begin.
+const EXTENDED: u32 = 0x8000_0000;
+/// The leaf of extended processor state.
+const XSAVE: u32 = 0xd;
+
+fn bytes_of(words: [u32; 3]) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// Family, model and stepping of the answer of leaf 1 (Intel SDM volume 2, CPUID).
+fn decode_signature(eax: u32) -> (u32, u32, u32) {
+    let field = |shift: u32, bits: u32| eax >> shift & ((1 << bits) - 1);
+    let (base, extended) = (field(8, 4), field(20, 8));
+    let family = if base == 0xf { base + extended } else { base };
+    let high = if base == 0xf || base == 6 {
+        field(16, 4) << 4
+    } else {
+        0
+    };
+    (family, high | field(4, 4), field(0, 4))
+}
+
 fn answer(range: u32, leaf: u32, sub: u32) -> Option<CpuidResult> {
     (__get_cpuid_max(range).0 >= leaf).then(|| __cpuid_count(leaf, sub))
 }
@@ -138,6 +215,31 @@ mod tests {
         let sse2 = features[0].is_some_and(|word| word >> 26 & 1 == 1);
         let syscall = features[1].is_some_and(|word| word >> 11 & 1 == 1);
         assert!(sse2 && syscall, "{features:?}");
+    }
+
+    /// The kernel says the same of it.
+    #[test]
+    fn the_processor_is_the_kernels() {
+        let text = std::fs::read_to_string("/proc/cpuinfo").expect("readable");
+        let field = |name: &str| {
+            let line = text.lines().find(|line| {
+                line.split_once(':')
+                    .is_some_and(|(key, _)| key.trim() == name)
+            });
+            line.and_then(|line| line.split_once(':'))
+                .map(|(_, value)| value.trim().to_owned())
+        };
+        let own = own_processor();
+        let vendor = String::from_utf8_lossy(&own.vendor).into_owned();
+        assert_eq!(field("vendor_id"), Some(vendor));
+        assert_eq!(field("cpu family"), Some(own.family.to_string()));
+        assert_eq!(field("model"), Some(own.model.to_string()));
+        assert_eq!(field("stepping"), Some(own.stepping.to_string()));
+        let name = String::from_utf8_lossy(&own.name).into_owned();
+        assert_eq!(field("model name"), Some(name));
+        // An EPYC of the fourth generation and a Core of the sixth.
+        assert_eq!(decode_signature(0x00a1_0f11), (25, 17, 1));
+        assert_eq!(decode_signature(0x0005_06e3), (6, 94, 3));
     }
 
     /// The kernel lists the same under the same names.
