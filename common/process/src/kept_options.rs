@@ -21,6 +21,10 @@ pub struct KeptOption {
 /// Not in libc for this target (include/uapi/linux/{in,tcp,netlink,udp}.h).
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const TCP_NOTSENT_LOWAT: i32 = 25;
+const TCP_FASTOPEN_CONNECT: i32 = 30;
+/// include/net/tcp_states.h.
+const TCP_CLOSE: u8 = 7;
+const TCP_LISTEN: u8 = 10;
 const NETLINK_GET_STRICT_CHK: i32 = 12;
 const UDPLITE_SEND_CSCOV: i32 = 10;
 const UDPLITE_RECV_CSCOV: i32 = 11;
@@ -36,8 +40,54 @@ macro_rules! kept {
     };
 }
 
+/// Options of every socket (include/uapi/asm-generic/socket.h), with what a new one answers. They
+/// are set when it is otherwise complete: SO_TIMESTAMPING may count the bytes of a connection.
+pub const OF_ALL: [(i32, &str, i32); 15] = [
+    (1, "SO_DEBUG", 0),
+    (29, "SO_TIMESTAMP", 0),
+    (35, "SO_TIMESTAMPNS", 0),
+    (37, "SO_TIMESTAMPING", 0),
+    (40, "SO_RXQ_OVFL", 0),
+    (43, "SO_NOFCS", 0),
+    (45, "SO_SELECT_ERR_QUEUE", 0),
+    (46, "SO_BUSY_POLL", 0),
+    (47, "SO_MAX_PACING_RATE", -1),
+    (63, "SO_TIMESTAMP_NEW", 0),
+    (64, "SO_TIMESTAMPNS_NEW", 0),
+    (69, "SO_PREFER_BUSY_POLL", 0),
+    (75, "SO_RCVMARK", 0),
+    (76, "SO_PASSPIDFD", 0),
+    (82, "SO_RCVPRIORITY", 0),
+];
+/// SO_LOCK_FILTER, which forbids every change of the filter.
+pub const SO_LOCK_FILTER: i32 = 44;
+
+/// Those of [`OF_ALL`] that are not as on a new socket, by number and value.
+pub fn collect_of_all(socket: BorrowedFd<'_>) -> Vec<(i32, i32)> {
+    let differing = OF_ALL.iter().filter_map(|(name, _, new)| {
+        let value = sockopt_int(socket, libc::SOL_SOCKET, *name).ok()?;
+        (value != *new).then_some((*name, value))
+    });
+    differing.collect()
+}
+
 kept! {
+    SOL_SOCKET {
+        60, "SO_ZEROCOPY";
+        74, "SO_TXREHASH";
+    }
     IPPROTO_IP {
+        libc::IP_TOS, "IP_TOS";
+        libc::IP_TTL, "IP_TTL";
+        libc::IP_RECVOPTS, "IP_RECVOPTS";
+        libc::IP_RETOPTS, "IP_RETOPTS";
+        libc::IP_PKTINFO, "IP_PKTINFO";
+        libc::IP_MTU_DISCOVER, "IP_MTU_DISCOVER";
+        21, "IP_MINTTL";
+        23, "IP_CHECKSUM";
+        25, "IP_RECVFRAGSIZE";
+        26, "IP_RECVERR_RFC4884";
+        51, "IP_LOCAL_PORT_RANGE";
         libc::IP_TRANSPARENT, "IP_TRANSPARENT";
         libc::IP_RECVERR, "IP_RECVERR";
         libc::IP_RECVTTL, "IP_RECVTTL";
@@ -49,6 +99,23 @@ kept! {
         IP_BIND_ADDRESS_NO_PORT, "IP_BIND_ADDRESS_NO_PORT";
     }
     IPPROTO_IPV6 {
+        11, "IPV6_FLOWINFO";
+        libc::IPV6_UNICAST_HOPS, "IPV6_UNICAST_HOPS";
+        libc::IPV6_MULTICAST_HOPS, "IPV6_MULTICAST_HOPS";
+        libc::IPV6_MTU_DISCOVER, "IPV6_MTU_DISCOVER";
+        29, "IPV6_MULTICAST_ALL";
+        31, "IPV6_RECVERR_RFC4884";
+        33, "IPV6_FLOWINFO_SEND";
+        libc::IPV6_RECVHOPOPTS, "IPV6_RECVHOPOPTS";
+        libc::IPV6_RECVRTHDR, "IPV6_RECVRTHDR";
+        libc::IPV6_RECVDSTOPTS, "IPV6_RECVDSTOPTS";
+        60, "IPV6_RECVPATHMTU";
+        62, "IPV6_DONTFRAG";
+        70, "IPV6_AUTOFLOWLABEL";
+        72, "IPV6_ADDR_PREFERENCES";
+        73, "IPV6_MINHOPCOUNT";
+        74, "IPV6_RECVORIGDSTADDR";
+        77, "IPV6_RECVFRAGSIZE";
         libc::IPV6_TRANSPARENT, "IPV6_TRANSPARENT";
         libc::IPV6_CHECKSUM, "IPV6_CHECKSUM";
         libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO";
@@ -63,14 +130,33 @@ kept! {
         libc::TCP_FASTOPEN, "TCP_FASTOPEN";
         libc::TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT";
         TCP_NOTSENT_LOWAT, "TCP_NOTSENT_LOWAT";
+        libc::TCP_MAXSEG, "TCP_MAXSEG";
+        libc::TCP_SYNCNT, "TCP_SYNCNT";
+        libc::TCP_LINGER2, "TCP_LINGER2";
+        libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP";
+        16, "TCP_THIN_LINEAR_TIMEOUTS";
+        27, "TCP_SAVE_SYN";
+        TCP_FASTOPEN_CONNECT, "TCP_FASTOPEN_CONNECT";
+        34, "TCP_FASTOPEN_NO_COOKIE";
+        36, "TCP_INQ";
+        37, "TCP_TX_DELAY";
+        44, "TCP_RTO_MAX_MS";
     }
     IPPROTO_UDP {
         libc::UDP_GRO, "UDP_GRO";
         libc::UDP_SEGMENT, "UDP_SEGMENT";
+        101, "UDP_NO_CHECK6_TX";
+        102, "UDP_NO_CHECK6_RX";
     }
     IPPROTO_UDPLITE {
         UDPLITE_SEND_CSCOV, "UDPLITE_SEND_CSCOV";
         UDPLITE_RECV_CSCOV, "UDPLITE_RECV_CSCOV";
+    }
+    SOL_PACKET {
+        16, "PACKET_TX_TIMESTAMP";
+        19, "PACKET_TX_HAS_OFF";
+        20, "PACKET_QDISC_BYPASS";
+        23, "PACKET_IGNORE_OUTGOING";
     }
     SOL_NETLINK {
         libc::NETLINK_PKTINFO, "NETLINK_PKTINFO";
@@ -91,22 +177,82 @@ pub fn find(level: i32, name: i32) -> Option<&'static KeptOption> {
 
 /// They mean nothing to a stream, which refuses to have them set, but has the time to live of the
 /// peer's first packet in the first (tcp_v4_syn_recv_sock).
-const NOT_OF_STREAMS: [(i32, i32); 4] = [
+const NOT_OF_STREAMS: [(i32, i32); 2] = [
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
 ];
+/// What a connection answers to these is its state and no wish; what was wished has been agreed with
+/// the peer, or came with the first packet.
+const NOT_OF_CONNECTIONS: [(i32, i32); 3] = [
+    (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
+    (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
+    (libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT),
+];
+/// They have fields of their own in the images of sockets of IPv4; a socket of IPv6 may speak that
+/// too.
+const NOT_OF_IPV4: [(i32, i32); 3] = [
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+];
+
+/// What decides which options a socket has.
+struct Subject {
+    family: i32,
+    kind: i32,
+    protocol: i32,
+    is_connection: bool,
+}
+
+impl Subject {
+    fn of(socket: BorrowedFd<'_>) -> Subject {
+        let int = |name| sockopt_int(socket, libc::SOL_SOCKET, name).unwrap_or(-1);
+        let mut state = [0; 1];
+        let told = sockopt_bytes(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state);
+        Subject {
+            family: int(libc::SO_DOMAIN),
+            kind: int(libc::SO_TYPE),
+            protocol: int(libc::SO_PROTOCOL),
+            is_connection: told.is_ok() && ![TCP_CLOSE, TCP_LISTEN].contains(&state[0]),
+        }
+    }
+
+    /// Asking for what it cannot have would only cost time.
+    fn has(&self, kept: &KeptOption) -> bool {
+        let level = match kept.level {
+            libc::IPPROTO_IP => [libc::AF_INET, libc::AF_INET6].contains(&self.family),
+            libc::IPPROTO_IPV6 => self.family == libc::AF_INET6,
+            libc::SOL_NETLINK => self.family == libc::AF_NETLINK,
+            libc::SOL_PACKET => self.family == libc::AF_PACKET,
+            libc::SOL_SOCKET => true,
+            // UDP-lite has the options of UDP too.
+            libc::IPPROTO_UDP => self.kind == libc::SOCK_DGRAM,
+            level => level == self.protocol,
+        };
+        let is_among = |excluded: &[(i32, i32)]| excluded.contains(&(kept.level, kept.name));
+        let is_excluded = self.kind == libc::SOCK_STREAM && is_among(&NOT_OF_STREAMS)
+            || self.family == libc::AF_INET && is_among(&NOT_OF_IPV4)
+            || self.is_connection && is_among(&NOT_OF_CONNECTIONS);
+        level && !is_excluded
+    }
+}
+
+/// A socket that has been a connection still tells what was agreed there, which may be more than
+/// one may wish for (MAX_TCP_WINDOW of include/net/tcp.h).
+fn is_wish(kept: &KeptOption, value: i32) -> bool {
+    (kept.level, kept.name) != (libc::IPPROTO_TCP, libc::TCP_MAXSEG) || value <= 32767
+}
 
 /// What a socket answers to each of [`KEPT`], in its order; `None` for those it does not have.
 pub fn collect(socket: BorrowedFd<'_>) -> Vec<Option<i32>> {
-    let kind = sockopt_int(socket, libc::SOL_SOCKET, libc::SO_TYPE);
-    let is_stream = kind == Ok(libc::SOCK_STREAM);
-    let has = |kept: &KeptOption| !is_stream || !NOT_OF_STREAMS.contains(&(kept.level, kept.name));
+    let of = Subject::of(socket);
+    let has = |kept: &KeptOption| of.has(kept);
     KEPT.iter()
         .map(|kept| {
             let value = has(kept).then(|| sockopt_int(socket, kept.level, kept.name));
-            value.and_then(Result::ok)
+            value
+                .and_then(Result::ok)
+                .filter(|value| is_wish(kept, *value))
         })
         .collect()
 }

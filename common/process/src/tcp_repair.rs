@@ -19,6 +19,7 @@ use std::ptr::NonNull;
 /// include/uapi/linux/tcp.h: the values of TCP_REPAIR and TCP_REPAIR_QUEUE.
 const REPAIR_ON: i32 = 1;
 const REPAIR_OFF_NO_PROBE: i32 = -1;
+const NO_QUEUE: i32 = 0;
 const RECEIVE_QUEUE: i32 = 1;
 const SEND_QUEUE: i32 = 2;
 /// include/uapi/linux/sockios.h.
@@ -332,6 +333,8 @@ unsafe fn read_one(shared: &Shared, record: &mut Record) {
             record.failed = call;
             record.errno = last_errno();
         }
+        // Without repair mode a chosen queue still shows (TCP_QUEUE_SEQ).
+        set(fd, libc::TCP_REPAIR_QUEUE, NO_QUEUE);
         set(fd, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE);
         if record.reuse != 0 {
             let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);

@@ -4,7 +4,7 @@
 //! are lost, as the network may lose them: the log says so. A mapping of the rings names its socket
 //! by the inode.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, sock_options};
 use crate::context::{Context, Task};
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -81,6 +81,7 @@ pub fn dump(
         rx_ring: listed.rx_ring.map(encode_ring),
         tx_ring: listed.tx_ring.map(encode_ring),
         ns_id: table.own_ids.net_ns_id,
+        crust_options: kept_options::collect(table, file.fd, (libc::AF_PACKET, sock_type, 0)),
     };
     Ok(FileEntry {
         psk: Some(Box::new(entry)),

@@ -4,7 +4,8 @@
 use super::{Problem, RoomResult};
 use anyhow::Context as _;
 use crust_process::descriptor::{socket_filter, sockopt_bytes, sockopt_int};
-use crust_proto::criu::SkOptsEntry;
+use crust_process::kept_options::{SO_LOCK_FILTER, collect_of_all};
+use crust_proto::criu::{CrustOptionEntry, SkOptsEntry};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::BorrowedFd;
@@ -49,8 +50,21 @@ pub fn collect(socket: BorrowedFd) -> RoomResult<SkOptsEntry> {
         so_oobinline: Some(int(libc::SO_OOBINLINE)?),
         so_linger: linger(socket)?,
         so_buf_lock: Some(int(SO_BUF_LOCK)?),
+        crust_options: kept(socket),
+        crust_filter_locked: flag(SO_LOCK_FILTER)?.filter(|locked| *locked),
         ..SkOptsEntry::default()
     })
+}
+
+fn kept(socket: BorrowedFd) -> Vec<CrustOptionEntry> {
+    let options = collect_of_all(socket).into_iter();
+    options
+        .map(|(name, value)| CrustOptionEntry {
+            level: libc::SOL_SOCKET,
+            name,
+            value,
+        })
+        .collect()
 }
 
 fn timeout(socket: BorrowedFd, name: i32) -> anyhow::Result<(u64, u64)> {

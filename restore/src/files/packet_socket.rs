@@ -6,7 +6,7 @@
 //! which it needs. Devices are the images' numbers; a device that is not there is told.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::{File, fown, member, plan_calls, sock_options};
+use super::{File, fown, kept_options, member, plan_calls, sock_options};
 use crate::plan::Planner;
 use crate::plan::step::{Arg, Call, Ret, SlotId};
 use crust_proto::criu::{PacketMclist, PacketRing, PacketSockEntry};
@@ -77,6 +77,7 @@ fn calls(psk: &PacketSockEntry, slot: SlotId) -> Result<Vec<Call>, String> {
         ));
     }
     calls.extend(sock_options::calls(&psk.opts, slot, false)?);
+    calls.extend(kept_options::calls(&psk.crust_options, slot)?);
     let rings = [
         (("PACKET_RX_RING", libc::PACKET_RX_RING), &psk.rx_ring),
         (("PACKET_TX_RING", libc::PACKET_TX_RING), &psk.tx_ring),

@@ -7,6 +7,7 @@
 
 use super::calls::set_option;
 use crate::plan::step::{Arg, Call, Piece, SlotId};
+use crust_process::kept_options::{OF_ALL, SO_LOCK_FILTER};
 use crust_proto::criu::SkOptsEntry;
 use nix::libc;
 
@@ -103,7 +104,20 @@ pub fn calls(opts: &SkOptsEntry, slot: SlotId, had_reuse: bool) -> Result<Vec<Ca
             [word(1), word(seconds)].concat(),
         );
     }
+    for option in &opts.crust_options {
+        let of_all = OF_ALL.iter().find(|(name, ..)| *name == option.name);
+        let known = of_all.filter(|_| option.level == libc::SOL_SOCKET);
+        let (name, text, _) = known.ok_or_else(|| {
+            let (level, name) = (option.level, option.name);
+            format!("opts.crust_options: option {name} of level {level} is not kept")
+        })?;
+        set((text, *name), word(option.value as u32));
+    }
     calls.extend(filter(&opts.so_filter, slot)?);
+    if opts.crust_filter_locked == Some(true) {
+        let name = ("SO_LOCK_FILTER", SO_LOCK_FILTER);
+        calls.push(set_option(slot, SOL_SOCKET, name, word(1)));
+    }
     Ok(calls)
 }
 

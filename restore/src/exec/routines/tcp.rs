@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 /// Values of TCP_REPAIR and TCP_REPAIR_QUEUE (include/uapi/linux/tcp.h).
 const REPAIR_OFF: u32 = 0;
 const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
+const NO_QUEUE: u32 = 0;
 const RECEIVE_QUEUE: u32 = 1;
 const SEND_QUEUE: u32 = 2;
 /// A segment to ourselves arrives before send(2) returns, unless the softirq thread has it.
@@ -108,6 +109,8 @@ pub fn go_live(images: &ImageDir, socket: BorrowedFd<'_>, live: &GoLive) -> Resu
             REPAIR_OFF_NO_PROBE
         }
     };
+    // Without repair mode a chosen queue still shows (TCP_QUEUE_SEQ).
+    set_tcp(socket, libc::TCP_REPAIR_QUEUE, NO_QUEUE)?;
     set_tcp(socket, libc::TCP_REPAIR, off)?;
     if live.reuse {
         set_socket(socket, libc::SO_REUSEADDR, 1)?;
