@@ -6,8 +6,10 @@ use crate::check::pids::holder;
 use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, Routine, SlotId, Step};
 use crust_image::ids::VirtPid;
 use crust_process::broker::{self, Answer, Inner, OwnArg};
+use crust_process::fds::PidFd;
 use crust_process::making::Made;
 use nix::errno::Errno;
+use std::collections::hash_map::Entry;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -178,9 +180,12 @@ impl<'p> Executor<'p> {
         slot: SlotId,
     ) -> Result<(), ExecError> {
         let pid = super::host_pid(step, from)?;
-        let fd = crust_process::fds::PidFd::open(pid)
-            .and_then(|pidfd| pidfd.take(number))
-            .map_err(|error| ExecError::step(step, &format!("fetch fd {number}"), error))?;
+        let failed = |error| ExecError::step(step, &format!("fetch fd {number}"), error);
+        let pidfd = match self.pidfds.entry(pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(PidFd::open(pid).map_err(failed)?),
+        };
+        let fd = pidfd.take(number).map_err(failed)?;
         self.put(step, slot, fd)
     }
 

@@ -21,7 +21,7 @@ use crust_cli::progress::Progress;
 use crust_image::dir::ImageDir;
 use crust_image::ids::VirtPid;
 use crust_process::error::Error as TaskError;
-use crust_process::fds::reserve_own;
+use crust_process::fds::{PidFd, reserve_own};
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
@@ -112,6 +112,8 @@ struct Executor<'p> {
     areas: Vec<Area>,
     tasks: BTreeMap<VirtPid, Task<'p>>,
     own_pidfd: OwnedFd,
+    /// Those of tasks that descriptors were fetched from.
+    pidfds: HashMap<HostPid, PidFd>,
     routines: routines::Ctx<'p>,
     progress: &'p Progress,
 }
@@ -210,6 +212,7 @@ impl<'p> Executor<'p> {
             areas,
             tasks: BTreeMap::new(),
             own_pidfd,
+            pidfds: HashMap::new(),
             routines: routines::Ctx::new(images, survivor),
             progress,
         })

@@ -128,6 +128,7 @@ fn shown(bytes: &[u8]) -> String {
 
 /// Plans all files.
 pub fn plan(planner: &mut Planner<'_>) {
+    planner.files.broker_fd = table::unused_number(planner.checkpoint);
     remap::read(planner);
     for file in all(planner) {
         refuse_unsupported(planner, file);

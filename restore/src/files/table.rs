@@ -40,7 +40,6 @@ struct Number {
 
 /// Plans every table.
 pub(super) fn plan(planner: &mut Planner<'_>) -> Vec<Table> {
-    planner.files.broker_fd = lowest_unused(&used_numbers(planner.checkpoint));
     let mut filled: BTreeSet<u32> = BTreeSet::new();
     let tasks: Vec<(VirtPid, Option<u32>)> = planner
         .tree
@@ -59,6 +58,11 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Vec<Table> {
         }
     }
     tables
+}
+
+/// A number that no task uses.
+pub(super) fn unused_number(checkpoint: &Checkpoint) -> i32 {
+    lowest_unused(&used_numbers(checkpoint))
 }
 
 /// Every number of a table, and those that epoll instances know closed targets by.

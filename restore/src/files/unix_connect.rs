@@ -14,6 +14,9 @@ use crust_image::ids::VirtPid;
 use crust_image::tcp_state::LISTEN;
 use nix::libc;
 
+/// Ends of pairs that a task has open at a time.
+const TOGETHER: usize = 256;
+
 /// Makes a socket that has, or may have, a name; binds it; listens.
 pub(super) fn plan_named(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &Sock<'_>) {
     let slot = slot_of(planner, room, sock);
@@ -112,6 +115,9 @@ fn by_owner(
     calls: impl Fn(Arg) -> Vec<Call>,
     what: &str,
 ) -> StepId {
+    if let Some(pid) = sock.owner {
+        close_pairs(planner, pid);
+    }
     let (actor, calls) = match sock.owner {
         None => (Actor::Broker, calls(Arg::Fd(slot))),
         Some(pid) => {
@@ -221,10 +227,8 @@ fn socketpair(planner: &mut Planner<'_>, sock: &Sock<'_>) -> (SlotId, SlotId) {
         .into_iter()
         .map(|call| planner.call(Phase::Objects, actor, call, origin.clone()))
         .collect();
-    let closes =
-        [0, 1].map(|number| planner.call(Phase::Objects, actor, close(number), origin.clone()));
-    // The table is empty, so they are the two lowest numbers.
-    for (number, slot) in [(0, first), (1, second)] {
+    for slot in [first, second] {
+        let number = planner.files.unix.next_number(pid, planner.files.broker_fd);
         let fetch = Op::Fetch {
             from: pid,
             number,
@@ -234,11 +238,23 @@ fn socketpair(planner: &mut Planner<'_>, sock: &Sock<'_>) -> (SlotId, SlotId) {
         if let Some(made) = steps.last() {
             planner.in_turn(*made, fetched);
         }
-        for closed in closes {
-            planner.in_turn(fetched, closed);
-        }
+        let pairs = planner.files.unix.pairs.entry(pid).or_default();
+        pairs.push((number, fetched, origin.clone()));
+    }
+    if planner.files.unix.pairs.get(&pid).map_or(0, Vec::len) >= TOGETHER {
+        close_pairs(planner, pid);
     }
     (first, second)
+}
+
+/// A task closes the ends of the pairs it has made, once the broker has them: its table is empty
+/// again. A thousand pairs made one by one would be a thousand turns of the two.
+pub(super) fn close_pairs(planner: &mut Planner<'_>, pid: VirtPid) {
+    let ends = planner.files.unix.pairs.remove(&pid).unwrap_or_default();
+    for (number, fetched, origin) in ends {
+        let closed = planner.call(Phase::Objects, Actor::Task(pid), close(number), origin);
+        planner.in_turn(fetched, closed);
+    }
 }
 
 /// A connection through a listener of the server's name: that of the tree, or one made for it.

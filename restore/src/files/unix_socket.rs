@@ -43,6 +43,18 @@ pub(super) struct Sockets {
     pub bound: BTreeMap<Vec<u8>, StepId>,
     /// Slots that go when queues are filled.
     pub temporary: Vec<(SlotId, Origin)>,
+    /// Ends of pairs that tasks have made and still have open: the number, and the step by which
+    /// the broker takes a copy.
+    pub pairs: BTreeMap<VirtPid, Vec<(i32, StepId, Origin)>>,
+}
+
+impl Sockets {
+    /// Where the next end of a pair lands in the table of a task, which is empty but for the ends
+    /// that it has made and the number that is ours.
+    pub fn next_number(&self, pid: VirtPid, broker_fd: i32) -> i32 {
+        let open = self.pairs.get(&pid).map_or(0, Vec::len) as i32;
+        open + i32::from(open >= broker_fd)
+    }
 }
 
 /// A socket of the images.
@@ -179,6 +191,10 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
     };
     for deleted in [true, false] {
         plan_generation(planner, &mut room, deleted);
+    }
+    let owners: Vec<VirtPid> = planner.files.unix.pairs.keys().copied().collect();
+    for pid in owners {
+        unix_connect::close_pairs(planner, pid);
     }
     for (ino, slot) in &room.slots {
         if let Some((sock, _)) = room.sockets.get(ino) {
