@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::dump::{allow_many_descriptors, reason_of, root_of, views};
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
+use crate::mm::foresee::Foreseen;
 use crate::refusal::Refusals;
 use anyhow::Result;
 use crust_cli::capabilities::{Needs, own_effective};
@@ -66,6 +67,7 @@ fn look(options: &Options, log: &Log, frozen: &mut Frozen) -> Result<Seen> {
         options,
         log,
         tasks: views(frozen).stage(Code::Collect)?,
+        foreseen: Foreseen::default(),
         refusals: Refusals::default(),
     };
     let collected = collect_all(&ctx, frozen).stage(Code::Collect);

@@ -142,12 +142,12 @@ fn see(ctx: &Context, frozen: &Frozen, ids: &KernelIds) -> Result<(Vec<Seen>, Ve
     const WORTH_THREADS: usize = 16;
     let threads: usize = ctx.tasks.iter().map(|task| task.tids.len()).sum();
     if threads < WORTH_THREADS {
-        let seen = for_each_task(&ctx.tasks, |task| look(task, ids))?;
+        let seen = for_each_task(&ctx.tasks, |task| look(ctx, task, ids))?;
         return Ok((seen, trace_all(frozen)?));
     }
     let mut seen = None;
     let traced = rayon::in_place_scope(|scope| {
-        scope.spawn(|_| seen = Some(for_each_task(&ctx.tasks, |task| look(task, ids))));
+        scope.spawn(|_| seen = Some(for_each_task(&ctx.tasks, |task| look(ctx, task, ids))));
         trace_all(frozen)
     });
     Ok((seen.context("nobody has read /proc")??, traced?))
@@ -277,11 +277,11 @@ fn alive(frozen: &Frozen) -> Vec<usize> {
         .collect()
 }
 
-fn look(task: &Task, ids: &KernelIds) -> Result<Seen> {
-    let mut facts = collect_facts(task.pid, &task.tids)?;
+fn look(ctx: &Context, task: &Task, ids: &KernelIds) -> Result<Seen> {
+    let mut facts = collect_facts(task.pid, &task.tids, &ctx.foreseen)?;
     let is_tracked = |area: &SmapsVma| area.flags.has(VmFlag::UffdWp);
     if facts.areas.iter().any(is_tracked) && ended_tracking(task.pid)? {
-        facts = collect_facts(task.pid, &task.tids)?;
+        facts = collect_facts(task.pid, &task.tids, &ctx.foreseen)?;
     }
     let absent = collect_absent(&facts.dir, &facts.stack())?;
     Ok(Seen {

@@ -1,6 +1,7 @@
 //! What every room of a dump may ask: the options, the log, the frozen tasks and the list of
 //! refusals. It holds nothing of ptrace, so rooms can run on any thread.
 
+use crate::mm::foresee::Foreseen;
 use crate::refusal::{Refusal, Refusals};
 use crust_cli::log::Log;
 use crust_cli::options::Options;
@@ -17,6 +18,8 @@ pub struct Context<'a> {
     pub log: &'a Log,
     /// The frozen tasks, parents before their children; zombies are not among them.
     pub tasks: Vec<Task>,
+    /// Areas that were read before the freeze.
+    pub foreseen: Foreseen,
     /// What cannot be dumped. All are told at once.
     pub refusals: Refusals,
 }

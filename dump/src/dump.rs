@@ -11,6 +11,7 @@ use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
 use crate::lasting;
 use crate::mm::cow;
+use crate::mm::foresee::{Foreseen, foresee};
 use crate::mm::pages::Counts;
 use crate::mm::source::MemoryOf;
 use crate::network::Locked;
@@ -58,6 +59,10 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
 
     let progress = interrupt.progress();
     progress.stage("freeze", None);
+    let foreseen = match options.snapshot {
+        true => foresee(root, snapshot::LEAST_PAGES),
+        false => Foreseen::default(),
+    };
     let mut frozen = freeze(root, options)?;
     progress.stage("collect", None);
     log.info(format_args!(
@@ -74,6 +79,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
         options,
         log,
         tasks: views(&frozen).stage(Code::Collect)?,
+        foreseen,
         refusals: Refusals::default(),
     };
     let unchanged = before.settle(&ctx).stage(Code::Track)?;
@@ -243,6 +249,7 @@ impl Writing<'_, '_> {
         self.write_objects(collected).stage(Code::Write)?;
         let copies = snapshot::copy(ctx, frozen, collected, early.stage(Code::Write)?);
         let copies = copies.stage(Code::Write)?;
+        copies.check_frozen(collected).stage(Code::Collect)?;
         let alone = copies.missing(collected);
         let unchanged = &self.plan.unchanged;
         let written = write_memory(ctx, sink, collected, &alone, unchanged, self.interrupt);
@@ -257,6 +264,7 @@ impl Writing<'_, '_> {
         let (ctx, sink) = (self.ctx, &Stepped(self.images));
         let started = Instant::now();
         let Rest { copies, holder } = rest;
+        copies.check_copies(collected).stage(Code::Collect)?;
         let memory: Vec<_> = copies.memory();
         let kept = copies.kept();
         self.write_memory(collected, &memory, |unchanged, interrupt| {

@@ -9,6 +9,7 @@ use crate::dump::{allow_many_descriptors, root_of, views, write_stats};
 use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::inventory::RunId;
+use crate::mm::foresee::Foreseen;
 use crate::refusal::Refusals;
 use crate::stats::Stats;
 use crate::track::holder::Holder;
@@ -89,6 +90,7 @@ fn begin<'o>(
         options,
         log,
         tasks: views(&frozen)?,
+        foreseen: Foreseen::default(),
         refusals: Refusals::default(),
     };
     trackers.add_missing(&ctx, &mut frozen)?;

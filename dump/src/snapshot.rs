@@ -11,6 +11,7 @@ use crate::collect::{Collected, Subject, for_each_task, spaces};
 use crate::context::{Context, Task};
 use crate::interrupt::Interrupt;
 use crate::mm::copy::PAGE;
+use crate::mm::foresee::{expect_as_foreseen, private_pages};
 use crate::mm::pages::Counts;
 use crate::mm::source::{Early, Kept, MemoryOf};
 use crate::track::Unchanged;
@@ -22,7 +23,7 @@ use crust_process::proc::ProcDir;
 use crust_process::snapshot::{Origin, Snapshot, take_all};
 
 /// Private memory that is copied in the time that a copy-on-write copy takes: 2 MiB.
-const LEAST_PAGES: u64 = 2 << 20 >> PAGE.ilog2();
+pub const LEAST_PAGES: u64 = 2 << 20 >> PAGE.ilog2();
 /// Status mode 1.
 const SECCOMP_STRICT: u32 = 1;
 
@@ -104,15 +105,6 @@ fn is_below_subreaper(ctx: &Context, collected: &Collected, task: &Task) -> bool
     false
 }
 
-/// Pages of a task that are no file's: of statm the resident ones less the shared ones.
-fn private_pages(dir: &ProcDir) -> Option<u64> {
-    let text = dir.read("statm").ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let mut words = text.split_ascii_whitespace().skip(1);
-    let mut word = || words.next()?.parse::<u64>().ok();
-    Some(word()?.saturating_sub(word()?))
-}
-
 /// Puts aside what copies of these tasks would not have.
 pub fn put_aside(
     ctx: &Context,
@@ -173,6 +165,15 @@ pub fn copy(
         });
         whose.push((at, view));
     }
+    for subject in whose
+        .iter()
+        .filter_map(|(at, _)| collected.subjects.get(*at))
+    {
+        let pid = subject.facts.dir.pid();
+        let when = ["in", "before"][usize::from(subject.facts.foreseen)];
+        let line = format_args!("Areas of task {pid} were read {when} the freeze");
+        ctx.log.info(line);
+    }
     let taken = take_all(&mut origins).context("copy the tasks copy-on-write")?;
     let mut early = early;
     let mut copies: Vec<Option<Copy>> = early.iter().map(|_| None).collect();
@@ -191,6 +192,26 @@ pub fn copy(
 }
 
 impl Copies {
+    /// Fails if an area of a task was not as was foreseen before the freeze. Those without a copy
+    /// must still be frozen.
+    pub fn check_frozen(&self, collected: &Collected) -> Result<()> {
+        let tasks = collected.subjects.iter().zip(&self.0);
+        let mut foreseen = tasks.filter(|(subject, copy)| subject.facts.foreseen && copy.is_none());
+        foreseen.try_for_each(|(subject, _)| check(subject, &subject.facts.dir))
+    }
+
+    /// The same for the tasks with copies, which may go on.
+    pub fn check_copies(&self, collected: &Collected) -> Result<()> {
+        for (subject, copy) in collected.subjects.iter().zip(&self.0) {
+            if let Some(copy) = copy
+                && subject.facts.foreseen
+            {
+                check(subject, copy.snapshot.dir())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The places of the address spaces without a copy.
     pub fn missing(&self, collected: &Collected) -> Vec<usize> {
         let is_copied = |at: &usize| self.0.get(*at).is_some_and(Option::is_some);
@@ -258,4 +279,9 @@ pub fn write_memory(
             .with_context(|| format!("dump the memory of task {}", task.pid))
     })?;
     Ok(counts.into_iter().sum())
+}
+
+fn check(subject: &Subject, dir: &ProcDir) -> Result<()> {
+    let pid = subject.facts.dir.pid();
+    expect_as_foreseen(&subject.facts.areas, dir).with_context(|| format!("task {pid}"))
 }

@@ -4,7 +4,7 @@
  * copy treats in its own way; all counts are equal before each step.
  * argv[2]: "moving", "still" (the thread sleeps), "filtered" (moving, with a seccomp filter that
  * kills what the dump runs inside), "limited" (moving, no process may be forked), "reaper" (moving,
- * a subreaper). */
+ * a subreaper), "unlocked" (moving, nothing is locked in memory). */
 #include "wl.h"
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -17,6 +17,7 @@ enum { PRIVATE, SHARED, DONTFORK, WIPEONFORK, LOCKED };
 
 static volatile uint64_t *pages, *counts[KINDS];
 static volatile sig_atomic_t children, stop;
+static int unlocked;
 
 static void on_child(int s) { (void)s; children++; }
 
@@ -31,7 +32,7 @@ static volatile uint64_t *area(size_t size, int kind)
 		MUST(!madvise(p, size, MADV_DONTFORK));
 	if (kind == WIPEONFORK)
 		MUST(!madvise(p, size, MADV_WIPEONFORK));
-	if (kind == LOCKED)
+	if (kind == LOCKED && !unlocked)
 		MUST(!mlock(p, size));
 	return p;
 }
@@ -76,6 +77,7 @@ int main(int argc, char **argv)
 	struct sigaction sa = { .sa_handler = on_child };
 	pthread_t thread;
 	wl_start(argc, argv);
+	unlocked = !strcmp(how, "unlocked");
 	MUST(!sigaction(SIGCHLD, &sa, NULL));
 	pages = area(PAGES * PG, PRIVATE);
 	for (int kind = 0; kind < KINDS; kind++) {

@@ -58,6 +58,13 @@ fn round_trip(sandbox: &Sandbox, how: &str, frozen: bool, more: &[&str]) -> Resu
 
 sandbox_test! {
     fn moving(sandbox) { round_trip(sandbox, "moving", false, &[]) }
+    fn seen_before_the_freeze(sandbox) {
+        let guest = sandbox.start_with("snapshot", &["unlocked"])?;
+        let images = sandbox.images("first")?;
+        let outcome = dumped(sandbox, &guest, &images, &[])?;
+        ensure!(outcome.log.contains("were read before the freeze"), "{}", outcome.log);
+        restored(sandbox, &guest, &images)
+    }
     fn below_a_filter(sandbox) { round_trip(sandbox, "filtered", false, &[]) }
     fn where_nothing_may_be_forked(sandbox) { round_trip(sandbox, "limited", true, &[]) }
     fn of_a_subreaper(sandbox) { round_trip(sandbox, "reaper", true, &[]) }

@@ -2,6 +2,7 @@
 //! is touched.
 
 use super::*;
+use crate::mm::foresee::Foreseen;
 use crate::refusal::Refusals;
 use crust_cli::config::Defaults;
 use crust_cli::log::Log;
@@ -55,6 +56,7 @@ impl Bench {
             options: &self.options,
             log: &self.log,
             tasks: vec![task],
+            foreseen: Foreseen::default(),
             refusals: Refusals::default(),
         }
     }

@@ -405,6 +405,7 @@ mod tests {
             options: &options,
             log: &log,
             tasks: Vec::new(),
+            foreseen: crate::mm::foresee::Foreseen::default(),
             refusals: Default::default(),
         };
         let end = |fd: BorrowedFd| End::of(&ctx, &statx(fd).unwrap(), fd).unwrap();

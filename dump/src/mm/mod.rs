@@ -3,6 +3,7 @@
 pub mod absent;
 pub mod copy;
 pub mod cow;
+pub mod foresee;
 pub mod pages;
 pub mod ranges;
 pub mod shmem;

@@ -1,6 +1,7 @@
 //! What /proc says of a frozen task and its threads. Read on any thread, before anything runs
 //! inside the task.
 
+use crate::mm::foresee::Foreseen;
 use anyhow::{Context, Result};
 use crust_process::error::Error as TaskError;
 use crust_process::kcmp::{TaskObject, task_object};
@@ -52,6 +53,8 @@ pub struct TaskFacts {
     pub fds: Vec<i32>,
     /// Its areas.
     pub areas: Vec<SmapsVma>,
+    /// Whether they were read before the freeze and must be checked after it.
+    pub foreseen: bool,
     /// The words of its auxiliary vector.
     pub auxv: Vec<u64>,
     /// Its POSIX timers.
@@ -74,7 +77,7 @@ pub struct TaskFacts {
 const WORTH_THREADS: usize = 32;
 
 /// Reads everything of a task with these threads, of which the first speaks for it.
-pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
+pub fn collect_facts(pid: HostPid, tids: &[HostPid], before: &Foreseen) -> Result<TaskFacts> {
     let dir = ProcDir::open(pid)?;
     let own = OwnNamespaces::read(&dir)?;
     let thread = |tid: &HostPid| collect_thread(&dir, &own, *tid);
@@ -91,10 +94,15 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid]) -> Result<TaskFacts> {
     let mut timers = parsed(&dir, "timers", &mut text, parse_timers)?;
     // The kernel tells the newest first; restorers that cannot choose an id count upwards.
     timers.sort_by_key(|timer| timer.id);
+    let foreseen = before.areas(&dir);
     Ok(TaskFacts {
         fds: numbers(&dir, threads.first())?,
         threads,
-        areas: collect_areas(&dir)?,
+        foreseen: foreseen.is_some(),
+        areas: match foreseen {
+            Some(areas) => areas,
+            None => collect_areas(&dir)?,
+        },
         auxv: parsed(&dir, "auxv", &mut text, parse_auxv)?.words,
         timers,
         personality: parsed(&dir, "personality", &mut text, parse_personality)?,
