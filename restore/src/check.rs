@@ -8,6 +8,7 @@
 mod cpu;
 pub mod digest;
 mod holders;
+mod huge_pages;
 mod needs;
 pub mod pids;
 mod ports;
@@ -47,7 +48,14 @@ type Check = fn(&Subject<'_>) -> Vec<Finding>;
 
 /// All of them, the cheapest first.
 /// Files are looked at last.
-const CHECKS: &[Check] = &[cpu::check, pids::check, ports::check, vdso, files];
+const CHECKS: &[Check] = &[
+    cpu::check,
+    huge_pages::check,
+    pids::check,
+    ports::check,
+    vdso,
+    files,
+];
 
 /// What stands against a restore by these steps.
 pub fn ask(subject: &Subject<'_>) -> Vec<Finding> {

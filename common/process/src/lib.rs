@@ -12,6 +12,7 @@ pub mod dirty;
 pub mod error;
 pub mod fds;
 pub mod freeze;
+pub mod huge_pages;
 pub mod iptables;
 pub mod kcmp;
 pub mod kept_options;

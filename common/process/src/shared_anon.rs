@@ -8,12 +8,13 @@
 use nix::errno::Errno;
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// A new object of `len` bytes, a multiple of the page size, open for reading and writing.
-pub fn open_shared_anonymous(len: usize) -> Result<OwnedFd, Errno> {
+/// A new object of `len` bytes, a multiple of the page size, open for reading and writing. `huge` is
+/// 0, or MAP_HUGETLB with the page size in bits 26 to 31: then maps show it as `/anon_hugepage`.
+pub fn open_shared_anonymous(len: usize, huge: i32) -> Result<OwnedFd, Errno> {
     // Without MAP_NORESERVE the object is charged as a whole, as the kernel does by default; one
     // that is larger than what can be charged was made with it.
-    let mapped = match map(len, 0) {
-        Err(Errno::ENOMEM) => map(len, libc::MAP_NORESERVE)?,
+    let mapped = match map(len, huge) {
+        Err(Errno::ENOMEM) => map(len, huge | libc::MAP_NORESERVE)?,
         mapped => mapped?,
     };
     let start = mapped as u64;
@@ -46,7 +47,7 @@ mod tests {
 
     #[test]
     fn it_has_the_name_of_anonymous_memory_and_outlives_the_mapping() {
-        let fd = open_shared_anonymous(8192).expect("opened");
+        let fd = open_shared_anonymous(8192, 0).expect("opened");
         let link = crate::descriptor::link_of(std::os::fd::AsFd::as_fd(&fd)).expect("a link");
         assert_eq!(link, "/dev/zero (deleted)");
         let file = File::from(fd);

@@ -19,6 +19,21 @@ pub struct InternalDevices {
     pub shmem: u64,
     /// Of socket(2).
     pub socket: u64,
+    /// Of memfd_create(MFD_HUGETLB) and of shared anonymous memory in huge pages, for each size that
+    /// the processor may have.
+    pub huge: [Option<u64>; HUGE_SIZES.len()],
+}
+
+/// Logarithms of the sizes of huge pages of x86_64.
+const HUGE_SIZES: [u32; 2] = [21, 30];
+
+/// Nothing is reserved before somebody maps it. A size may be missing.
+fn huge_device(size: u32) -> Option<u64> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let size = MFdFlags::from_bits_retain(size << libc::MFD_HUGE_SHIFT);
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB | size;
+    let memfd = memfd_create(c"crust", flags).ok()?;
+    Some(nix::sys::stat::fstat(memfd.as_fd()).ok()?.st_dev)
 }
 
 impl InternalDevices {
@@ -39,6 +54,7 @@ impl InternalDevices {
             pipe: fstat(reader.as_fd())?.st_dev,
             shmem: fstat(memfd.as_fd())?.st_dev,
             socket: fstat(unix.as_fd())?.st_dev,
+            huge: HUGE_SIZES.map(huge_device),
         })
     }
 }
@@ -113,9 +129,7 @@ pub fn classify(stat: Option<&Statx>, flags: u32, link: &[u8], devices: &Interna
         }
         libc::S_IFSOCK => unsupported("an O_PATH descriptor of an unnamed socket"),
         libc::S_IFREG if stat.dev == devices.shmem => shmem(link),
-        libc::S_IFREG if link.starts_with(b"/memfd:") && stat.nlink == 0 => {
-            unsupported("a memfd of huge pages")
-        }
+        libc::S_IFREG if devices.huge.contains(&Some(stat.dev)) => huge_object(link),
         libc::S_IFREG if link == b"/secretmem (deleted)" => unsupported("secret memory"),
         libc::S_IFREG if named => Kind::Regular,
         libc::S_IFDIR | libc::S_IFLNK | libc::S_IFBLK if named => Kind::Regular,
@@ -126,6 +140,14 @@ pub fn classify(stat: Option<&Statx>, flags: u32, link: &[u8], devices: &Interna
 
 fn unsupported(name: &str) -> Kind {
     Kind::Unsupported(name.to_owned())
+}
+
+/// The same in huge pages, where segments look as they do in small ones.
+fn huge_object(link: &[u8]) -> Kind {
+    if link.starts_with(b"/anon_hugepage") {
+        return Kind::Memfd;
+    }
+    shmem(link)
 }
 
 /// Shared anonymous memory is `/dev/zero (deleted)` there, a System V segment `/SYSV<key>`; the
@@ -198,6 +220,7 @@ mod tests {
         pipe: 15,
         shmem: 1,
         socket: 9,
+        huge: [Some(11), None],
     };
 
     fn stat(mode: u32, dev: u64, rdev: u64) -> Statx {
@@ -235,6 +258,14 @@ mod tests {
             Kind::Memfd
         );
         assert_eq!(kind(libc::S_IFREG, 33, 0, 0, b"/memfd:x"), Kind::Regular);
+    }
+
+    #[test]
+    fn memory_in_huge_pages_is_known_by_its_device() {
+        let of = |dev, link| kind(libc::S_IFREG, dev, 0, 0, link);
+        assert_eq!(of(11, b"/memfd:x (deleted)"), Kind::Memfd);
+        assert_eq!(of(11, b"/anon_hugepage (deleted)"), Kind::Memfd);
+        assert_eq!(of(33, b"/anon_hugepage (deleted)"), Kind::Regular);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! MEMFD entry with flags and position. The content is a shmem image named by the inode number,
 //! written by mm from [`FileTable::shmem`]. Shared anonymous memory is called "/dev/zero" by the
 //! kernel and is stored as a memfd of that name, as the peer does where mapped objects can be
-//! opened. Memfds of huge pages are refused (kind.rs).
+//! opened; in huge pages its name is "/anon_hugepage".
 
 use super::write::Source;
 use super::{FileTable, OpenFile, RoomResult, file_entry, regfile};
@@ -14,6 +14,7 @@ use crust_image::ids::{FileId, ShmId};
 use crust_image::kind::Kind;
 use crust_image::sink::{ImageSink, write_entries};
 use crust_process::descriptor;
+use crust_process::huge_pages::huge_page_of;
 use crust_process::proc::text::split_deleted;
 use crust_proto::criu::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
 use nix::libc;
@@ -85,6 +86,7 @@ fn inode(table: &mut FileTable, file: &OpenFile) -> RoomResult<u64> {
     let inode_id = table.memfds.list.len() as u64 + 1;
     // A path descriptor answers no questions about seals.
     let own = descriptor::reopen(file.fd, libc::O_RDONLY).context("reopening a memfd")?;
+    let huge = huge_page_of(own.as_fd()).context("fstatfs of a memfd")?;
     let entry = MemfdInodeEntry {
         name: name_of(&file.link),
         uid: stat.uid,
@@ -93,7 +95,7 @@ fn inode(table: &mut FileTable, file: &OpenFile) -> RoomResult<u64> {
         shmid: stat.ino as u32,
         seals: descriptor::seals(own.as_fd()).context("F_GET_SEALS")?,
         inode_id,
-        hugetlb_flag: None,
+        hugetlb_flag: huge.map(|size| size.ilog2() << libc::MFD_HUGE_SHIFT),
         mode: Some(stat.mode),
     };
     table.memfds.list.push(Inode {

@@ -6,14 +6,16 @@
 use crate::context::Context;
 use crate::files::FileTable;
 use crate::interrupt::Interrupt;
-use crate::mm::copy::PAGE;
+use crate::mm::copy::{PAGE, PageSource};
 use crate::mm::pages::create_pagemap;
 use anyhow::{Context as _, Result};
 use crust_image::{ImageSink, Kind};
+use crust_process::huge_pages::huge_page_of;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsFd;
 
 /// Writes every object the files know of; its pages files are numbered from `first` on. Gives the
 /// number of pages, and the number of the next pages file.
@@ -48,12 +50,17 @@ pub fn write_object(
     interrupt: &Interrupt,
 ) -> Result<Option<u64>> {
     let check = |pages| interrupt.check_before(pages);
-    let mut runs = Extents {
+    let extents = Extents {
         file: source,
         at: 0,
         size,
-    }
-    .peekable();
+    };
+    let runs: Box<dyn Iterator<Item = Result<Range<u64>>>> =
+        match huge_page_of(source.as_fd()).context("fstatfs")? {
+            None => Box::new(extents),
+            Some(page) => Box::new(touched_pages(source, size, page)),
+        };
+    let mut runs = runs.peekable();
     if runs.peek().is_none() {
         return Ok(None);
     }
@@ -65,6 +72,33 @@ pub fn write_object(
         image.add(run.start, (run.end - run.start) / PAGE, false)?;
     }
     Ok(Some(image.finish()?.written))
+}
+
+/// The pages of a file of huge pages that hold something. The file system does not tell holes; a page
+/// of zeros is as good as one.
+fn touched_pages(
+    file: &File,
+    size: u64,
+    page: u64,
+) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+    const PIECE: u64 = 256 << 10;
+    let is_touched = move |range: &Range<u64>| -> Result<bool> {
+        let mut piece = vec![0; PIECE.min(page) as usize];
+        for at in range.clone().step_by(piece.len()) {
+            file.read_pages(at, &mut piece)?;
+            if piece.iter().any(|byte| *byte != 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    let pages = (0..size).step_by(page as usize);
+    let pages = pages.map(move |start| start..(start + page).min(size));
+    pages.filter_map(move |range| match is_touched(&range) {
+        Ok(true) => Some(Ok(range)),
+        Ok(false) => None,
+        Err(error) => Some(Err(error)),
+    })
 }
 
 /// The extents of a file that hold data, in whole pages.

@@ -236,11 +236,7 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
         VmaName::Aio => Backing::Aio,
         // The kernel gives even private memory in huge pages a file.
         VmaName::AnonHugepage if !vma.perms.shared => Backing::Anonymous,
-        VmaName::AnonHugepage => {
-            return Err(
-                "is shared memory in huge pages (MAP_HUGETLB), which is not supported yet".into(),
-            );
-        }
+        VmaName::AnonHugepage => Backing::Memfd,
         VmaName::Path { path, .. } if vma.perms.shared && path.starts_with(b"socket:[") => {
             Backing::Socket
         }
@@ -259,7 +255,7 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     const REFUSED: [(VmFlag, &str); 9] = [
         (
             VmFlag::HugeTlb,
-            "is memory in huge pages (hugetlb), which is not supported yet",
+            "is a file of hugetlbfs or a SysV segment in huge pages, which is not supported yet",
         ),
         (
             VmFlag::ShadowStack,
@@ -277,11 +273,13 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         (VmFlag::MixedMap, "is the memory of a device"),
     ];
     let refused = |(flag, _): &&(VmFlag, &str)| {
-        let is_private_huge = *flag == VmFlag::HugeTlb && is_anon_hugepage(area);
-        // Memory of the kernel that we know how to make again.
-        let is_known = *flag == VmFlag::MixedMap
-            && matches!(backing_of(area), Ok(Backing::Socket | Backing::BpfMap));
-        area.flags.has(*flag) && !is_private_huge && !is_known
+        // Memory that we know how to make again, with its pages or without.
+        let is_known = match flag {
+            VmFlag::MixedMap => matches!(backing_of(area), Ok(Backing::Socket | Backing::BpfMap)),
+            VmFlag::HugeTlb => matches!(backing_of(area), Ok(Backing::Anonymous | Backing::Memfd)),
+            _ => false,
+        };
+        area.flags.has(*flag) && !is_known
     };
     if let Some((_, what)) = REFUSED.iter().find(refused) {
         return Err((*what).into());
@@ -298,10 +296,6 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         )),
         None => Ok(()),
     }
-}
-
-fn is_anon_hugepage(area: &SmapsVma) -> bool {
-    area.vma.name == VmaName::AnonHugepage && !area.vma.perms.shared
 }
 
 /// MAP_HUGETLB with the size as mmap(2) has it: its logarithm in bits 26 to 31.

@@ -7,6 +7,7 @@ use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, Routine, Slo
 use crust_image::ids::VirtPid;
 use crust_process::broker::{self, Answer, Inner, OwnArg};
 use crust_process::fds::PidFd;
+use crust_process::huge_pages::{huge_page_of, write_within_page};
 use crust_process::making::Made;
 use nix::errno::Errno;
 use std::collections::hash_map::Entry;
@@ -204,13 +205,22 @@ impl<'p> Executor<'p> {
                 .map_err(|error| ExecError::step(step, "dup", error))
         };
         let (from, to) = (file(from)?, file(to)?);
+        let huge = huge_page_of(to.as_fd());
+        let huge = huge.map_err(|errno| ExecError::step(step, "fstatfs", errno))?;
+        let write = |bytes: &[u8], at: u64| match huge {
+            None => to.write_all_at(bytes, at),
+            Some(page) => Ok(write_within_page(&to, at, bytes, page)?),
+        };
         let mut buffer = vec![0; COPY];
         for run in runs {
             let mut done = 0;
             while done < run.len {
-                let len = (run.len - done).min(COPY as u64) as usize;
+                // Never across the end of a huge page.
+                let whole = COPY as u64;
+                let within = whole - (run.to + done) % whole;
+                let len = (run.len - done).min(within) as usize;
                 from.read_exact_at(&mut buffer[..len], run.offset + done)
-                    .and_then(|()| to.write_all_at(&buffer[..len], run.to + done))
+                    .and_then(|()| write(&buffer[..len], run.to + done))
                     .map_err(|error| {
                         let doing = format!("copy {len} bytes to offset {:#x}", run.to + done);
                         ExecError::step(step, &doing, error)

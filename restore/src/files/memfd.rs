@@ -42,6 +42,8 @@ const MFD: &[(u64, &str)] = &[
 const OWN_FLAGS: i32 = libc::O_RDWR | super::calls::O_LARGEFILE;
 /// The name of shared anonymous memory.
 const ANONYMOUS: &[u8] = b"/dev/zero";
+/// That of it in huge pages.
+const ANONYMOUS_HUGE: &[u8] = b"/anon_hugepage";
 /// NAME_MAX less the kernel's prefix `memfd:` (mm/memfd.c).
 const LONGEST_NAME: usize = 249;
 const PAGE: u64 = 4096;
@@ -146,13 +148,17 @@ fn make(planner: &mut Planner<'_>, inode: &MemfdInodeEntry) -> Option<SlotId> {
         return None;
     }
     let slot = planner.slot();
-    let is_anonymous = inode.name == ANONYMOUS
-        && inode.seals == SEAL
+    let huge = inode.hugetlb_flag.map(|huge| huge & MFD_HUGE_BITS);
+    let is_anonymous = match huge {
+        None => inode.name == ANONYMOUS,
+        Some(_) => inode.name == ANONYMOUS_HUGE,
+    } && inode.seals == SEAL
         && inode.size != 0
         && inode.size.is_multiple_of(PAGE);
     if is_anonymous {
         let routine = Op::Routine(Routine::SharedAnon {
             size: inode.size,
+            huge: huge.map_or(0, |size| libc::MAP_HUGETLB as u32 | size),
             slot,
         });
         planner.push(Phase::Open, Actor::Broker, routine, origin(inode));

@@ -14,7 +14,7 @@ mod pages;
 pub mod shmem;
 mod sysv;
 pub mod vdso;
-mod vmas;
+pub mod vmas;
 
 use crate::plan::calls::{close, prctl};
 use crate::plan::step::{

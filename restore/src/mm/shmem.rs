@@ -15,17 +15,17 @@ use std::collections::BTreeMap;
 
 /// Makes and fills every object that a vma names.
 pub(super) fn plan(planner: &mut Planner<'_>, tasks: &[Task]) {
-    for (shmid, (size, origin)) in objects(planner, tasks) {
+    for (shmid, (size, huge, origin)) in objects(planner, tasks) {
         let slot = planner.slot();
         planner.mm.shared.insert(shmid, slot);
-        let routine = Routine::SharedAnon { size, slot };
+        let routine = Routine::SharedAnon { size, huge, slot };
         planner.push(Phase::Open, Actor::Broker, Op::Routine(routine), origin);
         fill(planner, ShmId(shmid), size, slot);
     }
 }
 
-/// The objects, each with the size its vmas ask for and the first of these.
-fn objects(planner: &Planner<'_>, tasks: &[Task]) -> BTreeMap<u64, (u64, Origin)> {
+/// The objects, each with the size its vmas ask for, the flags of huge pages, and the first of these.
+fn objects(planner: &Planner<'_>, tasks: &[Task]) -> BTreeMap<u64, (u64, u32, Origin)> {
     let mut objects = BTreeMap::new();
     for task in tasks {
         let Some(entry) = planner.checkpoint.mm(task.pid) else {
@@ -43,7 +43,9 @@ fn objects(planner: &Planner<'_>, tasks: &[Task]) -> BTreeMap<u64, (u64, Origin)
                 let what = format!("shared memory {shmid} of vma {}", vma.index);
                 Origin::new(format!("mm-{}.img", task.pid), Some(0), what)
             };
-            let object = objects.entry(shmid).or_insert_with(|| (0, origin()));
+            let object = objects
+                .entry(shmid)
+                .or_insert_with(|| (0, vma.huge_flags(), origin()));
             object.0 = object.0.max(vma.pgoff + vma.len());
         }
     }

@@ -127,6 +127,14 @@ impl Vma {
         (kept & !(libc::MAP_ANONYMOUS as u32)) | anonymous | libc::MAP_FIXED_NOREPLACE as u32
     }
 
+    /// MAP_HUGETLB with the page size, if it is memory in huge pages; else 0.
+    pub fn huge_flags(&self) -> u32 {
+        match self.flags & libc::MAP_HUGETLB as u32 {
+            0 => 0,
+            huge => huge | self.flags & HUGE_SIZE_BITS,
+        }
+    }
+
     /// Whether it is kept in memory by mlock(2).
     pub fn locked(&self) -> bool {
         self.flags & libc::MAP_LOCKED as u32 != 0

@@ -280,10 +280,11 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             "open pages-{pages_id}.img of level {level} -> {}",
             Slot(*slot)
         ),
-        Routine::SharedAnon { size, slot } => {
+        Routine::SharedAnon { size, huge, slot } => {
+            let huge = if *huge == 0 { "" } else { " in huge pages" };
             write!(
                 out,
-                "shared anonymous memory of {size} bytes -> {}",
+                "shared anonymous memory of {size} bytes{huge} -> {}",
                 Slot(*slot)
             )
         }

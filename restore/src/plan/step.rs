@@ -319,6 +319,8 @@ pub enum Routine {
     SharedAnon {
         /// Bytes, a multiple of the page size.
         size: u64,
+        /// 0, or MAP_HUGETLB with the page size in bits 26 to 31.
+        huge: u32,
         /// Where the descriptor goes, open for reading and writing.
         slot: SlotId,
     },

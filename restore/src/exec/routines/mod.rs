@@ -159,7 +159,9 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             pages_id,
             slot,
         } => slots.put(*slot, pages::open_pages(ctx.images, *level, *pages_id)?),
-        Routine::SharedAnon { size, slot } => slots.put(*slot, pages::shared_anon(*size)?),
+        Routine::SharedAnon { size, huge, slot } => {
+            slots.put(*slot, pages::shared_anon(*size, *huge)?)
+        }
         Routine::Sysv {
             member,
             object,

@@ -27,8 +27,8 @@ pub fn open_pages(images: &ImageDir, level: usize, pages_id: u32) -> Result<Owne
 }
 
 /// An object as mmap(MAP_SHARED | MAP_ANONYMOUS) makes it.
-pub fn shared_anon(size: u64) -> Result<OwnedFd> {
+pub fn shared_anon(size: u64, huge: u32) -> Result<OwnedFd> {
     let bytes = usize::try_from(size).context("more memory than addresses")?;
-    crust_process::shared_anon::open_shared_anonymous(bytes)
+    crust_process::shared_anon::open_shared_anonymous(bytes, huge as i32)
         .with_context(|| format!("make {size} bytes of shared anonymous memory"))
 }
