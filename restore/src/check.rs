@@ -46,8 +46,7 @@ pub struct Subject<'a> {
 /// A question to this host.
 type Check = fn(&Subject<'_>) -> Vec<Finding>;
 
-/// All of them, the cheapest first.
-/// Files are looked at last.
+/// All of them, the cheapest first, files last.
 const CHECKS: &[Check] = &[
     cpu::check,
     huge_pages::check,
