@@ -35,6 +35,17 @@ sandbox_test! {
     fn option_that_is_not_built(sandbox) { option_refused(sandbox, "loop", "--tls") }
     /// The kernel is at a frame of its ring to which no new ring can be set.
     fn used_rings(sandbox) { refused(sandbox, "rings_used", &["the rings of socket:[", "have been used"]) }
+    fn keyrings(sandbox) {
+        let guest = sandbox.start("keyring")?;
+        if guest.lines()?.iter().any(|line| line == "no keys") {
+            println!("SKIPPED keyrings: this kernel keeps no keys");
+            return Ok(());
+        }
+        let images = sandbox.images("gap")?;
+        let outcome = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
+        outcome.says(&[&guest.pid.to_string(), "thread keyring", "process keyring"])?;
+        guest.expect_ok(sandbox)
+    }
     fn tun(sandbox) {
         if !Path::new("/dev/net/tun").exists() {
             println!("SKIPPED tun: there is no /dev/net/tun");

@@ -9,7 +9,12 @@ use crust_tests::{
     sandbox_test,
     tools::text,
 };
-use nix::sys::{signal::Signal, wait::WaitStatus};
+use nix::sys::{
+    signal::{Signal, kill},
+    wait::WaitStatus,
+};
+use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -127,6 +132,40 @@ sandbox_test! {
         let outcome = sandbox.dump(guest.pid, &images, &["--timeout", "1"])?.exited_with(1)?;
         outcome.says(&[&format!("task {waits} "), "vfork"])?;
         before.expect_same(&Snapshot::of_tree(guest.pid)?, &[])?;
+        guest.expect_ok(sandbox)
+    }
+
+    /// Between the check of the host and the fork: the pid of the root, of a child, of a thread.
+    fn pids_that_somebody_takes_meanwhile(sandbox) {
+        let guest = sandbox.start("leader_gone")?;
+        let mut taken = tree(guest.pid)?;
+        let entries = fs::read_dir(format!("/proc/{}/task", guest.pid))?;
+        taken.extend(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()));
+        taken.sort_unstable();
+        taken.dedup();
+        ensure!(taken.len() > 1, "a tree of one thread: {taken:?}");
+        let images = sandbox.images("meanwhile")?;
+        sandbox.dump_and_kill(&guest, &images, &[])?;
+        let script = sandbox.dir("script")?.join("taker");
+        for pid in taken {
+            let body = format!(
+                "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION = pre-restore ] || exit 0\n\
+                 while :; do\n echo {} > /proc/sys/kernel/ns_last_pid\n\
+                 sleep 1000 </dev/null >/dev/null 2>&1 &\n\
+                 [ $! = {pid} ] && exit 0\n kill -9 $!\ndone\n",
+                pid - 1
+            );
+            fs::write(&script, body)?;
+            fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+            // crust-restore itself must not get one of the numbers.
+            fs::write("/proc/sys/kernel/ns_last_pid", "5000")?;
+            let outcome = sandbox.restore(&images, &["--action-script", text(&script)?])?;
+            outcome.exited_with(1)?.says(&[&format!("pid {pid} is in use by")])?;
+            sandbox.assert_only(&[pid])?;
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            sandbox.reap(&[pid])?;
+        }
+        sandbox.restore(&images, &[])?.succeeded()?;
         guest.expect_ok(sandbox)
     }
 

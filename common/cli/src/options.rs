@@ -169,6 +169,8 @@ pub struct Options {
     pub cgroup_yard: Option<PathBuf>,
     /// `--freeze-cgroup`.
     pub freeze_cgroup: Option<PathBuf>,
+    /// `--lsm-profile`: module and label.
+    pub lsm_profile: Option<(String, String)>,
     /// `--pre-dump`.
     pub pre_dump: bool,
     /// `--pre-copy`: how many rounds at most, 0 without the option.
@@ -370,6 +372,7 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
         cgroup_controllers: given.all("cgroup-dump-controller"),
         cgroup_yard: given.path("cgroup-yard"),
         freeze_cgroup: given.path("freeze-cgroup"),
+        lsm_profile: lsm_profile(&given)?,
         pre_dump: given.flag("pre-dump"),
         pre_copy: given.number("pre-copy")?.unwrap_or(0),
         auto_dedup: given.flag("auto-dedup"),
@@ -392,6 +395,21 @@ fn build(tool: Tool, found: &ArgMatches) -> Result<Options, Stop> {
     }
     check_incremental(&given, &options)?;
     Ok(options)
+}
+
+/// `apparmor:PROFILE` or `selinux:CONTEXT`.
+fn lsm_profile(given: &Given<'_>) -> Result<Option<(String, String)>, Stop> {
+    let Some(text) = given.text("lsm-profile")? else {
+        return Ok(None);
+    };
+    match text.split_once(':') {
+        Some((module @ ("apparmor" | "selinux"), label)) if !label.is_empty() => {
+            Ok(Some((module.to_owned(), label.to_owned())))
+        }
+        _ => usage(format!(
+            "--lsm-profile {text}: neither apparmor:PROFILE nor selinux:CONTEXT"
+        )),
+    }
 }
 
 fn cgroup_props(given: &Given<'_>) -> Result<CgroupProps, Stop> {

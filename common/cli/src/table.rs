@@ -581,7 +581,7 @@ pub const ROWS: &[Row] = &[
         "lsm-profile",
         None,
         One("TYPE:NAME"),
-        (Inert, NotYet),
+        (Inert, Works),
         "the profile to restore with",
     ),
     row(

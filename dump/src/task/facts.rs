@@ -2,6 +2,7 @@
 //! inside the task.
 
 use crate::mm::foresee::Foreseen;
+use crate::task::lsm::{Label, collect_labels};
 use anyhow::{Context, Result};
 use crust_process::error::Error as TaskError;
 use crust_process::kcmp::{TaskObject, task_object};
@@ -67,8 +68,8 @@ pub struct TaskFacts {
     pub oom_score_adj: i32,
     /// coredump_filter; `None` on a kernel that writes no core files.
     pub coredump_filter: Option<u32>,
-    /// The label of a security module, if one is active and gave one.
-    pub lsm_label: Option<Vec<u8>>,
+    /// The labels of a security module, if one is active, each with what has it.
+    pub labels: Vec<(String, Label)>,
     /// Its threads, the leader first.
     pub threads: Vec<ThreadFacts>,
 }
@@ -90,6 +91,7 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid], before: &Foreseen) -> Resul
             .collect()
     };
     let threads = threads?;
+    let ids: Vec<i32> = tids.iter().map(|tid| tid.get()).collect();
     let mut text = Vec::new();
     let mut timers = parsed(&dir, "timers", &mut text, parse_timers)?;
     // The kernel tells the newest first; restorers that cannot choose an id count upwards.
@@ -115,7 +117,7 @@ pub fn collect_facts(pid: HostPid, tids: &[HostPid], before: &Foreseen) -> Resul
             parse_coredump_filter,
         ))?
         .flatten(),
-        lsm_label: lsm_label(&dir)?,
+        labels: collect_labels(&dir, &ids)?,
         dir,
     })
 }
@@ -269,19 +271,6 @@ fn if_there<T>(read: Result<T>) -> Result<Option<T>> {
 pub fn namespace_link(dir: &ProcDir, name: &str) -> Result<Option<Vec<u8>>> {
     let link = dir.readlink(&format!("ns/{name}"));
     if_there(link.map_err(anyhow::Error::from))
-}
-
-fn lsm_label(dir: &ProcDir) -> Result<Option<Vec<u8>>> {
-    let mut label = match dir.read("attr/current") {
-        Ok(label) => label,
-        // No module that gives labels is active (proc_pid_attr_read).
-        Err(error) if error.errno == Errno::EINVAL => return Ok(None),
-        Err(error) => return if_there(Err(error.into())),
-    };
-    while label.last().is_some_and(|byte| matches!(byte, b'\n' | 0)) {
-        label.pop();
-    }
-    Ok(Some(label).filter(|label| !label.is_empty()))
 }
 
 impl TaskFacts {

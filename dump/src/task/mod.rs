@@ -7,6 +7,7 @@ pub mod core;
 pub mod creds;
 pub mod dead_leader;
 pub mod facts;
+pub mod lsm;
 pub mod questions;
 pub mod regs;
 pub mod seccomp;
@@ -239,18 +240,21 @@ pub fn refuse_task(
             format!("{:#x} has no form in the images", facts.personality),
         );
     }
-    if let Some(label) = &facts.lsm_label
-        && !matches!(label.as_slice(), b"unconfined" | b"kernel")
-    {
-        let label = String::from_utf8_lossy(label);
-        refuse(
-            "its security label".into(),
-            format!("'{label}' is not supported yet"),
-        );
+    for (object, label) in &facts.labels {
+        if let Some(why) = label.refusal() {
+            refuse(object.clone(), why);
+        }
     }
     let answers = std::iter::once(&told.task.leader).chain(&told.threads);
     for ((thread, facts), answers) in task.threads.iter().zip(&facts.threads).zip(answers) {
         let name = format!("thread {}", thread.stopped.tid());
+        for keyring in answers.keyrings() {
+            // Its keys may be secrets that only the kernel knows, and the number is the kernel's.
+            refuse(
+                name.clone(),
+                format!("has a {keyring} keyring, which cannot be carried"),
+            );
+        }
         for object in &facts.apart {
             let what = format!("has a {object} of its own, which the images cannot hold");
             refuse(name.clone(), what);

@@ -10,6 +10,10 @@ use crust_process::pid::HostPid;
 use nix::libc;
 
 /// The resources of getrlimit(2) that the kernel numbers from 0 on.
+/// keyctl(2).
+const KEYCTL_GET_KEYRING_ID: u64 = 0;
+/// Keyrings of a thread and of a process, by their numbers for keyctl(2).
+const KEYRINGS: [(i64, &str); 2] = [(-1, "thread"), (-2, "process")];
 const RLIMITS: u64 = 16;
 const ITIMERS: u64 = 3;
 /// Of a mask of processors: more than any kernel for x86_64 is built for (NR_CPUS is at most 8192).
@@ -46,6 +50,8 @@ pub struct ThreadAnswers {
     pub sched_policy: u32,
     /// PR_GET_TIMERSLACK, in nanoseconds.
     pub timer_slack: u64,
+    /// Which of [`KEYRINGS`] it has.
+    pub has_keyring: [bool; 2],
     /// sched_getaffinity(2): bit n of byte n / 8, without zero bytes at the end; empty if unknown.
     pub cpus_allowed: Vec<u8>,
 }
@@ -268,6 +274,7 @@ struct ThreadQuestions {
     policy: CallId,
     timer_slack: CallId,
     cpus_allowed: (CallId, BufId),
+    keyrings: [CallId; 2],
 }
 
 impl ThreadQuestions {
@@ -278,7 +285,17 @@ impl ThreadQuestions {
         let cpus = asked.batch.zeroed(CPU_BYTES);
         let args = [Arg::Val(0), (CPU_BYTES as u64).into(), cpus.into()];
         let cpus_allowed = (asked.may(libc::SYS_sched_getaffinity, args), cpus);
+        // Not the session's: to ask for that one would make it (lookup_user_key).
+        let keyrings = KEYRINGS.map(|(number, _)| {
+            let args = [
+                Arg::Val(KEYCTL_GET_KEYRING_ID),
+                Arg::Val(number as u64),
+                Arg::Val(0),
+            ];
+            asked.may(libc::SYS_keyctl, args)
+        });
         ThreadQuestions {
+            keyrings,
             cpus_allowed,
             robust,
             altstack: asked.fill(
@@ -312,11 +329,20 @@ impl ThreadQuestions {
             securebits: batch.ret(self.securebits) as u32,
             sched_policy: batch.ret(self.policy) as u32,
             timer_slack: batch.ret(self.timer_slack) as u64,
+            has_keyring: self.keyrings.map(|call| batch.ret(call) > 0),
             cpus_allowed: match batch.result(self.cpus_allowed.0) {
                 Ok(_) => without_end(batch.bytes(self.cpus_allowed.1)),
                 Err(_) => Vec::new(),
             },
         }
+    }
+}
+
+impl ThreadAnswers {
+    /// The kinds of keyrings that the thread has.
+    pub fn keyrings(&self) -> impl Iterator<Item = &'static str> + '_ {
+        let kinds = KEYRINGS.iter().zip(self.has_keyring);
+        kinds.filter(|(_, has)| *has).map(|((_, kind), _)| *kind)
     }
 }
 

@@ -32,7 +32,7 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         Some(Ok(wanted)) => wanted,
         Some(Err(why)) => return planner.refuse(Refusal::new(origin, why)),
     };
-    let faults = faults(&has, &wanted, thread.own.creds.as_ref());
+    let faults = faults(&has, &wanted);
     if !faults.is_empty() {
         for why in faults {
             planner.refuse(Refusal::new(origin.clone(), why).kind(Code::Capability));
@@ -86,7 +86,7 @@ fn caps(name: &str, words: &[u32]) -> Result<u64, String> {
 }
 
 /// What crust-restore lacks to give a thread these credentials.
-fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String> {
+fn faults(has: &Creds, wanted: &Creds) -> Vec<String> {
     let mut faults = Vec::new();
     let mut need = |cap: u32, differs: bool, what: &str| {
         if differs && has.cap_eff >> cap & 1 == 0 {
@@ -126,13 +126,6 @@ fn faults(has: &Creds, wanted: &Creds, entry: Option<&CredsEntry>) -> Vec<String
     }
     if has.no_new_privs && !wanted.no_new_privs {
         faults.push("crust-restore itself has no_new_privs, which cannot be taken back".to_owned());
-    }
-    let label = entry.and_then(|entry| entry.lsm_profile.as_deref());
-    if let Some(label) = label.filter(|label| !label.is_empty() && *label != b"unconfined") {
-        let label = String::from_utf8_lossy(label);
-        faults.push(format!(
-            "creds.lsm_profile {label:?}: labels cannot be restored yet"
-        ));
     }
     faults
 }
@@ -263,23 +256,56 @@ fn capset(effective: u64, permitted: u64, inheritable: u64) -> Call {
     )
 }
 
-/// The label `unconfined` is what a task has anyway.
+/// The label that `--lsm-profile` gives, or that of the image. Unconfined is what a task is anyway;
+/// for any other the policy of a module would have to let us change to it.
 fn plan_lsm(planner: &mut Planner<'_>, thread: &Thread<'_>, origin: Origin) {
-    let sockcreate = thread
-        .own
-        .creds
-        .as_ref()
-        .and_then(|creds| creds.lsm_sockcreate.as_ref());
-    if sockcreate.is_some_and(|label| !label.is_empty()) {
+    let creds = thread.own.creds.as_ref();
+    let stored = creds.and_then(|creds| creds.lsm_profile.clone());
+    let given = planner.options.lsm_profile.as_ref();
+    let label = match given {
+        Some((_, label)) => Some(label.clone().into_bytes()),
+        None => stored,
+    };
+    if let Some(why) = label
+        .as_deref()
+        .and_then(|label| label_refusal(label, given.is_some()))
+    {
+        let hint = "--lsm-profile apparmor:unconfined restores it without confinement";
+        planner.refuse(Refusal::new(origin.clone(), why).hint(hint));
+    }
+    let sockcreate = creds.and_then(|creds| creds.lsm_sockcreate.as_ref());
+    if given.is_none() && sockcreate.is_some_and(|label| !label.is_empty()) {
         let why = "creds.lsm_sockcreate cannot be restored yet";
         planner.refuse(Refusal::new(origin, why));
     }
+}
+
+fn label_refusal(label: &[u8], is_given: bool) -> Option<String> {
+    if label.is_empty() || label == b"unconfined" {
+        return None;
+    }
+    let label = String::from_utf8_lossy(label);
+    let whose = match is_given {
+        true => "--lsm-profile",
+        false => "creds.lsm_profile",
+    };
+    Some(format!("{whose} {label:?}: labels cannot be restored yet"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::tests::recorded;
+
+    #[test]
+    fn only_a_confining_label_is_refused() {
+        assert_eq!(label_refusal(b"unconfined", false), None);
+        assert_eq!(label_refusal(b"", false), None);
+        let why = label_refusal(b"docker-default", false).expect("confining");
+        assert!(why.contains("creds.lsm_profile") && why.contains("docker-default"));
+        let why = label_refusal(b"system_u:system_r:container_t:s0", true).expect("confining");
+        assert!(why.contains("--lsm-profile"));
+    }
 
     fn names(calls: &[Call]) -> Vec<String> {
         let name = |call: &Call| match call.args.first() {
@@ -294,7 +320,7 @@ mod tests {
         let has = recorded().creds;
         assert!(before_filters(&has, &has).is_empty());
         assert!(after_filters(&has, &has).is_empty());
-        assert!(faults(&has, &has, None).is_empty());
+        assert!(faults(&has, &has).is_empty());
     }
 
     #[test]
@@ -346,7 +372,7 @@ mod tests {
             cap_prm: has.cap_prm | 1 << 24,
             ..has.clone()
         };
-        let faults = faults(&has, &wanted, None);
+        let faults = faults(&has, &wanted);
         assert!(faults[0].ends_with("has not: 24"), "{faults:?}");
     }
 
