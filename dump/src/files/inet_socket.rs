@@ -9,10 +9,7 @@
 //! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait
 //! are lost, as UDP may lose them: the log says so.
 
-use super::{
-    FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, raw_socket, sock_options,
-    tcp,
-};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, raw_socket, tcp};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_cli::options::Options;
@@ -48,7 +45,7 @@ pub fn dump(
     }
     socket.refuse_unsupported(ctx.options)?;
     warn_of_losses(ctx, file, &socket)?;
-    let opts = sock_options::collect(file.fd)?;
+    let opts = file.socket_options()?;
     if socket.is_connection() && !ctx.options.tcp_close {
         if let Some(what) = tcp::obstacle(file.fd)? {
             return Err(Problem::refused(format!("is {socket}; {what}")));

@@ -7,10 +7,12 @@
 
 use super::kind::InternalDevices;
 use super::mounts::{Inode, Namespace};
+use super::sock_options;
 use crate::context::Task;
 use anyhow::{Context as _, Result};
-use crust_process::descriptor::{self, OwnTable, Statx};
+use crust_process::descriptor::{self, OwnTable, Owner, Statx};
 use crust_process::fds;
+use crust_proto::criu::SkOptsEntry;
 use nix::errno::Errno;
 use rayon::prelude::*;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +35,10 @@ pub struct Facts {
     pub link: Vec<u8>,
     /// The inode that the link's text leads to, if it is a path.
     pub leads_to: Option<Inode>,
+    /// Who is told of input and output; a room that needs it where it is missing asks for it again.
+    pub owner: Option<Owner>,
+    /// Of a socket, its options, in the same way.
+    pub options: Option<SkOptsEntry>,
 }
 
 /// A copy of a descriptor, and what a look at it told.
@@ -98,8 +104,11 @@ pub fn look_at(
     };
     let link = link_of(fd, stat.as_ref(), (devices, own)).context("readlink of the descriptor")?;
     let is_path = link.starts_with(b"/") && stat.is_none_or(|stat| stat.dev != devices.shmem);
+    let is_socket = stat.is_some_and(|stat| stat.dev == devices.socket);
     Ok(Facts {
         stat,
+        owner: descriptor::owner(fd).ok(),
+        options: is_socket.then(|| sock_options::collect(fd).ok()).flatten(),
         flags: flags as u32,
         pos: descriptor::position(fd).context("reading the position")?,
         leads_to: if is_path {

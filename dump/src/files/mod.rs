@@ -53,11 +53,13 @@ use crate::context::{Context, Task};
 use crate::ids::Namespaces;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
-use crust_process::descriptor::{self, OwnTable, Statx};
+use crust_process::descriptor::{self, OwnTable, Owner, Statx};
 use crust_process::kcmp;
 use crust_process::pid::HostPid;
 use crust_process::proc::fdinfo::{Fdinfo, parse_fdinfo};
-use crust_proto::criu::{FdTypes, FdinfoEntry, FileEntry, FownEntry, TaskKobjIdsEntry, UtsnsEntry};
+use crust_proto::criu::{
+    FdTypes, FdinfoEntry, FileEntry, FownEntry, SkOptsEntry, TaskKobjIdsEntry, UtsnsEntry,
+};
 use kind::{InternalDevices, Kind};
 use look::Facts;
 use mounts::Inode;
@@ -161,6 +163,8 @@ pub(crate) struct OpenFile<'a> {
     link: Vec<u8>,
     /// The inode that the text leads to, if it is a path.
     leads_to: Option<Inode>,
+    owner: Option<Owner>,
+    options: Option<SkOptsEntry>,
 }
 
 /// Where a task has a description.
@@ -221,6 +225,8 @@ impl<'a> OpenFile<'a> {
             pos,
             link,
             leads_to,
+            owner,
+            options,
         } = facts;
         OpenFile {
             task,
@@ -231,6 +237,8 @@ impl<'a> OpenFile<'a> {
             pos,
             link,
             leads_to,
+            owner,
+            options,
         }
     }
 
@@ -260,9 +268,20 @@ impl<'a> OpenFile<'a> {
         Ok(())
     }
 
+    /// The options of a socket.
+    fn socket_options(&self) -> RoomResult<SkOptsEntry> {
+        match &self.options {
+            Some(options) => Ok(options.clone()),
+            None => sock_options::collect(self.fd),
+        }
+    }
+
     /// Who is told of input and output.
     fn fown(&self, ctx: &Context) -> RoomResult<FownEntry> {
-        let owner = descriptor::owner(self.fd).context("F_GETOWN_EX")?;
+        let owner = match self.owner {
+            Some(owner) => owner,
+            None => descriptor::owner(self.fd).context("F_GETOWN_EX")?,
+        };
         Ok(FownEntry {
             uid: owner.uid,
             euid: owner.euid,

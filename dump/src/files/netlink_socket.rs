@@ -5,7 +5,7 @@
 //! came from the kernel and cannot be sent by anybody else, so a socket with an unread message or
 //! an answer under way is refused: a moment later it is empty.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -71,7 +71,7 @@ pub fn dump(
         // A group by its number; the address has a mask.
         dst_group,
         fown: file.fown(ctx)?,
-        opts: sock_options::collect(file.fd)?,
+        opts: file.socket_options()?,
         ns_id: table.own_ids.net_ns_id,
         crust_options: kept_options::collect(table, file.fd, kind),
         crust_type: (sock_type != libc::SOCK_RAW).then_some(sock_type as u32),

@@ -4,7 +4,7 @@
 //! are lost, as the network may lose them: the log says so. A mapping of the rings names its socket
 //! by the inode.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, sock_options};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options};
 use crate::context::{Context, Task};
 use anyhow::Context as _;
 use crust_image::ids::FileId;
@@ -67,7 +67,7 @@ pub fn dump(
         flags: file.flags,
         ifindex,
         fown: file.fown(ctx)?,
-        opts: sock_options::collect(file.fd)?,
+        opts: file.socket_options()?,
         version: version as u32,
         reserve: int(libc::PACKET_RESERVE, "PACKET_RESERVE")? as u32,
         aux_data: flag(libc::PACKET_AUXDATA, "PACKET_AUXDATA")?,

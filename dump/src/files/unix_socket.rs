@@ -16,9 +16,7 @@
 //! restorer must be given the socket itself (`--inherit-fd fd[N]:socket:[INODE]`).
 
 use super::mounts::{Inode, Namespace, below};
-use super::{
-    FileTable, OpenFile, Problem, RoomResult, file_entry, regfile, sock_options, unix_queue,
-};
+use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, regfile, unix_queue};
 use crate::context::Context;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
@@ -81,7 +79,7 @@ pub fn dump(
         backlog: socket.wqlen,
         peer: socket.peer.unwrap_or(0),
         fown: file.fown(ctx)?,
-        opts: sock_options::collect(file.fd)?,
+        opts: file.socket_options()?,
         name: stored_name(&socket),
         shutdown: (socket.shutdown != 0).then_some(i32::from(socket.shutdown)),
         file_perms: binding.perms,
