@@ -14,7 +14,7 @@ use std::path::Path;
 pub fn measure(sandbox: &Sandbox) -> Result<()> {
     touch_memory(10 * 1024)?;
     limits(sandbox)?;
-    pre_copy(sandbox)?;
+    short_freezes(sandbox)?;
     family(sandbox)
 }
 
@@ -43,24 +43,31 @@ fn dump_and_kill(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<f64>
     Ok(took)
 }
 
-/// The freeze of 1 GiB when all but what is written meanwhile was copied before.
-fn pre_copy(sandbox: &Sandbox) -> Result<()> {
+/// The freeze of 1 GiB: as a whole, when most was copied before, and when it is copied after.
+fn short_freezes(sandbox: &Sandbox) -> Result<()> {
+    const WAYS: [&[&str]; 3] = [&[], &["--pre-copy", "3"], &["--snapshot"]];
     let guest = sandbox.start_with("bigmem", &["1024"])?;
-    let (mut frozen, mut walls) = (Vec::new(), Vec::new());
+    let mut times: [(Vec<f64>, Vec<f64>); WAYS.len()] = Default::default();
+    // In turn: the machine changes while it is measured.
     for _ in 0..5 {
-        let images = fresh(sandbox, "rounds")?;
-        let options = ["--leave-running", "--pre-copy", "3"];
-        walls.push(quiet_dump(sandbox, &guest, &images, &options)?);
-        frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
-        fs::remove_dir_all(&images)?;
+        for (way, (frozen, walls)) in WAYS.iter().zip(&mut times) {
+            let images = fresh(sandbox, "rounds")?;
+            let options = [&["--leave-running"], *way].concat();
+            walls.push(quiet_dump(sandbox, &guest, &images, &options)?);
+            frozen.push(statistic(sandbox, &images, "frozen_time")? / 1e3);
+            fs::remove_dir_all(&images)?;
+        }
     }
-    println!(
-        "1 GiB with --pre-copy 3: frozen {:.1} ms {}, wall {:.0} ms {}",
-        median(&mut frozen),
-        range(&frozen),
-        median(&mut walls),
-        range(&walls)
-    );
+    for (way, (frozen, walls)) in WAYS.iter().zip(&mut times) {
+        println!(
+            "1 GiB left running {}: frozen {:.1} ms {}, wall {:.0} ms {}",
+            way.join(" "),
+            median(frozen),
+            range(frozen),
+            median(walls),
+            range(walls)
+        );
+    }
     end(sandbox, &guest)
 }
 
