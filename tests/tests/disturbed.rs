@@ -106,6 +106,31 @@ sandbox_test! {
         dumps_again(sandbox, &guest, &before)
     }
 
+    /// The memory that a restore makes is charged to its cgroup, which has too little: whoever the
+    /// kernel kills for it, nothing is left, and the same restore succeeds next.
+    fn out_of_memory_in_a_restore(sandbox) {
+        let Some(cgroup) = Cgroup::new("memory") else { return Ok(()) };
+        let guest = sandbox.start_with("bigmem", &["64"])?;
+        let before = Snapshot::of_tree(guest.pid)?;
+        let images = sandbox.images("too-much")?;
+        sandbox.dump_and_kill(&guest, &images, &[])?;
+        cgroup.set("memory.limit_in_bytes", "24M")?;
+        let enter = format!(
+            "echo $$ > {}/tasks && exec \"$0\" -d -D {}",
+            cgroup.0.display(), images.display()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &enter]).arg(sandbox.binary("crust-restore"));
+        let outcome = sandbox.run_command(command, None)?;
+        ensure!(!outcome.status.success(), "24 MiB were enough\n{}", outcome.report());
+        ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.report());
+        while crust_tests::kills::what_is_left(sandbox, &guest)?
+            != crust_tests::kills::Left::Nothing {}
+        sandbox.restore(&images, &[])?.succeeded()?;
+        before.expect_same(&Snapshot::of_tree(guest.pid)?, &[])?;
+        guest.expect_ok(sandbox)
+    }
+
     fn a_stopped_target_stays_stopped(sandbox) {
         let guest = sandbox.start("threads")?;
         guest.signal(Signal::SIGSTOP)?;
