@@ -143,6 +143,8 @@ mod tests {
             };
             let file = open_watched(&watched, &Slots::new(&mut [])).expect("it is there");
             add(inotify.as_fd(), wd, libc::IN_MODIFY, file.as_fd()).expect("a watch");
+            // Else the file would outlive its name, and its end be told to the next one.
+            drop(file);
             fs::write(&other, "x").expect("write");
             let mut event = [0; 16];
             nix::unistd::read(&inotify, &mut event).expect("an event");
