@@ -104,9 +104,9 @@ const ROWS: &[Row] = &[
     Row {
         peer: None,
         ..row(
-            "6 x 16700 files",
+            "6 x 3000 files",
             "many_fds",
-            &["files", "16700", "6"],
+            &["files", "3000", "6"],
             [0.0; 3],
         )
     },
