@@ -32,6 +32,8 @@ crust_tests::workloads! {
         lost &["fd 4 inotify wd 1", "fd 4 inotify wd 2", "fd 6 fanotify ino 1"];
     pipe_packets: guest "pipe_packets";
     unix_senders: guest "unix_senders";
+    unix_creds: guest "unix_creds";
+    unix_nested: guest "unix_nested";
     /// fdinfo names a locked file by its inode, which is another one for the deleted file.
     locks_shared: guest "locks_shared", dump &["--file-locks"], lost &["fd 8 lock"];
     leases: guest "leases", dump &["--file-locks"];

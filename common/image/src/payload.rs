@@ -358,6 +358,7 @@ mod tests {
                 length: 3,
                 scm: vec![],
                 crust_sender: Some(b"/run/s".to_vec()),
+                crust_sender_ids: None,
             },
             bytes: vec![1, 2, 3],
         };

@@ -445,6 +445,8 @@ pub struct Peeked {
     pub rights_truncated: bool,
     /// The sender's address, empty for none.
     pub sender: Vec<u8>,
+    /// Its process, user and group, where the socket asks for them (SO_PASSCRED).
+    pub sender_ids: Option<(i32, u32, u32)>,
 }
 
 /// include/linux/socket.h, since Linux 6.5.
@@ -479,7 +481,7 @@ pub fn peek_message(socket: BorrowedFd, room: usize) -> Result<Option<Peeked>> {
         Err(Errno::EAGAIN) => return Ok(None),
         Err(errno) => return Err(errno),
     };
-    let rights = rights_of(&msg);
+    let (rights, sender_ids) = control_of(&msg);
     data.truncate(len);
     sender.truncate(msg.msg_namelen as usize);
     Ok(Some(Peeked {
@@ -488,11 +490,14 @@ pub fn peek_message(socket: BorrowedFd, room: usize) -> Result<Option<Peeked>> {
         truncated: msg.msg_flags & libc::MSG_TRUNC != 0,
         rights_truncated: msg.msg_flags & libc::MSG_CTRUNC != 0,
         sender,
+        sender_ids,
     }))
 }
 
-fn rights_of(msg: &libc::msghdr) -> Vec<OwnedFd> {
+/// The descriptors and the credentials that came with a message.
+fn control_of(msg: &libc::msghdr) -> (Vec<OwnedFd>, Option<(i32, u32, u32)>) {
     let mut rights = Vec::new();
+    let mut ids = None;
     // SAFETY: recvmsg has filled the control buffer and set its length; the CMSG macros stay
     // inside it.
     let mut next = unsafe { libc::CMSG_FIRSTHDR(msg) };
@@ -503,6 +508,12 @@ fn rights_of(msg: &libc::msghdr) -> Vec<OwnedFd> {
         let kept = header.cmsg_type == libc::SCM_RIGHTS;
         let installed =
             header.cmsg_level == libc::SOL_SOCKET && (kept || header.cmsg_type == SCM_PIDFD);
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
+            // SAFETY: the kernel has put a struct ucred behind this header.
+            let sent: libc::ucred =
+                unsafe { std::ptr::read_unaligned(libc::CMSG_DATA(next).cast()) };
+            ids = Some((sent.pid, sent.uid, sent.gid));
+        }
         // SAFETY: CMSG_LEN(0) is the length of a header, no memory is touched.
         let head = unsafe { libc::CMSG_LEN(0) } as usize;
         let count = header.cmsg_len.saturating_sub(head) / size_of::<i32>();
@@ -517,7 +528,7 @@ fn rights_of(msg: &libc::msghdr) -> Vec<OwnedFd> {
         // SAFETY: next is a header of this message.
         next = unsafe { libc::CMSG_NXTHDR(msg, next) };
     }
-    rights
+    (rights, ids)
 }
 
 /// Another description of the same file, opened through our own table: for what must be read

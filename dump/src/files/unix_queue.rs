@@ -6,8 +6,8 @@
 //! be killed in between, the task would see it, if it peeks. A descriptor in flight is a
 //! description like any other, known perhaps only from here, and gets its id from the table.
 //!
-//! The sender's address of a datagram goes into a field of our own. Not kept, as the images have no
-//! field: credentials. A datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
+//! The sender's address of a datagram goes into a field of our own, and its credentials too where
+//! the receiver asks for them and the sender is a task of the tree. A datagram of no bytes is stored, but the kernel shows it to peeks only once, so a second dump
 //! of the same queue misses it.
 
 use super::{FileTable, OpenFile, Problem, RoomResult};
@@ -18,7 +18,7 @@ use crust_image::kind::Kind;
 use crust_image::sink::ImageSink;
 use crust_process::descriptor::{PeekOffset, Peeked, peek_message, peek_offset, poll_state};
 use crust_process::sockdiag::UnixSocket;
-use crust_proto::criu::{ScmEntry, SkPacketEntry};
+use crust_proto::criu::{CrustSenderEntry, ScmEntry, SkPacketEntry};
 use nix::libc;
 
 /// Room for the largest datagram that default buffers allow; a larger one is read in parts.
@@ -64,6 +64,7 @@ pub fn collect(
             length: message.data.len() as u32,
             scm: encode_rights(rights),
             crust_sender: sender_name(&message.sender),
+            crust_sender_ids: message.sender_ids.and_then(|ids| encode_sender(ctx, ids)),
         };
         table.unix.packets.push(Packet {
             entry,
@@ -71,6 +72,12 @@ pub fn collect(
         });
     }
     Ok(())
+}
+
+/// Who sent a message, if it is of the tree: nobody else can be named again.
+fn encode_sender(ctx: &Context, (pid, uid, gid): (i32, u32, u32)) -> Option<CrustSenderEntry> {
+    let pid = ctx.task(pid)?.virt;
+    Some(CrustSenderEntry { pid, uid, gid })
 }
 
 /// The name in a sockaddr_un, without the family before it and the zero behind a path.

@@ -23,6 +23,7 @@ use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
 use crust_image::tcp_state::LISTEN;
 use crust_process::descriptor;
+use crust_process::descriptor::sockopt_bytes;
 use crust_process::pid::HostPid;
 use crust_process::proc::text::split_deleted;
 use crust_process::sockdiag::{UnixSocket, collect_unix_sockets, open_sock_diag};
@@ -87,6 +88,7 @@ pub fn dump(
         deleted: binding.deleted.then_some(true),
         ns_id: table.own_ids.net_ns_id,
         mnt_id: None,
+        crust_peer_pid: peer_of_tree(ctx, file)?,
     };
     if u32::from(socket.state) != LISTEN {
         unix_queue::collect(ctx, table, file, id, &socket)?;
@@ -95,6 +97,17 @@ pub fn dump(
         usk: Some(Box::new(entry)),
         ..file_entry(FdTypes::Unixsk, id)
     })
+}
+
+/// The task of the tree that SO_PEERCRED names.
+fn peer_of_tree(ctx: &Context, file: &OpenFile) -> RoomResult<Option<u32>> {
+    let mut peer = [0u8; size_of::<libc::ucred>()];
+    sockopt_bytes(file.fd, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut peer)
+        .context("SO_PEERCRED")?;
+    // The pid comes first (struct ucred of include/linux/socket.h).
+    let pid = peer.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
+    let task = pid.and_then(|pid| ctx.task(pid));
+    Ok(task.map(|task| task.virt))
 }
 
 impl Sockets {

@@ -1,7 +1,8 @@
 //! The steps that make, name and connect unix sockets (`unix_socket.rs` decides which).
 //!
 //! What the kernel notes for SO_PEERCRED (who listens, who connects, who makes a pair) a task does
-//! itself: it takes the socket as its number 0, with its own effective ids for the moment. The
+//! itself: the one that the images name (crust_peer_pid), or else the first that has the socket. It
+//! takes the socket as its number 0, with its own effective ids for the moment. The
 //! broker makes sockets, binds them and accepts. Connections to one listener are made one after
 //! the other, each accepted before the next: only so is it certain whom accept(2) gives.
 
@@ -22,7 +23,8 @@ pub(super) fn plan_named(planner: &mut Planner<'_>, room: &mut Room<'_>, sock: &
     let slot = slot_of(planner, room, sock);
     let mut ready = bind(planner, room, sock, slot);
     if sock.is_stream() && sock.usk.state == LISTEN {
-        ready = Some(listen(planner, sock, slot, sock.usk.backlog, ready));
+        let maker = sock.named_by_kernel(planner).or(sock.owner);
+        ready = Some(listen(planner, sock, slot, sock.usk.backlog, ready, maker));
     }
     room.ready.extend(ready.map(|step| (sock.usk.ino, step)));
 }
@@ -83,6 +85,7 @@ fn listen(
     slot: SlotId,
     backlog: u32,
     bound: Option<StepId>,
+    maker: Option<VirtPid>,
 ) -> StepId {
     let listen = |fd| {
         vec![Call::new(
@@ -91,34 +94,35 @@ fn listen(
             vec![fd, Arg::Int(backlog.into())],
         )]
     };
-    by_owner(planner, sock, slot, &[bound], listen, "listen on")
+    by_task(planner, (sock, maker), slot, &[bound], listen, "listen on")
 }
 
 /// Connects a socket, which may have to be bound before, to a name that may have to be ready.
 fn connect(
     planner: &mut Planner<'_>,
-    sock: &Sock<'_>,
+    (sock, maker): (&Sock<'_>, Option<VirtPid>),
     slot: SlotId,
     after: [Option<StepId>; 2],
     to: &Address,
 ) -> StepId {
-    by_owner(planner, sock, slot, &after, |fd| to.connect(fd), "connect")
+    let calls = |fd| to.connect(fd);
+    by_task(planner, (sock, maker), slot, &after, calls, "connect")
 }
 
-/// Calls on a socket by the task that has it, or by the broker if no task has. The step after
-/// which they are made.
-fn by_owner(
+/// Calls on a socket by a task, or by the broker if there is none. The step after which they are
+/// made.
+fn by_task(
     planner: &mut Planner<'_>,
-    sock: &Sock<'_>,
+    (sock, maker): (&Sock<'_>, Option<VirtPid>),
     slot: SlotId,
     after: &[Option<StepId>],
     calls: impl Fn(Arg) -> Vec<Call>,
     what: &str,
 ) -> StepId {
-    if let Some(pid) = sock.owner {
+    if let Some(pid) = maker {
         close_pairs(planner, pid);
     }
-    let (actor, calls) = match sock.owner {
+    let (actor, calls) = match maker {
         None => (Actor::Broker, calls(Arg::Fd(slot))),
         Some(pid) => {
             let mut own = as_user(planner, pid, calls(Arg::Int(0)));
@@ -127,7 +131,7 @@ fn by_owner(
         }
     };
     let mut steps = Vec::new();
-    if sock.owner.is_some() {
+    if maker.is_some() {
         let take = Op::take(slot, 0);
         steps.push(planner.push(Phase::Objects, actor, take, sock.origin(what)));
     }
@@ -180,7 +184,10 @@ pub(super) fn plan_pair(
     client: Option<&Sock<'_>>,
 ) {
     let (server_slot, client_slot) = if server.address == Address::None {
-        socketpair(planner, client.unwrap_or(server))
+        let one = client.unwrap_or(server);
+        let named = one.named_by_kernel(planner);
+        let named = named.or_else(|| server.named_by_kernel(planner));
+        socketpair(planner, one, named.or(one.owner))
     } else {
         accepted(planner, room, server, client)
     };
@@ -206,7 +213,11 @@ pub(super) fn plan_pair(
     }
 }
 
-fn socketpair(planner: &mut Planner<'_>, sock: &Sock<'_>) -> (SlotId, SlotId) {
+fn socketpair(
+    planner: &mut Planner<'_>,
+    sock: &Sock<'_>,
+    maker: Option<VirtPid>,
+) -> (SlotId, SlotId) {
     let (first, second) = (planner.slot(), planner.slot());
     let args = vec![
         Arg::named("AF_UNIX", libc::AF_UNIX),
@@ -216,7 +227,7 @@ fn socketpair(planner: &mut Planner<'_>, sock: &Sock<'_>) -> (SlotId, SlotId) {
     ];
     let call = Call::new("socketpair", libc::SYS_socketpair, args);
     let origin = sock.origin("pair of");
-    let Some(pid) = sock.owner else {
+    let Some(pid) = maker else {
         let call = call.answers(Ret::FdPair(3, first, second));
         planner.call(Phase::Objects, Actor::Broker, call, origin);
         return (first, second);
@@ -272,14 +283,18 @@ fn accepted(
         None => {
             let slot = make(planner, server);
             let bound = bind(planner, room, server, slot);
-            (slot, Some(listen(planner, server, slot, 1, bound)))
+            let maker = client.and_then(|client| client.named_by_kernel(planner));
+            let maker = maker.or(server.owner);
+            (slot, Some(listen(planner, server, slot, 1, bound, maker)))
         }
     };
     let connecting = client.unwrap_or(server);
     let client_slot = make(planner, connecting);
     let bound = client.and_then(|client| bind(planner, room, client, client_slot));
     let after = [ready, bound];
-    let connected = connect(planner, connecting, client_slot, after, &server.address);
+    let maker = server.named_by_kernel(planner).or(connecting.owner);
+    let maker = (connecting, maker);
+    let connected = connect(planner, maker, client_slot, after, &server.address);
     let slot = planner.slot();
     let flags = Arg::named("SOCK_CLOEXEC", libc::SOCK_CLOEXEC);
     let args = vec![Arg::Fd(listener), Arg::null(), Arg::null(), flags];
@@ -333,7 +348,8 @@ pub(super) fn plan_pending(
     let slot = slot_of(planner, room, sock);
     let bound = bind(planner, room, sock, slot);
     let ready = room.ready.get(&listener).copied();
-    let connected = connect(planner, sock, slot, [ready, bound], &server.address);
+    let maker = (sock, sock.owner);
+    let connected = connect(planner, maker, slot, [ready, bound], &server.address);
     room.ready.insert(listener, connected);
 }
 
@@ -351,7 +367,8 @@ pub(super) fn plan_sends_to(
     let slot = slot_of(planner, room, sock);
     let ready = room.ready.get(&peer).copied();
     let bound = room.ready.get(&sock.usk.ino).copied();
-    let connected = connect(planner, sock, slot, [ready, bound], &target.address);
+    let maker = (sock, sock.owner);
+    let connected = connect(planner, maker, slot, [ready, bound], &target.address);
     room.users.entry(peer).or_default().push(connected);
     planner
         .files
@@ -387,7 +404,8 @@ pub(super) fn plan_made_sender(planner: &mut Planner<'_>, room: &mut Room<'_>, s
     let to = sock.address.bytes().filter(|_| !sock.is_deleted());
     if to.is_none() {
         let ready = room.ready.get(&sock.usk.ino).copied();
-        let connected = connect(planner, sock, slot, [ready, None], &sock.address);
+        let maker = (sock, sock.owner);
+        let connected = connect(planner, maker, slot, [ready, None], &sock.address);
         room.users.entry(sock.usk.ino).or_default().push(connected);
     }
     let unix = &mut planner.files.unix;

@@ -126,6 +126,7 @@ impl Address {
                     .file_perms
                     .as_ref()
                     .map(|perms| (perms.mode, perms.uid, perms.gid)),
+                is_deleted: usk.deleted == Some(true),
             }),
         };
         Some(planner.push(Phase::Objects, Actor::Broker, op, origin))

@@ -2,15 +2,15 @@
 //!
 //! A packet is sent again from the other end: for a stream that is the peer, for datagrams a
 //! socket connected to the receiver, or one made for the purpose. A datagram with its sender's name
-//! is sent by the socket of that name, if the tree has it and the receiver listens to it. Other
-//! names and credentials are lost. The broker does this in `Phase::Memory`, while tasks fill theirs: every file
+//! is sent by the socket of that name, if the tree has it and the receiver listens to it. Credentials
+//! are those it had, if the receiver asks for them and the sender lives. Other names are lost. The broker does this in `Phase::Memory`, while tasks fill theirs: every file
 //! has its slot by then, for any may be in flight, and every connection is made.
 
 use super::calls::set_option;
 use super::unix_socket::{Sock, all_sockets};
 use crate::plan::step::{Actor, Op, Origin, Phase, Routine, SlotId};
 use crate::plan::{Planner, Refusal};
-use crust_image::ids::FileId;
+use crust_image::ids::{FileId, VirtPid};
 use crust_image::payload::SkPacket;
 use nix::libc;
 use std::collections::BTreeMap;
@@ -67,6 +67,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
                         via,
                         to,
                         rights,
+                        sender: sender_ids(planner, packet),
                     });
                     planner.push(Phase::Memory, Actor::Broker, send, origin);
                 }
@@ -74,6 +75,14 @@ pub(super) fn plan(planner: &mut Planner<'_>) {
             }
         }
     }
+}
+
+/// The credentials that a message had, if its sender lives.
+fn sender_ids(planner: &Planner<'_>, packet: &SkPacket) -> Option<(u32, u32, u32)> {
+    let sender = packet.entry.crust_sender_ids.as_ref()?;
+    let task = planner.tree.task(VirtPid::new(sender.pid)?)?;
+    task.is_live()
+        .then_some((sender.pid, sender.uid, sender.gid))
 }
 
 /// The socket of the tree whose name a datagram has, and the address it sends to, empty if it is

@@ -81,6 +81,13 @@ impl Sock<'_> {
         self.usk.r#type as i32 != libc::SOCK_DGRAM
     }
 
+    /// The live task that SO_PEERCRED named.
+    pub fn named_by_kernel(&self, planner: &Planner<'_>) -> Option<VirtPid> {
+        let pid = VirtPid::new(self.usk.crust_peer_pid?)?;
+        let task = planner.tree.task(pid)?;
+        task.is_live().then_some(pid)
+    }
+
     /// Its path was gone at the dump.
     pub fn is_deleted(&self) -> bool {
         self.usk.deleted == Some(true)

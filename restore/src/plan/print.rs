@@ -431,6 +431,7 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             dir,
             name,
             perms,
+            is_deleted,
         } => {
             write!(out, "bind {} to ", Slot(*slot))?;
             write_str(out, name)?;
@@ -441,6 +442,9 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             if let Some((mode, uid, gid)) = perms {
                 write!(out, " mode {mode:#o} owner {uid}:{gid}")?;
             }
+            if *is_deleted {
+                out.push_str(" for now");
+            }
             Ok(())
         }
         Routine::SendPacket {
@@ -449,6 +453,7 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             via,
             to,
             rights,
+            sender,
         } => {
             write!(
                 out,
@@ -461,6 +466,9 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             }
             for right in rights {
                 write!(out, " with {}", Slot(*right))?;
+            }
+            if let Some((pid, uid, gid)) = sender {
+                write!(out, " from {pid} of {uid}:{gid}")?;
             }
             Ok(())
         }

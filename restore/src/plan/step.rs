@@ -398,6 +398,8 @@ pub enum Routine {
         name: Vec<u8>,
         /// Mode, owner and group of the socket file.
         perms: Option<(u32, u32, u32)>,
+        /// The name goes again: directories of it that are gone are made for the moment.
+        is_deleted: bool,
     },
     /// The packet or segment of a sk-queues entry is sent, so that it lies in the queue of the
     /// socket at the other end.
@@ -412,6 +414,8 @@ pub enum Routine {
         to: Vec<u8>,
         /// Descriptors that go with it, in their order.
         rights: Vec<SlotId>,
+        /// Process, user and group of the sender, where the receiver asks for them.
+        sender: Option<(u32, u32, u32)>,
     },
     /// Arms a timerfd: relative, or to the clock's now and what was left, and sets the count of
     /// expirations that nobody has read.

@@ -212,7 +212,7 @@ pub fn open_by_name(
 }
 
 /// Makes the directories above `path` that are missing.
-fn make_parents(path: &[u8], undo: &mut Undo, made: &mut Vec<Vec<u8>>) -> Result<()> {
+pub fn make_parents(path: &[u8], undo: &mut Undo, made: &mut Vec<Vec<u8>>) -> Result<()> {
     let slashes = path
         .iter()
         .enumerate()

@@ -202,9 +202,14 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             dir,
             name,
             perms,
+            is_deleted,
         } => {
-            let perms = *perms;
-            let name = unix_name::SocketName { dir, name, perms };
+            let name = unix_name::SocketName {
+                dir,
+                name,
+                perms: *perms,
+                is_deleted: *is_deleted,
+            };
             unix_name::bind_to_path(slots.get(*slot)?, name, &mut ctx.undo)
         }
         Routine::SendPacket {
@@ -213,6 +218,7 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             via,
             to,
             rights,
+            sender,
         } => {
             let rights: Vec<BorrowedFd<'_>> = rights
                 .iter()
@@ -221,7 +227,7 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
             let bytes = ctx
                 .payloads
                 .read(ctx.images, Kind::SkQueues, *receiver, *nth)?;
-            payload::send_packet(slots.get(*via)?, to, &bytes, &rights)
+            payload::send_packet(slots.get(*via)?, to, &bytes, &rights, *sender)
         }
         Routine::BindInet { slot, address } => inet::bind_or_tell(slots.get(*slot)?, address),
         Routine::RepairTcp(connection) => {

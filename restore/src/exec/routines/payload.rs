@@ -9,7 +9,8 @@ use crust_image::kind::Kind;
 use crust_proto::criu::{BpfmapDataEntry, PipeDataEntry, SkPacketEntry};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::libc;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, sendmsg};
 use nix::unistd::write;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -144,6 +145,7 @@ pub fn send_packet(
     to: &[u8],
     bytes: &[u8],
     rights: &[BorrowedFd<'_>],
+    sender: Option<(u32, u32, u32)>,
 ) -> Result<()> {
     let address = match to.split_first() {
         None => None,
@@ -151,8 +153,16 @@ pub fn send_packet(
         Some(_) => Some(UnixAddr::new(to).context("a path")?),
     };
     let raw: Vec<RawFd> = rights.iter().map(AsRawFd::as_raw_fd).collect();
-    let control = [ControlMessage::ScmRights(&raw)];
-    let mut control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &control };
+    let sender = sender.map(|(pid, uid, gid)| {
+        let pid = pid as libc::pid_t;
+        UnixCredentials::from(libc::ucred { pid, uid, gid })
+    });
+    let mut messages = Vec::new();
+    if !raw.is_empty() {
+        messages.push(ControlMessage::ScmRights(&raw));
+    }
+    messages.extend(sender.as_ref().map(ControlMessage::ScmCredentials));
+    let mut control: &[ControlMessage<'_>] = &messages;
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let mut done = 0;
     loop {
@@ -207,7 +217,7 @@ mod tests {
         let (kind, flags) = (SockType::SeqPacket, SockFlag::empty());
         let (ours, theirs) = socketpair(AddressFamily::Unix, kind, None, flags).expect("pair");
         for packet in [&b"one"[..], b"", b"three"] {
-            send_packet(ours.as_fd(), &[], packet, &[]).expect("sent");
+            send_packet(ours.as_fd(), &[], packet, &[], None).expect("sent");
         }
         let mut room = [0; 16];
         for len in [3, 0, 5] {

@@ -5,6 +5,7 @@
 //! somebody listens is not ours, and is an error. A relative name is bound from the directory it
 //! was meant from, for getsockname(2) gives back the text.
 
+use super::ghost::make_parents;
 use super::undo::Undo;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -27,10 +28,16 @@ pub struct SocketName<'a> {
     pub name: &'a [u8],
     /// Mode, owner and group of the file.
     pub perms: Option<(u32, u32, u32)>,
+    /// It will be removed, with the directories that are made for it.
+    pub is_deleted: bool,
 }
 
 /// Binds `socket` to a name and gives the file its mode and owner.
 pub fn bind_to_path(socket: BorrowedFd<'_>, to: SocketName<'_>, undo: &mut Undo) -> Result<()> {
+    if to.is_deleted {
+        // They are noted as temporary, which is what takes them away.
+        make_parents(&absolute(to.dir, to.name), undo, &mut Vec::new())?;
+    }
     if to.name.starts_with(b"/") {
         return bind_here(socket, to, undo);
     }
@@ -57,7 +64,9 @@ fn in_directory(dir: &[u8], what: impl FnOnce() -> Result<()> + Send) -> Result<
 }
 
 fn bind_here(socket: BorrowedFd<'_>, to: SocketName<'_>, undo: &mut Undo) -> Result<()> {
-    let SocketName { dir, name, perms } = to;
+    let SocketName {
+        dir, name, perms, ..
+    } = to;
     let shown = OsStr::from_bytes(name).display();
     clear_name(name)?;
     let address = UnixAddr::new(OsStr::from_bytes(name))
@@ -155,6 +164,7 @@ mod tests {
             dir: dir.as_os_str().as_bytes(),
             name: name.as_bytes(),
             perms: Some((0o140_640, 0, 0)),
+            is_deleted: false,
         };
         bind_to_path(socket.as_fd(), name, &mut undo)?;
         undo.take_back_temporary();
@@ -201,6 +211,7 @@ mod tests {
             dir: dir.as_os_str().as_bytes(),
             name: b"sock",
             perms: None,
+            is_deleted: false,
         };
         bind_to_path(socket.as_fd(), name, &mut undo).expect("bound");
         drop(undo);
