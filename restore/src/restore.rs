@@ -68,7 +68,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     progress.stage("ask host", None);
     check::expect_nothing(check::of_privileges(options, &host, &plan.steps))?;
     make_room(&plan)
-        .context("raise RLIMIT_NOFILE")
+        .context("raise our own soft limit RLIMIT_NOFILE")
         .stage(Code::Host)?;
     let opened = ask_host(options, log, &images, &checkpoint, &plan)?;
     tell_started(options).stage(Code::GivenFd)?;
@@ -207,7 +207,7 @@ fn tell(log: &Log, restored: &Restored) {
 }
 
 fn write_stats(options: &Options, checkpoint: &Checkpoint, restored: &Restored) -> Result<()> {
-    let work_dir = ImageDir::open(&options.work_dir)?;
+    let work_dir = ImageDir::open(&options.work_dir).context("write stats-restore")?;
     let entry = encode_stats(checkpoint, &restored.phases);
     if options.display_stats {
         print_stats(&entry);

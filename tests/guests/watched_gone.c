@@ -4,7 +4,7 @@
  * as before, the last of them when the last descriptor of the deleted file is closed.
  */
 #include "wl.h"
-#include <sys/fanotify.h>
+#include "fan.h"
 #include <sys/inotify.h>
 static int seen(int fd, int wd, unsigned mask)
 {
@@ -14,18 +14,6 @@ static int seen(int fd, int wd, unsigned mask)
 		struct inotify_event *e = (void *)p;
 		hit |= e->wd == wd && (e->mask & mask);
 		p += sizeof(*e) + e->len;
-	}
-	return hit;
-}
-static int drain(int fd, uint64_t mask)
-{
-	char b[8192] __attribute__((aligned(8)));
-	int n = read(fd, b, sizeof(b)), hit = 0;
-	struct fanotify_event_metadata *m = (void *)b;
-	for (; FAN_EVENT_OK(m, n); m = FAN_EVENT_NEXT(m, n)) {
-		hit |= !!(m->mask & mask);
-		if (m->fd >= 0)
-			close(m->fd);
 	}
 	return hit;
 }

@@ -77,7 +77,7 @@ pub fn guests() -> Result<PathBuf> {
     let programs = products.join("guests");
     fs::create_dir_all(&programs).with_context(|| format!("create {}", programs.display()))?;
     let sources = workspace().join("tests/guests");
-    let headers = ["wl.h", "sockopt.h"].map(|name| modified(&sources.join(name)));
+    let headers = ["wl.h", "sockopt.h", "fan.h"].map(|name| modified(&sources.join(name)));
     let headers: Vec<_> = headers.into_iter().collect::<Result<_>>()?;
     let header = headers.into_iter().max();
     let mut running = Vec::new();

@@ -170,7 +170,17 @@ pub fn faults_of(calls: &BTreeMap<i64, u64>, seed: &str) -> Result<Vec<Fault>> {
 /// file, a descriptor, an image entry.
 pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()> {
     let said = outcome.last_line();
-    ensure!(outcome.status.code() == Some(1), "{}", outcome.report());
+    // A configuration that cannot be read ends a run as wrong usage does.
+    let status = if said.contains("read configuration") {
+        2
+    } else {
+        1
+    };
+    ensure!(
+        outcome.status.code() == Some(status),
+        "{}",
+        outcome.report()
+    );
     ensure!(!outcome.stderr.contains("panicked"), "{}", outcome.report());
     let sentence = said
         .strip_prefix(&format!("{name}: "))

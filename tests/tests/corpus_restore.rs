@@ -128,5 +128,4 @@ sets! {
     timerfd "timerfd";
     tcp_est "tcp_est" "--tcp-established";
     netlink "netlink";
-    nsfd "nsfd";
 }

@@ -18,6 +18,7 @@ const NOT_ALONE: &[&str] = &[
     "bomb",
     "family",
     "incremental",
+    "limits",
     "many",
     "many_fds",
     "manymaps",

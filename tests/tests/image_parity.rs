@@ -174,6 +174,24 @@ const JUSTIFIED: &[(&str, &str, &str, &str)] = &[
         "a field of our own, which CRIU ignores",
     ),
     (
+        "epoll",
+        "files.img",
+        ".entries[].usk.crust_peer_pid",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
+        "unix_scm",
+        "files.img",
+        ".entries[].usk.crust_peer_pid",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
+        "unix_stream",
+        "files.img",
+        ".entries[].usk.crust_peer_pid",
+        "a field of our own, which CRIU ignores",
+    ),
+    (
         "timers",
         "core-0.img",
         ".entries[].tc.signals_s.signals[]",

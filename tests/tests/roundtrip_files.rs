@@ -47,6 +47,7 @@ crust_tests::workloads! {
     netlink: guest "netlink";
     sock_extra: guest "sock_extra";
     /// Every option that can be read.
+    multicast: guest "multicast";
     sock_options: guest "sock_options", dump &["--tcp-established"], restore &["--tcp-established"];
     packet_rings: guest "packet_rings";
     bpfmap: guest "bpfmap";

@@ -19,6 +19,7 @@ pub mod kept_options;
 pub mod leftover;
 pub mod making;
 pub mod memory;
+pub mod multicast;
 pub mod namespace;
 pub mod netfilter;
 pub mod netlink;

@@ -67,10 +67,15 @@ pub fn open_peer(master: BorrowedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes what waits at the master. In packet mode there is a byte of status before each read,
-/// which is left out.
-pub fn take_output(master: BorrowedFd, packets: bool) -> nix::Result<Waiting> {
+/// Takes what waits at the master, and says how it ended: what was taken then must go back too. In
+/// packet mode there is a byte of status before each read, which is left out.
+pub fn take_output(master: BorrowedFd, packets: bool) -> (Waiting, nix::Result<()>) {
     let mut waiting = Waiting::default();
+    let taken = take_packets(master, packets, &mut waiting);
+    (waiting, taken)
+}
+
+fn take_packets(master: BorrowedFd, packets: bool, waiting: &mut Waiting) -> nix::Result<()> {
     while poll_input(master)? {
         // A status of packet mode makes it readable too, and is not ours to take.
         let count = bytes_waiting(master)?;
@@ -85,19 +90,31 @@ pub fn take_output(master: BorrowedFd, packets: bool) -> nix::Result<Waiting> {
         }
         waiting.bytes.extend_from_slice(data);
     }
-    Ok(waiting)
+    Ok(())
 }
 
-/// Takes what waits at the slave, and leaves its modes as they were.
-pub fn take_input(slave: BorrowedFd) -> nix::Result<Waiting> {
-    let modes = tty_modes(slave)?;
+/// Takes what waits at the slave, leaves its modes as they were, and says how it ended: what was
+/// taken then must go back too.
+pub fn take_input(slave: BorrowedFd) -> (Waiting, nix::Result<()>) {
     let mut waiting = Waiting::default();
+    let taken = take_all(slave, &mut waiting);
+    (waiting, taken)
+}
+
+fn take_all(slave: BorrowedFd, waiting: &mut Waiting) -> nix::Result<()> {
+    let modes = tty_modes(slave)?;
     if is_canonical(&modes) {
-        take_lines(slave, &modes, &mut waiting)?;
+        take_lines(slave, &modes, waiting)?;
     }
-    let taken = set_modes(slave, &raw(&modes)).and_then(|()| take_rest(slave, &mut waiting));
-    set_modes(slave, &modes)?;
-    taken.map(|()| waiting)
+    let taken = set_modes(slave, &raw(&modes)).and_then(|()| take_rest(slave, waiting));
+    insist(|| set_modes(slave, &modes))?;
+    taken
+}
+
+/// Once more if the kernel refuses, as it may when it is short of memory: what is not put back is
+/// lost to the program.
+fn insist<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    call().or_else(|_| call())
 }
 
 fn take_lines(slave: BorrowedFd, modes: &Termios, waiting: &mut Waiting) -> nix::Result<()> {
@@ -136,7 +153,7 @@ fn ends_line(byte: u8, modes: &Termios) -> bool {
 /// nothing, and leaves its modes as they were. What the queue has no room for is written into the
 /// master.
 pub fn put_input(slave: BorrowedFd, master: BorrowedFd, waiting: &Waiting) -> nix::Result<()> {
-    let modes = tty_modes(slave)?;
+    let modes = insist(|| tty_modes(slave))?;
     let eof = unused_byte(&waiting.bytes, &modes).ok_or(Errno::EOVERFLOW)?;
     let literal = literal(&modes, eof);
     // An end of file means something to the kernel only where it edits lines.
@@ -146,10 +163,10 @@ pub fn put_input(slave: BorrowedFd, master: BorrowedFd, waiting: &Waiting) -> ni
         waiting.bytes.clone()
     };
     let (first, rest) = typed.split_at(typed.len().min(QUEUE));
-    let put = set_modes(slave, &literal)
+    let put = insist(|| set_modes(slave, &literal))
         .and_then(|()| put_bytes(slave, first))
         .and_then(|()| write_all(master, rest));
-    set_modes(slave, &modes)?;
+    insist(|| set_modes(slave, &modes))?;
     put
 }
 
@@ -161,13 +178,13 @@ pub fn put_output(master: BorrowedFd, slave: BorrowedFd, waiting: &Waiting) -> n
     if rest.is_empty() {
         return Ok(());
     }
-    let modes = tty_modes(slave)?;
+    let modes = insist(|| tty_modes(slave))?;
     let unchanged = Termios {
         oflag: modes.oflag & !libc::OPOST,
         ..modes
     };
-    let put = set_modes(slave, &unchanged).and_then(|()| write_all(slave, rest));
-    set_modes(slave, &modes)?;
+    let put = insist(|| set_modes(slave, &unchanged)).and_then(|()| write_all(slave, rest));
+    insist(|| set_modes(slave, &modes))?;
     put
 }
 
@@ -222,8 +239,10 @@ fn unused_byte(bytes: &[u8], modes: &Termios) -> Option<u8> {
 /// TIOCSTI for each byte.
 fn put_bytes(tty: BorrowedFd, bytes: &[u8]) -> nix::Result<()> {
     for byte in bytes {
-        // SAFETY: TIOCSTI reads one byte, which outlives the call.
-        Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSTI, byte) })?;
+        insist(|| {
+            // SAFETY: TIOCSTI reads one byte, which outlives the call.
+            Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSTI, byte) })
+        })?;
     }
     Ok(())
 }
@@ -244,10 +263,10 @@ fn poll_input(tty: BorrowedFd) -> nix::Result<bool> {
 fn write_all(fd: BorrowedFd, bytes: &[u8]) -> nix::Result<()> {
     for byte in bytes {
         let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
-        if poll(&mut fds, PollTimeout::ZERO)? == 0 {
+        if insist(|| poll(&mut fds, PollTimeout::ZERO))? == 0 {
             return Err(Errno::ENOSPC);
         }
-        write(fd, std::slice::from_ref(byte))?;
+        insist(|| write(fd, std::slice::from_ref(byte)))?;
     }
     Ok(())
 }
@@ -256,6 +275,11 @@ fn write_all(fd: BorrowedFd, bytes: &[u8]) -> nix::Result<()> {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    fn whole((waiting, taken): (Waiting, nix::Result<()>)) -> Waiting {
+        taken.expect("take");
+        waiting
+    }
 
     /// A pair of the machine's; its index does not matter.
     fn pair() -> (OwnedFd, OwnedFd) {
@@ -282,10 +306,10 @@ mod tests {
         type_in(&master, b"one\ntwo\x04\x04half");
         // What the terminal has echoed.
         let modes = tty_modes(slave.as_fd()).expect("modes");
-        let waiting = take_input(slave.as_fd()).expect("take");
+        let waiting = whole(take_input(slave.as_fd()));
         assert_eq!(waiting.bytes, b"one\ntwohalf");
         assert_eq!(waiting.ends, [7, 7]);
-        assert!(take_input(slave.as_fd()).expect("take").is_empty());
+        assert!(whole(take_input(slave.as_fd())).is_empty());
         put_input(slave.as_fd(), master.as_fd(), &waiting).expect("put");
         assert_eq!(tty_modes(slave.as_fd()), Ok(modes));
         // As a program reads it: two lines, an end of file, then nothing until a line ends.
@@ -308,10 +332,10 @@ mod tests {
         set_modes(slave.as_fd(), &modes).expect("set");
         let all: Vec<u8> = (0..=254).collect();
         type_in(&master, &all);
-        let waiting = take_input(slave.as_fd()).expect("take");
+        let waiting = whole(take_input(slave.as_fd()));
         assert_eq!(waiting.bytes, all);
         put_input(slave.as_fd(), master.as_fd(), &waiting).expect("put");
-        assert_eq!(take_input(slave.as_fd()), Ok(waiting));
+        assert_eq!(whole(take_input(slave.as_fd())), waiting);
     }
 
     #[test]
@@ -320,10 +344,10 @@ mod tests {
             let (master, slave) = pair();
             let bytes: Vec<u8> = (0..size).map(|at| b'a' + (at % 26) as u8).collect();
             write_all(slave.as_fd(), &bytes).expect("write");
-            let waiting = take_output(master.as_fd(), false).expect("take");
+            let waiting = whole(take_output(master.as_fd(), false));
             assert_eq!(waiting.bytes, bytes);
             put_output(master.as_fd(), slave.as_fd(), &waiting).expect("put");
-            assert_eq!(take_output(master.as_fd(), false), Ok(waiting));
+            assert_eq!(whole(take_output(master.as_fd(), false)), waiting);
         }
     }
 

@@ -27,6 +27,8 @@ fn rule(message: &str, field: &str) -> Option<Holds> {
         ("file_lock_entry", "pid") => Holds::Pid,
         ("pidfd_entry", "nspid") => Holds::Pid,
         ("autofs_entry", "pgrp") => Holds::Pid,
+        ("unix_sk_entry", "crust_peer_pid") => Holds::Pid,
+        ("crust_sender_entry", "pid") => Holds::Pid,
         ("siginfo_entry", "siginfo") => Holds::Siginfo,
 
         ("reg_file_entry", "name") => Holds::Path,
@@ -49,12 +51,12 @@ fn rule(message: &str, field: &str) -> Option<Holds> {
         ("tun_link_entry", "group") => Holds::Gid,
         (
             "ghost_file_entry" | "memfd_inode_entry" | "file_perms_entry" | "tty_info_entry"
-            | "autofs_entry" | "cgroup_perms",
+            | "autofs_entry" | "cgroup_perms" | "crust_sender_entry",
             "uid",
         ) => Holds::Uid,
         (
             "ghost_file_entry" | "memfd_inode_entry" | "file_perms_entry" | "tty_info_entry"
-            | "autofs_entry" | "cgroup_perms",
+            | "autofs_entry" | "cgroup_perms" | "crust_sender_entry",
             "gid",
         ) => Holds::Gid,
         _ => return None,

@@ -9,7 +9,9 @@
 //! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait
 //! are lost, as UDP may lose them: the log says so.
 
-use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, raw_socket, tcp};
+use super::{
+    FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, multicast, raw_socket, tcp,
+};
 use crate::context::Context;
 use anyhow::Context as _;
 use crust_cli::options::Options;
@@ -52,6 +54,11 @@ pub fn dump(
         }
         table.connections.add(file, socket.found(file, &opts)?);
     }
+    // Sockets with connections are in no group (ip_mc_join_group).
+    let crust_groups = match socket.is_tcp() {
+        true => Vec::new(),
+        false => multicast::collect(table, file)?,
+    };
     let kind = (socket.family, socket.kind, socket.protocol);
     let entry = InetSkEntry {
         id: id.0,
@@ -76,6 +83,7 @@ pub fn dump(
         tcp_opts: Some(collect_tcp_options(file.fd, &socket)?),
         crust_options: kept_options::collect(table, file.fd, kind),
         crust_congestion: kept_options::collect_congestion(table, file.fd, kind),
+        crust_groups,
     };
     Ok(FileEntry {
         isk: Some(Box::new(entry)),

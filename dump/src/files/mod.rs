@@ -25,6 +25,7 @@ mod link_remap;
 mod look;
 mod memfd;
 mod mounts;
+mod multicast;
 mod namespace;
 mod netlink_socket;
 mod packet_socket;
@@ -128,6 +129,7 @@ pub struct FileTable {
     unix: unix_socket::Sockets,
     connections: tcp::Connections,
     netlink: netlink_socket::Listed,
+    groups: multicast::Listed,
     packets: packet_socket::Listed,
     ringed: packet_socket::Ringed,
     new_sockets: kept_options::News,
@@ -343,6 +345,7 @@ impl FileTable {
             unix: unix_socket::Sockets::default(),
             connections: tcp::Connections::default(),
             netlink: netlink_socket::Listed::default(),
+            groups: None,
             packets: packet_socket::Listed::default(),
             ringed: packet_socket::Ringed::default(),
             new_sockets: kept_options::News::default(),

@@ -18,7 +18,7 @@ use crust_image::sink::{ImageSink, write_entries};
 use crust_process::terminal::{QUEUE, open_peer};
 use crust_process::terminal::{Waiting, put_input, put_output, take_input, take_output};
 use crust_proto::criu::TtyDataEntry;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Writes tty-data.img, if something waits anywhere.
 pub fn write(ctx: &Context, table: &FileTable, sink: &dyn ImageSink) -> Result<()> {
@@ -56,27 +56,33 @@ struct BothWays {
     output: Waiting,
 }
 
-/// The input first: what its editing echoes belongs to the output.
+/// The input first: what its editing echoes belongs to the output. What could be taken goes back
+/// before a failure is told.
 fn collect(master: &Info, slave: Option<&Info>) -> nix::Result<BothWays> {
     let mut both = BothWays::default();
     let master_fd = master.fd.as_fd();
     if let Some(slave) = slave {
-        both.input = take_input(slave.fd.as_fd())?;
-        if !both.input.is_empty() {
-            put_input(slave.fd.as_fd(), master_fd, &both.input)?;
+        let (input, taken) = take_input(slave.fd.as_fd());
+        if !input.is_empty() {
+            put_input(slave.fd.as_fd(), master_fd, &input)?;
         }
+        taken?;
+        both.input = input;
     }
-    both.output = take_output(master_fd, master.entry.packet_mode)?;
-    if both.output.is_empty() {
-        return Ok(both);
+    let (output, taken) = take_output(master_fd, master.entry.packet_mode);
+    if !output.is_empty() {
+        put_back(master_fd, slave, &output)?;
     }
-    match slave {
-        Some(slave) => put_output(master_fd, slave.fd.as_fd(), &both.output)?,
-        // Only more than its own queue holds goes by the other end.
-        None if both.output.bytes.len() <= QUEUE => {
-            put_output(master_fd, master_fd, &both.output)?;
-        }
-        None => put_output(master_fd, open_peer(master_fd)?.as_fd(), &both.output)?,
-    }
+    taken?;
+    both.output = output;
     Ok(both)
+}
+
+fn put_back(master: BorrowedFd, slave: Option<&Info>, output: &Waiting) -> nix::Result<()> {
+    match slave {
+        Some(slave) => put_output(master, slave.fd.as_fd(), output),
+        // Only more than its own queue holds goes by the other end.
+        None if output.bytes.len() <= QUEUE => put_output(master, master, output),
+        None => put_output(master, open_peer(master)?.as_fd(), output),
+    }
 }

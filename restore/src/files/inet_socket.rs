@@ -305,7 +305,7 @@ impl Inet {
     }
 
     fn after_bind(&self, isk: &InetSkEntry, slot: SlotId) -> Result<Vec<Call>, String> {
-        let mut calls = Vec::new();
+        let mut calls = kept_options::groups(&isk.crust_groups, slot)?;
         let mut set = |level, name, value: u32| {
             calls.push(set_option(slot, level, name, value.to_le_bytes().to_vec()));
         };

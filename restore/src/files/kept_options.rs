@@ -3,7 +3,8 @@
 use super::calls::set_option;
 use crate::plan::step::{Call, SlotId};
 use crust_process::kept_options::find;
-use crust_proto::criu::CrustOptionEntry;
+use crust_process::multicast::{Group, MCAST_JOIN_GROUP};
+use crust_proto::criu::{CrustGroupEntry, CrustOptionEntry};
 use nix::libc;
 
 /// Longest name of a congestion control (TCP_CA_NAME_MAX).
@@ -33,6 +34,23 @@ pub fn congestion(name: Option<&Vec<u8>>, slot: SlotId) -> Result<Option<Call>, 
     Ok(Some(set_option(slot, level, option, name.clone())))
 }
 
+/// The calls that make it a member of multicast groups.
+pub fn groups(groups: &[CrustGroupEntry], slot: SlotId) -> Result<Vec<Call>, String> {
+    let join = |entry: &CrustGroupEntry| {
+        let group = Group {
+            ifindex: entry.ifindex,
+            address: entry.group.clone(),
+        };
+        let level = group.level().ok_or_else(|| {
+            let len = entry.group.len();
+            format!("crust_groups: a group of {len} bytes, not 4 or 16")
+        })?;
+        let option = ("MCAST_JOIN_GROUP", MCAST_JOIN_GROUP);
+        Ok(set_option(slot, level, option, group.request()))
+    };
+    groups.iter().map(join).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +68,19 @@ mod tests {
         assert!(calls(&[good, wild], SlotId(0)).is_err());
         assert!(congestion(Some(&vec![b'x'; 16]), SlotId(0)).is_err());
         assert!(congestion(Some(&b"reno".to_vec()), SlotId(0)).is_ok());
+    }
+
+    #[test]
+    fn groups_are_joined_on_their_interface() {
+        let group = |len: usize| CrustGroupEntry {
+            ifindex: 7,
+            group: vec![0xef; len],
+        };
+        let calls = groups(&[group(4), group(16)], SlotId(0)).expect("two groups");
+        let text = serde_json::to_string(&calls).expect("plans are printed");
+        for word in ["MCAST_JOIN_GROUP", "IPPROTO_IP\"", "IPPROTO_IPV6\""] {
+            assert!(text.contains(word), "{word} in {text}");
+        }
+        assert!(groups(&[group(5)], SlotId(0)).is_err());
     }
 }
