@@ -158,8 +158,12 @@ pub fn faults_of(calls: &BTreeMap<i64, u64>, seed: &str) -> Result<Vec<Fault>> {
             // One in each of as many equal parts.
             let (start, end) = (part * count / wanted, (part + 1) * count / wanted);
             let nth = 1 + start + random.below(end - start);
-            let errno = WORDS[faults.len() % WORDS.len()];
             let number = *number;
+            let errno = match (number, WORDS[faults.len() % WORDS.len()]) {
+                // That is how an older kernel answers a request it does not know: no error.
+                (libc::SYS_ptrace, Errno::EIO) => Errno::EPERM,
+                (_, errno) => errno,
+            };
             faults.push(Fault { number, nth, errno });
         }
     }

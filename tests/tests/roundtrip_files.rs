@@ -46,8 +46,8 @@ crust_tests::workloads! {
     udp: guest "udp";
     netlink: guest "netlink";
     sock_extra: guest "sock_extra";
-    /// Every option that can be read.
     multicast: guest "multicast";
+    /// Every option that can be read.
     sock_options: guest "sock_options", dump &["--tcp-established"], restore &["--tcp-established"];
     packet_rings: guest "packet_rings";
     bpfmap: guest "bpfmap";

@@ -398,7 +398,8 @@ fn wait_for_death(pid: i32) {
     }
 }
 
-/// A pidfd is readable when its process is dead.
+/// A pidfd is readable when its process is dead. By ppoll(2): below a filter whose listener is gone
+/// (tests/programs/refuse.c) poll(2) fails for ever.
 fn wait_until_readable(fd: i32) {
     let mut dead = libc::pollfd {
         fd,
@@ -406,7 +407,7 @@ fn wait_until_readable(fd: i32) {
         revents: 0,
     };
     // SAFETY: the value outlives the call.
-    while unsafe { libc::poll(&mut dead, 1, -1) } != 1 {}
+    while unsafe { libc::ppoll(&mut dead, 1, std::ptr::null(), std::ptr::null()) } != 1 {}
 }
 
 /// Clones the child, under a high pid if some are taken.
