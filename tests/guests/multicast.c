@@ -1,5 +1,7 @@
-/* Datagram sockets in multicast groups of both families on lo, and one in none. */
+/* Datagram sockets in multicast groups of both families on lo, and one in none; the interfaces they
+ * send by. */
 #include "wl.h"
+#include "sockopt.h"
 #include <arpa/inet.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -23,7 +25,15 @@ int main(int argc, char **argv)
 	MUST(udp >= 0 && raw >= 0 && none >= 0);
 	MUST(!join(udp, AF_INET, "239.1.2.3") && !join(udp, AF_INET, "239.1.2.4") && !join(raw, AF_INET, "239.1.2.5"));
 	MUST(six < 0 || (!join(six, AF_INET6, "ff02::1234") && !join(six, AF_INET, "239.1.2.3")));
+	int lo = if_nametoindex("lo"), lo_n = htonl(lo);
+	struct in_addr home = { htonl(INADDR_LOOPBACK) }, got = { 0 };
+	MUST(!setsockopt(udp, IPPROTO_IP, IP_MULTICAST_IF, &home, sizeof(home)) && set(none, IPPROTO_IP, 50, lo_n));
+	MUST(six < 0 || (set(six, IPPROTO_IPV6, IPV6_MULTICAST_IF, lo) && set(six, IPPROTO_IPV6, 76, lo_n)));
 	wl_wait();
+	socklen_t len = sizeof(got);
+	MUST(!getsockopt(udp, IPPROTO_IP, IP_MULTICAST_IF, &got, &len) && got.s_addr == home.s_addr);
+	MUST(opt(none, IPPROTO_IP, 50) == lo_n);
+	MUST(six < 0 || (opt(six, IPPROTO_IPV6, IPV6_MULTICAST_IF) == lo && opt(six, IPPROTO_IPV6, 76) == lo_n));
 	/* A second time is refused to a member, and to no other. */
 	MUST(join(udp, AF_INET, "239.1.2.3") == EADDRINUSE && join(udp, AF_INET, "239.1.2.4") == EADDRINUSE);
 	MUST(join(raw, AF_INET, "239.1.2.5") == EADDRINUSE);
