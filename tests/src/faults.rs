@@ -192,6 +192,8 @@ pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()
     let errno = match (fault.number, fault.errno) {
         // From /proc/PID/mem it says that nothing is mapped there, which is EFAULT.
         (libc::SYS_pread64, Errno::EIO) if sentence.contains("EFAULT") => Errno::EFAULT,
+        // pthread_create(3) says that it cannot now.
+        (libc::SYS_clone3, Errno::ENOMEM) if sentence.contains("thread") => Errno::EAGAIN,
         (_, errno) => errno,
     };
     // A task that shall die by its own hand has nobody to tell why it could not.

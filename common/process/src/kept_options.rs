@@ -18,7 +18,9 @@ pub struct KeptOption {
     pub text: (&'static str, &'static str),
 }
 
-/// Not in libc for this target (include/uapi/linux/{in,tcp,netlink,udp}.h).
+/// Not in libc for this target (include/uapi/linux/{in,in6,tcp,netlink,udp}.h).
+const IP_MULTICAST_IF: i32 = 32;
+const IPV6_MULTICAST_IF: i32 = 17;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const TCP_NOTSENT_LOWAT: i32 = 25;
 const TCP_FASTOPEN_CONNECT: i32 = 30;
@@ -93,7 +95,7 @@ kept! {
         libc::IP_RECVTTL, "IP_RECVTTL";
         libc::IP_RECVTOS, "IP_RECVTOS";
         libc::IP_RECVORIGDSTADDR, "IP_RECVORIGDSTADDR";
-        32, "IP_MULTICAST_IF";
+        IP_MULTICAST_IF, "IP_MULTICAST_IF";
         50, "IP_UNICAST_IF";
         libc::IP_MULTICAST_TTL, "IP_MULTICAST_TTL";
         libc::IP_MULTICAST_LOOP, "IP_MULTICAST_LOOP";
@@ -105,7 +107,7 @@ kept! {
         libc::IPV6_UNICAST_HOPS, "IPV6_UNICAST_HOPS";
         libc::IPV6_MULTICAST_HOPS, "IPV6_MULTICAST_HOPS";
         libc::IPV6_MTU_DISCOVER, "IPV6_MTU_DISCOVER";
-        17, "IPV6_MULTICAST_IF";
+        IPV6_MULTICAST_IF, "IPV6_MULTICAST_IF";
         76, "IPV6_UNICAST_IF";
         29, "IPV6_MULTICAST_ALL";
         31, "IPV6_RECVERR_RFC4884";
@@ -179,11 +181,13 @@ pub fn find(level: i32, name: i32) -> Option<&'static KeptOption> {
         .find(|kept| (kept.level, kept.name) == (level, name))
 }
 
-/// They mean nothing to a stream, which refuses to have them set, but has the time to live of the
-/// peer's first packet in the first (tcp_v4_syn_recv_sock).
-const NOT_OF_STREAMS: [(i32, i32); 2] = [
+/// They mean nothing to a stream, which refuses to have them set, but has the time to live and the
+/// interface of the peer's first packet in them (tcp_v4_syn_recv_sock, tcp_v6_syn_recv_sock).
+const NOT_OF_STREAMS: [(i32, i32); 4] = [
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, IP_MULTICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_IF),
 ];
 /// What a connection answers to these is its state and no wish; what was wished has been agreed with
 /// the peer, or came with the first packet.

@@ -131,9 +131,10 @@ impl Made {
         let forked = Errno::result(got);
         let restored = set_own_mask(mask);
         forked.map_err(|errno| Error::new(pid, "clone3 with its exact pid", errno))?;
-        restored.map_err(|errno| Error::new(pid, "sigprocmask", errno))?;
-        step();
-        let adopted = seize(pid).and_then(|()| {
+        let restored = restored.map_err(|errno| Error::new(pid, "sigprocmask", errno));
+        let adopted = restored.and_then(|_| {
+            step();
+            seize(pid)?;
             tracee::interrupt(pid)?;
             Made::adopt(pid)
         });
@@ -375,7 +376,8 @@ fn wait_for_tracer(maker: i32) -> ! {
     };
     // SAFETY: system calls on numbers and on a value that outlives them.
     unsafe {
-        while libc::poll(&mut dead, 1, -1) != 1 {}
+        // As a survivor waits, and for the same reason.
+        while libc::ppoll(&mut dead, 1, std::ptr::null(), std::ptr::null()) != 1 {}
         libc::_exit(libc::EXIT_FAILURE)
     }
 }
