@@ -135,7 +135,12 @@ fn is_alive(name: &[u8]) -> Result<bool> {
     };
     match connect(probe.as_raw_fd(), &address) {
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        _ => Ok(true),
+        // Of another type, or with a peer that is not us (unix_dgram_connect).
+        Ok(()) | Err(Errno::EPROTOTYPE | Errno::EPERM) => Ok(true),
+        Err(errno) => {
+            let name = OsStr::from_bytes(name).display();
+            Err(errno).with_context(|| format!("ask whether the socket {name} has a process"))
+        }
     }
 }
 
