@@ -9,12 +9,15 @@ use crate::error::{Error, Result};
 use crate::fds::PidFd;
 use crate::memory::TaskMem;
 use crate::pid::HostPid;
+use crate::proc::stat::parse_stat;
+use crate::proc::status::TaskState;
 use crate::scratch::{Scratch, Table};
 use crate::steps::step;
 use crate::stub;
-use crate::tracee::{self, Stop, Stopped, Wait, options};
+use crate::tracee::{self, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 /// struct clone_args of include/uapi/linux/sched.h, version 2 (Linux 5.5).
 #[repr(C)]
@@ -335,6 +338,44 @@ impl Made {
     /// Lets go.
     pub fn release(self) -> Result<()> {
         self.thread.detach()
+    }
+
+    /// Whether its next instruction is exit(2) and no handler can come before it: so a leader is
+    /// written that had ended while its threads lived on.
+    pub fn ends_at_once(&self) -> Result<bool> {
+        const SYSCALL: [u8; 2] = [0x0f, 0x05];
+        const CANNOT_BLOCK: SigSet = 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
+        let regs = self.thread.regs()?.0;
+        if regs.rax != libc::SYS_exit as u64 || self.thread.sigmask()? | CANNOT_BLOCK != !0 {
+            return Ok(false);
+        }
+        let mut code = [0; 2];
+        let read = TaskMem::open(self.tid())?.read_exact_at(regs.rip, &mut code);
+        Ok(read.is_ok() && code == SYSCALL)
+    }
+
+    /// Lets go of a leader that ends at once, and waits until it has, so that none of its threads
+    /// sees it alive. The kernel tells nobody of this death: wait(2) and a pidfd speak of a leader
+    /// only when its last thread is gone (delay_group_leader of kernel/exit.c), so its state is
+    /// read until it is `Z`. Where somebody stops or freezes it on its way, its threads, which
+    /// are of the same process, do not run either: then it is not waited for beyond this second.
+    pub fn release_to_end(self) -> Result<()> {
+        const LONG_ENOUGH: Duration = Duration::from_secs(1);
+        let pid = self.tid();
+        self.thread.detach()?;
+        let since = Instant::now();
+        while since.elapsed() < LONG_ENOUGH {
+            let Ok(text) = std::fs::read(format!("/proc/{pid}/stat")) else {
+                break;
+            };
+            match parse_stat(&text).map(|stat| stat.state) {
+                Ok(TaskState::Running | TaskState::Sleeping | TaskState::DiskSleep) => {
+                    std::thread::yield_now();
+                }
+                _ => break,
+            }
+        }
+        Ok(())
     }
 
     /// Kills the process and waits for its end. It may be dead already. A leader's end is told only

@@ -363,11 +363,12 @@ impl<'p> Executor<'p> {
             if task.dead {
                 continue;
             }
-            for made in task.threads.into_values().chain([task.leader]) {
-                match made.release() {
-                    // Somebody has killed it meanwhile, as may happen to any task.
-                    Err(error) if !error.is_gone() => unreleased = unreleased.or(Some(error)),
-                    _ => {}
+            for released in let_go(task) {
+                // Somebody has killed it meanwhile, as may happen to any task.
+                if let Err(error) = released
+                    && !error.is_gone()
+                {
+                    unreleased = unreleased.or(Some(error));
                 }
             }
         }
@@ -387,6 +388,21 @@ impl<'p> Executor<'p> {
         }
         Ok(held)
     }
+}
+
+/// Lets the threads of a task go, the leader last; but first one that had ended, which none of its
+/// threads may see alive.
+fn let_go(task: Task<'_>) -> Vec<crust_process::error::Result<()>> {
+    let (leader, threads) = (task.leader, task.threads.into_values());
+    if threads.len() > 0 && matches!(leader.ends_at_once(), Ok(true)) {
+        let ended = leader.release_to_end();
+        return std::iter::once(ended)
+            .chain(threads.map(Made::release))
+            .collect();
+    }
+    let mut released: Vec<_> = threads.map(Made::release).collect();
+    released.push(leader.release());
+    released
 }
 
 /// The first process in the address space of each, itself in most cases.
