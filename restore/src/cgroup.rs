@@ -10,9 +10,8 @@
 //! does that everywhere, v2 below a threaded domain, whose cgroups say so by cgroup.type.
 
 use crate::host::CgroupMount;
-use crate::plan::step::{
-    Actor, Arg, Call, CgroupDir, Op, Origin, Phase, Ret, Routine, SetProperties,
-};
+use crate::plan::routine::{CgroupDir, Routine, SetProperties};
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
 use crust_cli::options::{CgroupMode, CgroupRoot};

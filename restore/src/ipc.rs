@@ -8,7 +8,8 @@
 //! that outlived the dump is taken back if nobody has attached it meanwhile.
 
 use crate::mm;
-use crate::plan::step::{Actor, Arg, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crate::tree::{Task, plan_new};
 use crust_image::ids::{ShmId, VirtPid};

@@ -1,7 +1,8 @@
 //! Which capabilities a plan needs: each step's call tells, by its name and arguments
 //! (capabilities(7)).
 
-use crate::plan::step::{Arg, Call, Op, Piece, Routine, Step};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Arg, Call, Op, Piece, Step};
 use crust_cli::capabilities::{Cap, Needs};
 use nix::libc;
 

@@ -3,7 +3,8 @@
 
 use super::{ExecError, Executor, routines};
 use crate::check::pids::holder;
-use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, Routine, SlotId, Step};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, SlotId, Step};
 use crust_image::ids::VirtPid;
 use crust_process::broker::{self, Answer, Inner, OwnArg};
 use crust_process::fds::PidFd;

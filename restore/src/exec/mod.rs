@@ -14,8 +14,9 @@ mod load;
 pub mod routines;
 mod vdso;
 
+use crate::plan::routine::Routine;
 use crate::plan::slots::needs;
-use crate::plan::step::{Actor, Op, Phase, Plan, Routine, SlotId, Step, ThreadState};
+use crate::plan::step::{Actor, Op, Phase, Plan, SlotId, Step, ThreadState};
 use compile::Compiled;
 use crust_cli::progress::Progress;
 use crust_image::dir::ImageDir;

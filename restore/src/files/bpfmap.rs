@@ -7,7 +7,8 @@
 
 use super::{File, fown, member};
 use crate::plan::object::BpfMap;
-use crate::plan::step::{Actor, Op, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_process::bpf::{KINDS, LONGEST_NAME, flag, kind};
 use crust_proto::criu::{BpfmapDataEntry, BpfmapFileEntry};

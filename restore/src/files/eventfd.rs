@@ -6,7 +6,8 @@
 //! of `flags`, which no eventfd has otherwise and which CRIU's restore ignores; CRIU's dump loses it.
 
 use super::{File, fown, member};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use nix::libc;
 

@@ -9,7 +9,8 @@
 
 use super::calls::set_flags;
 use super::{File, find, fown, member, of_kind, pipe, regfile, shown};
-use crate::plan::step::{Actor, Op, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::{FileId, PipeId};
 use crust_proto::criu::{FdTypes, RegFileEntry};

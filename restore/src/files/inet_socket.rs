@@ -9,7 +9,8 @@
 
 use super::calls::{SETTABLE, set_flags, set_option};
 use super::{File, fown, kept_options, member, sock_options, tcp};
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::tcp_state::{CLOSE, ESTABLISHED, LISTEN, is_connected};
 use crust_proto::criu::{InetSkEntry, SkShutdown, TcpStreamEntry};

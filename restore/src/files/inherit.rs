@@ -11,7 +11,8 @@
 use super::calls::reopen;
 use super::{File, all, kind_of};
 use crate::plan::Planner;
-use crate::plan::step::{Actor, Op, Phase, Routine};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Phase};
 use crust_proto::criu::FdTypes;
 use nix::libc;
 

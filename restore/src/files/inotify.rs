@@ -8,7 +8,8 @@
 use super::regfile::check_path;
 use super::remap;
 use super::{File, fown, member, of_kind, shown};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId, Watched};
+use crate::plan::routine::{Routine, Watched};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::{FdTypes, FhEntry, InotifyWdEntry};
 use nix::libc;

@@ -12,7 +12,8 @@
 use super::calls::{fcntl, reopen, seek};
 use super::{File, fown, member, shown};
 use crate::mm;
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::ShmId;
 use crust_proto::criu::MemfdInodeEntry;

@@ -7,7 +7,8 @@
 
 use super::calls::reopen;
 use super::{File, member};
-use crate::plan::step::{Actor, FileFacts, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::routine::{FileFacts, Routine};
+use crate::plan::step::{Actor, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crate::tree::uts_names;
 use crust_image::ids::VirtPid;

@@ -10,7 +10,8 @@
 
 use super::calls::{O_LARGEFILE, fcntl, reopen, set_flags};
 use super::{File, fown, member, of_kind};
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::PipeId;
 use crust_image::payload::PipeData;

@@ -13,7 +13,8 @@
 use super::calls::seek;
 use super::remap::{self, Way};
 use super::{File, fown, member, shown};
-use crate::plan::step::{Actor, FileFacts, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::{FileFacts, Routine};
+use crate::plan::step::{Actor, Op, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_proto::criu::RegFileEntry;
 use nix::libc;

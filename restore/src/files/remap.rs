@@ -10,7 +10,8 @@
 
 use super::regfile::check_path;
 use super::{File, find, kind_of, shown};
-use crate::plan::step::{Actor, Op, Origin, Phase, Routine};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Origin, Phase};
 use crate::plan::{Planner, Refusal, StepId};
 use crust_image::checkpoint::{Remap, RemapTarget};
 use crust_image::ids::{FileId, VirtPid};

@@ -10,7 +10,8 @@
 //! Sequence numbers of the image count a FIN, the lengths do not. There is no call for the peer's
 //! FIN or for the acknowledgement of ours: the segments are sent to the socket in the peer's name.
 
-use crate::plan::step::{Ending, GoLive, Op, Routine, SlotId, TcpRepair};
+use crate::plan::routine::{Ending, GoLive, Routine, TcpRepair};
+use crate::plan::step::{Op, SlotId};
 use crust_image::tcp_state::{
     CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_SENT, has_got_fin,
     has_sent_fin,

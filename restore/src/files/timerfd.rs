@@ -7,7 +7,8 @@
 //! they were made.
 
 use super::{File, fown, member};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::TimerfdEntry;
 use nix::libc;

@@ -9,7 +9,8 @@
 use super::calls::SETTABLE;
 use super::{File, fown, member, shown};
 use crate::plan::object::{TunDevice, TunLink};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_process::tun::{TUNSETPERSIST, flag};
 use crust_proto::criu::{CrustTunDevice, TunfileEntry};

@@ -9,7 +9,8 @@
 use super::unix_name::Address;
 use super::unix_socket::{Room, Sock, TYPES};
 use crate::plan::calls::close;
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Ret, SlotId};
 use crate::plan::{Planner, StepId};
 use crust_image::ids::VirtPid;
 use crust_image::tcp_state::LISTEN;

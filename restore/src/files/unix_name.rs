@@ -1,7 +1,8 @@
 //! Addresses of unix sockets: none, abstract, or a path that may be relative to `name_dir`.
 
 use super::shown;
-use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, StepId};
 use crust_proto::criu::UnixSkEntry;
 use nix::libc;

@@ -4,7 +4,8 @@
 use super::calls::{SETTABLE, set_flags};
 use super::unix_socket::Sock;
 use super::{fown, sock_options};
-use crate::plan::step::{Actor, Arg, Call, Op, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_proto::criu::SkShutdown;
 use nix::libc;

@@ -8,7 +8,8 @@
 
 use super::calls::set_option;
 use super::unix_socket::{Sock, all_sockets};
-use crate::plan::step::{Actor, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::{FileId, VirtPid};
 use crust_image::payload::SkPacket;

@@ -17,9 +17,8 @@ pub mod vdso;
 pub mod vmas;
 
 use crate::plan::calls::{close, prctl};
-use crate::plan::step::{
-    Actor, Arg, Call, Op, Origin, PageLoad, Phase, Ret, Routine, SlotId, VdsoArea,
-};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Arg, Call, Op, Origin, PageLoad, Phase, Ret, SlotId, VdsoArea};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
 use crust_cli::code::Code;

@@ -7,7 +7,8 @@
 use super::pages::{self, StoredRun};
 use super::vmas::{self, Kind};
 use super::{Loads, pages_slot};
-use crate::plan::step::{Actor, Op, Origin, Phase, Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Actor, Op, Origin, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
 use crate::tree::Task;
 use crust_image::ids::ShmId;

@@ -11,6 +11,7 @@ pub mod object;
 pub mod order;
 pub mod print;
 pub mod refusal;
+pub mod routine;
 pub mod slots;
 pub mod step;
 

@@ -5,8 +5,9 @@
 //! A cycle, or a slot that nobody fills in time, is a fault of a room or of the images: it is told
 //! with the entries that take part, and nothing is run.
 
+use super::routine::Routine;
 use super::slots::{gives, needs};
-use super::step::{Actor, Op, Routine, SlotId, Step};
+use super::step::{Actor, Op, SlotId, Step};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 

@@ -2,9 +2,8 @@
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
 use super::object::{BpfMap, TunDevice};
-use super::step::{
-    Arg, Call, FileFacts, Op, PageLoad, Piece, Plan, Ret, Routine, SlotId, Step, TcpRepair, Watched,
-};
+use super::routine::{FileFacts, Routine, TcpRepair, Watched};
+use super::step::{Arg, Call, Op, PageLoad, Piece, Plan, Ret, SlotId, Step};
 use std::fmt::{self, Display, Formatter, Write};
 
 /// Bytes of a string or structure that are shown; the rest is counted.

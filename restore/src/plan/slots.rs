@@ -2,7 +2,8 @@
 //! forget to say it. Visited, not listed: plans have tens of thousands of steps, most of which need
 //! one slot or none.
 
-use super::step::{Arg, Op, Piece, Ret, Routine, SlotId, Step};
+use super::routine::Routine;
+use super::step::{Arg, Op, Piece, Ret, SlotId, Step};
 
 /// The slots that a step fills, `done` included.
 pub fn gives(step: &Step, visit: &mut impl FnMut(SlotId)) {

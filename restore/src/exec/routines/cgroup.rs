@@ -2,7 +2,7 @@
 //! made here goes again if the restore fails.
 
 use super::undo::Undo;
-use crate::plan::step::{CgroupDir, SetProperties};
+use crate::plan::routine::{CgroupDir, SetProperties};
 use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid};
 use std::ffi::OsStr;

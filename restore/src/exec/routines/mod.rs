@@ -23,7 +23,8 @@ mod undo;
 mod unix_name;
 mod watch;
 
-use crate::plan::step::{Routine, SlotId};
+use crate::plan::routine::Routine;
+use crate::plan::step::SlotId;
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;

@@ -5,7 +5,7 @@
 //! type of file that was dumped. The look and the open are compared afterwards. What differs is
 //! told with both values: the user has to decide whether the old or the new file is right.
 
-use crate::plan::step::FileFacts;
+use crate::plan::routine::FileFacts;
 use anyhow::{Context, Result, bail};
 use crust_process::build_id;
 use nix::errno::Errno;

@@ -7,7 +7,8 @@
 //! every path is gone through once or twice, not four times.
 
 use super::open;
-use crate::plan::step::{Op, Origin, Phase, Routine, SlotId, Step};
+use crate::plan::routine::Routine;
+use crate::plan::step::{Op, Origin, Phase, SlotId, Step};
 use nix::libc;
 use nix::unistd::{Pid, gettid};
 use std::os::fd::OwnedFd;

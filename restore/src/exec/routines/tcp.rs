@@ -6,7 +6,7 @@
 
 use super::inet::{bind_or_tell, connect_or_tell};
 use super::segment::{Segment, Sender};
-use crate::plan::step::{Ending, GoLive, TcpRepair};
+use crate::plan::routine::{Ending, GoLive, TcpRepair};
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;

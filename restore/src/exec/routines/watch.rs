@@ -6,7 +6,7 @@
 //! CONFIG_CHECKPOINT_RESTORE) makes that choice.
 
 use super::Slots;
-use crate::plan::step::Watched;
+use crate::plan::routine::Watched;
 use anyhow::{Context, Result, bail};
 use crust_process::broker::{self, Answer, OwnArg};
 use crust_process::descriptor::{FileHandle, open_handle};
