@@ -5,32 +5,31 @@
 use super::routine::Routine;
 use super::step::{Arg, Op, Piece, Ret, SlotId, Step};
 
+/// How a step uses a slot.
+enum Use {
+    Gives(SlotId),
+    Needs(SlotId),
+}
+use Use::{Gives, Needs};
+
 /// The slots that a step fills, `done` included.
 pub fn gives(step: &Step, visit: &mut impl FnMut(SlotId)) {
     step.done.iter().for_each(|slot| visit(*slot));
-    match &step.op {
-        Op::Call(call) | Op::LastCall(call) => match call.ret {
-            Ret::Fd(slot) => visit(slot),
-            Ret::FdPair(_, first, second) => [first, second].into_iter().for_each(visit),
-            Ret::Ok | Ret::Exactly(_) | Ret::Any => {}
-        },
-        Op::Fetch { slot, .. } => visit(*slot),
-        Op::Routine(routine) => given_by(routine, visit),
-        Op::Take { .. }
-        | Op::AioRing { .. }
-        | Op::LoadPages { .. }
-        | Op::CopyPages { .. }
-        | Op::Fork { .. }
-        | Op::ClearMemory
-        | Op::MoveVdso { .. }
-        | Op::WriteProc { .. }
-        | Op::Thread { .. }
-        | Op::Die { .. }
-        | Op::Overrun { .. }
-        | Op::Reap { .. }
-        | Op::Stop { .. }
-        | Op::SetRegs(_) => {}
-    }
+    used_by_op(&step.op, &mut |used| {
+        if let Gives(slot) = used {
+            visit(slot);
+        }
+    });
+}
+
+/// The slots that must be filled before a step, those of `after` included.
+pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
+    step.after.iter().for_each(|slot| visit(*slot));
+    used_by_op(&step.op, &mut |used| {
+        if let Needs(slot) = used {
+            visit(slot);
+        }
+    });
 }
 
 /// How many descriptors the broker comes to hold by these steps, and how many of them it closes
@@ -46,19 +45,28 @@ pub fn held_and_closed(steps: &[Step]) -> (u64, u64) {
     counts
 }
 
-/// The slots that must be filled before a step, those of `after` included.
-pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
-    step.after.iter().for_each(|slot| visit(*slot));
-    match &step.op {
+fn used_by_op(op: &Op, visit: &mut impl FnMut(Use)) {
+    match op {
         Op::Call(call) | Op::LastCall(call) => {
-            call.args.iter().for_each(|arg| needed_by_arg(arg, visit));
+            call.args.iter().for_each(|arg| used_by_arg(arg, visit));
+            match call.ret {
+                Ret::Fd(slot) => visit(Gives(slot)),
+                Ret::FdPair(_, first, second) => {
+                    visit(Gives(first));
+                    visit(Gives(second));
+                }
+                Ret::Ok | Ret::Exactly(_) | Ret::Any => {}
+            }
         }
-        Op::Take { slot, .. } => visit(*slot),
-        Op::AioRing { pages, .. } | Op::LoadPages { pages, .. } => visit(*pages),
-        Op::CopyPages { from, to, .. } => [*from, *to].into_iter().for_each(visit),
-        Op::Routine(routine) => needed_by(routine, visit),
-        Op::Fetch { .. }
-        | Op::Fork { .. }
+        Op::Fetch { slot, .. } => visit(Gives(*slot)),
+        Op::Take { slot, .. } => visit(Needs(*slot)),
+        Op::AioRing { pages, .. } | Op::LoadPages { pages, .. } => visit(Needs(*pages)),
+        Op::CopyPages { from, to, .. } => {
+            visit(Needs(*from));
+            visit(Needs(*to));
+        }
+        Op::Routine(routine) => used_by_routine(routine, visit),
+        Op::Fork { .. }
         | Op::ClearMemory
         | Op::MoveVdso { .. }
         | Op::WriteProc { .. }
@@ -71,18 +79,18 @@ pub fn needs(step: &Step, visit: &mut impl FnMut(SlotId)) {
     }
 }
 
-fn needed_by_arg(arg: &Arg, visit: &mut impl FnMut(SlotId)) {
+fn used_by_arg(arg: &Arg, visit: &mut impl FnMut(Use)) {
     match arg {
-        Arg::Fd(slot) | Arg::FdPath(slot) => visit(*slot),
+        Arg::Fd(slot) | Arg::FdPath(slot) => visit(Needs(*slot)),
         Arg::Data(pieces) => pieces.iter().for_each(|piece| match piece {
-            Piece::Ptr(arg) => needed_by_arg(arg, visit),
+            Piece::Ptr(arg) => used_by_arg(arg, visit),
             Piece::Bytes(_) => {}
         }),
         Arg::Int(_) | Arg::Hex(_) | Arg::Named(..) | Arg::Str(_) | Arg::Out(_) => {}
     }
 }
 
-fn given_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
+fn used_by_routine(routine: &Routine, visit: &mut impl FnMut(Use)) {
     match routine {
         Routine::OpenFile { slot, .. }
         | Routine::OpenGhost { slot, .. }
@@ -92,69 +100,38 @@ fn given_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
         | Routine::Inherit { slot, .. }
         | Routine::OpenTun { slot, .. }
         | Routine::MakeUts { slot, .. }
-        | Routine::OpenBpfMap { slot, .. }
-        | Routine::SharedAnon { slot, .. } => visit(*slot),
-        Routine::MakeBpfMap(map) => visit(map.slot),
-        Routine::MakePty { master, slave, .. } => {
-            visit(*master);
-            slave.iter().for_each(|slot| visit(*slot));
+        | Routine::SharedAnon { slot, .. } => visit(Gives(*slot)),
+        Routine::MakeBpfMap(map) => visit(Gives(map.slot)),
+        Routine::OpenBpfMap { slot, map, .. } => {
+            visit(Needs(*map));
+            visit(Gives(*slot));
         }
-        Routine::Sysv { slot, .. } => slot.iter().for_each(|slot| visit(*slot)),
-        Routine::FeedPayload { .. }
-        | Routine::WriteAll { .. }
-        | Routine::BindUnix { .. }
-        | Routine::BindInet { .. }
-        | Routine::ArmTimer { .. }
-        | Routine::WatchInode { .. }
-        | Routine::MarkInode { .. }
-        | Routine::Close { .. }
-        | Routine::RepairTcp(_)
-        | Routine::GoLive(_)
-        | Routine::FeedMaster { .. }
-        | Routine::FeedSlave { .. }
-        | Routine::SendPacket { .. }
-        | Routine::MakeCgroup(_)
-        | Routine::GhostFile { .. }
-        | Routine::RemoveGhost { .. }
-        | Routine::Unlink { .. } => {}
-    }
-}
-
-fn needed_by(routine: &Routine, visit: &mut impl FnMut(SlotId)) {
-    match routine {
+        Routine::MakePty { master, slave, .. } => {
+            visit(Gives(*master));
+            slave.iter().for_each(|slot| visit(Gives(*slot)));
+        }
+        Routine::Sysv { slot, .. } => slot.iter().for_each(|slot| visit(Gives(*slot))),
         Routine::FeedPayload { slot, .. }
         | Routine::WriteAll { slot, .. }
         | Routine::BindUnix { slot, .. }
         | Routine::BindInet { slot, .. }
         | Routine::ArmTimer { slot, .. }
-        | Routine::Close { slot } => visit(*slot),
+        | Routine::Close { slot } => visit(Needs(*slot)),
         Routine::WatchInode { slot, on, .. } | Routine::MarkInode { slot, on, .. } => {
-            visit(*slot);
-            on.open.iter().for_each(|open| visit(*open));
+            visit(Needs(*slot));
+            on.open.iter().for_each(|open| visit(Needs(*open)));
         }
-        Routine::OpenBpfMap { map, .. } => visit(*map),
-        Routine::RepairTcp(tcp) => visit(tcp.slot),
-        Routine::GoLive(live) => visit(live.slot),
+        Routine::RepairTcp(tcp) => visit(Needs(tcp.slot)),
+        Routine::GoLive(live) => visit(Needs(live.slot)),
         Routine::FeedMaster { master, slave, .. } | Routine::FeedSlave { master, slave, .. } => {
-            [*master, *slave].into_iter().for_each(visit);
+            visit(Needs(*master));
+            visit(Needs(*slave));
         }
         Routine::SendPacket { via, rights, .. } => {
-            visit(*via);
-            rights.iter().for_each(|slot| visit(*slot));
+            visit(Needs(*via));
+            rights.iter().for_each(|slot| visit(Needs(*slot)));
         }
-        Routine::OpenFile { .. }
-        | Routine::OpenGhost { .. }
-        | Routine::OpenLink { .. }
-        | Routine::OpenPages { .. }
-        | Routine::OwnTerminal { .. }
-        | Routine::Inherit { .. }
-        | Routine::OpenTun { .. }
-        | Routine::MakeUts { .. }
-        | Routine::MakeBpfMap(_)
-        | Routine::SharedAnon { .. }
-        | Routine::MakePty { .. }
-        | Routine::Sysv { .. }
-        | Routine::MakeCgroup(_)
+        Routine::MakeCgroup(_)
         | Routine::GhostFile { .. }
         | Routine::RemoveGhost { .. }
         | Routine::Unlink { .. } => {}
