@@ -398,15 +398,18 @@ mod tests {
     use super::*;
     use crate::{sink::write_entry, testing::TestDir};
     use crust_proto::criu::FsEntry;
+    use std::error::Error;
 
-    fn dump(at: &TestDir) -> ImageDir {
+    type Tested<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+    fn dump(at: &TestDir) -> Tested<ImageDir> {
         let dir = at.subdir("d");
-        write_entry(&dir, Kind::Fs, Some(7), &FsEntry::default()).unwrap();
-        let mut pages = dir.create_raw_file(Kind::Pages, Some(1)).unwrap();
+        write_entry(&dir, Kind::Fs, Some(7), &FsEntry::default())?;
+        let mut pages = dir.create_raw_file(Kind::Pages, Some(1))?;
         for page in 0..600u32 {
-            pages.write_all(&page.to_le_bytes().repeat(1024)).unwrap();
+            pages.write_all(&page.to_le_bytes().repeat(1024))?;
         }
-        dir
+        Ok(dir)
     }
 
     fn path(at: &TestDir, name: &str) -> std::path::PathBuf {
@@ -414,51 +417,48 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_touched_is_the_same() {
+    fn what_was_not_touched_is_the_same() -> Tested {
         let at = TestDir::new();
-        let dir = dump(&at);
-        assert_eq!(verify(&dir).unwrap(), None);
-        write(&dir).unwrap();
-        assert_eq!(verify(&dir).unwrap(), Some(Vec::new()));
+        let dir = dump(&at)?;
+        assert_eq!(verify(&dir)?, None);
+        write(&dir)?;
+        assert_eq!(verify(&dir)?, Some(Vec::new()));
         // Statistics come later and are nobody's damage.
-        std::fs::write(path(&at, "stats-restore"), "x").unwrap();
-        assert_eq!(verify(&dir).unwrap(), Some(Vec::new()));
+        std::fs::write(path(&at, "stats-restore"), "x")?;
+        assert_eq!(verify(&dir)?, Some(Vec::new()));
+        Ok(())
     }
 
     #[test]
-    fn a_flipped_bit_is_told_by_its_page() {
+    fn a_flipped_bit_is_told_by_its_page() -> Tested {
         let at = TestDir::new();
-        let dir = dump(&at);
-        write(&dir).unwrap();
-        let file = File::options()
-            .write(true)
-            .open(path(&at, "pages-1.img"))
-            .unwrap();
-        file.write_all_at(&[1], 5 * PAGE + 3).unwrap();
-        file.write_all_at(&[1], 599 * PAGE + 3).unwrap();
+        let dir = dump(&at)?;
+        write(&dir)?;
+        let file = File::options().write(true).open(path(&at, "pages-1.img"))?;
+        file.write_all_at(&[1], 5 * PAGE + 3)?;
+        file.write_all_at(&[1], 599 * PAGE + 3)?;
         let pages = vec![5, 599];
         let expected = Difference {
             file: "pages-1.img".to_owned(),
             what: What::Pages { id: 1, pages },
         };
-        assert_eq!(verify(&dir).unwrap(), Some(vec![expected]));
-        std::fs::write(path(&at, "crust-digest-1.pages"), "").unwrap();
-        assert_eq!(verify(&dir).unwrap().unwrap()[0].what, What::Content);
+        assert_eq!(verify(&dir)?, Some(vec![expected]));
+        std::fs::write(path(&at, "crust-digest-1.pages"), "")?;
+        let differences = verify(&dir)?.ok_or("no manifest")?;
+        assert_eq!(differences[0].what, What::Content);
+        Ok(())
     }
 
     #[test]
-    fn files_that_changed_came_or_went() {
+    fn files_that_changed_came_or_went() -> Tested {
         let at = TestDir::new();
-        let dir = dump(&at);
-        write(&dir).unwrap();
-        std::fs::copy(path(&at, "fs-7.img"), path(&at, "fs-8.img")).unwrap();
-        std::fs::remove_file(path(&at, "fs-7.img")).unwrap();
-        let pages = File::options()
-            .write(true)
-            .open(path(&at, "pages-1.img"))
-            .unwrap();
-        pages.set_len(4096).unwrap();
-        let differences = verify(&dir).unwrap().unwrap();
+        let dir = dump(&at)?;
+        write(&dir)?;
+        std::fs::copy(path(&at, "fs-7.img"), path(&at, "fs-8.img"))?;
+        std::fs::remove_file(path(&at, "fs-7.img"))?;
+        let pages = File::options().write(true).open(path(&at, "pages-1.img"))?;
+        pages.set_len(4096)?;
+        let differences = verify(&dir)?.ok_or("no manifest")?;
         let whats: Vec<(&str, &What)> = differences
             .iter()
             .map(|found| (found.file.as_str(), &found.what))
@@ -475,15 +475,17 @@ mod tests {
                 ("fs-8.img", &What::Added)
             ]
         );
+        Ok(())
     }
 
     #[test]
-    fn a_manifest_of_another_kind_is_refused() {
+    fn a_manifest_of_another_kind_is_refused() -> Tested {
         let at = TestDir::new();
-        let dir = dump(&at);
+        let dir = dump(&at)?;
         for text in ["", "[]", r#"{"version":2,"algorithm":"blake3","files":{}}"#] {
-            std::fs::write(path(&at, "crust-digest.json"), text).unwrap();
+            std::fs::write(path(&at, "crust-digest.json"), text)?;
             assert!(verify(&dir).is_err(), "{text}");
         }
+        Ok(())
     }
 }
