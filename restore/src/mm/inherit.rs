@@ -379,26 +379,27 @@ pub fn plan_early(planner: &mut Planner<'_>, pid: VirtPid) {
     }
 }
 
-/// What is in both sets. Sets are ascending and disjoint.
+/// Each range of one set with those of the other that overlap it. Sets are ascending and disjoint.
+fn overlaps<'s>(
+    one: &'s [Range<u64>],
+    mut other: &'s [Range<u64>],
+) -> impl Iterator<Item = (&'s Range<u64>, &'s [Range<u64>])> {
+    one.iter().map(move |range| {
+        let before = other.partition_point(|other| other.end <= range.start);
+        other = other.get(before..).unwrap_or_default();
+        let within = other.partition_point(|other| other.start < range.end);
+        (range, other.get(..within).unwrap_or_default())
+    })
+}
+
+/// What is in both sets.
 fn intersect(one: &[Range<u64>], other: &[Range<u64>]) -> Ranges {
-    let mut both = Vec::new();
-    let mut first = 0;
-    for range in one {
-        while other
-            .get(first)
-            .is_some_and(|other| other.end <= range.start)
-        {
-            first += 1;
-        }
-        for other in other
-            .iter()
-            .skip(first)
-            .take_while(|other| other.start < range.end)
-        {
-            both.push(range.start.max(other.start)..range.end.min(other.end));
-        }
-    }
-    both
+    overlaps(one, other)
+        .flat_map(|(range, others)| {
+            let part = |other: &Range<u64>| range.start.max(other.start)..range.end.min(other.end);
+            others.iter().map(part)
+        })
+        .collect()
 }
 
 /// What of a range is not in a set.
@@ -409,20 +410,9 @@ pub fn without(range: Range<u64>, set: &[Range<u64>]) -> Ranges {
 /// What is in the first set and not in the other.
 fn subtract(one: &[Range<u64>], other: &[Range<u64>]) -> Ranges {
     let mut left = Vec::new();
-    let mut first = 0;
-    for range in one {
-        while other
-            .get(first)
-            .is_some_and(|other| other.end <= range.start)
-        {
-            first += 1;
-        }
+    for (range, others) in overlaps(one, other) {
         let mut at = range.start;
-        for other in other
-            .iter()
-            .skip(first)
-            .take_while(|other| other.start < range.end)
-        {
+        for other in others {
             if at < other.start {
                 left.push(at..other.start);
             }
