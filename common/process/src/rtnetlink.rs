@@ -9,6 +9,7 @@ use crate::netlink::{self, Writer, half, split_attribute, split_message, word};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
+use serde::Serialize;
 use std::os::fd::{AsFd, OwnedFd};
 
 const NEWLINK: u16 = 16;
@@ -53,12 +54,12 @@ const UP: u32 = 1;
 const BUFFER: usize = 64 << 10;
 
 /// A link.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Link {
     /// Its number.
     pub index: u32,
     /// ARPHRD_*.
-    pub kind: u16,
+    pub link_type: u16,
     /// IFF_*.
     pub flags: u32,
     /// Largest packet.
@@ -259,7 +260,7 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     let carrier = attribute(attributes, IFLA_CARRIER).and_then(<[u8]>::first);
     Some(Link {
         index: word(body, 4)?,
-        kind: half(body, 2)?,
+        link_type: half(body, 2)?,
         flags: word(body, 8)?,
         mtu: number(IFLA_MTU)?,
         address: attribute(attributes, IFLA_ADDRESS)
@@ -315,7 +316,7 @@ mod tests {
     fn the_loopback_is_a_link_and_nothing_is_none() {
         let route = Rtnetlink::open().expect("a socket");
         let lo = route.link(b"lo").expect("asked").expect("there");
-        assert_eq!((lo.index, lo.kind, lo.owner), (1, 772, -1));
+        assert_eq!((lo.index, lo.link_type, lo.owner), (1, 772, -1));
         assert_eq!(route.link(b"crust-no-such"), Ok(None));
         let told = route.setup_of(lo.index).expect("told");
         assert!(told.iter().all(|message| message.len() > 8));

@@ -109,7 +109,7 @@ fn encode(
         ifindex: link.index,
         flags: link.flags,
         mtu: link.mtu,
-        link_type: link.kind.into(),
+        link_type: link.link_type.into(),
         address: Some(link.address).filter(|address| !address.is_empty()),
         tx_queue_len: link.tx_queue_len,
         master: link.master,

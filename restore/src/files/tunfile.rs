@@ -12,6 +12,7 @@ use crate::plan::object::{TunDevice, TunLink};
 use crate::plan::routine::Routine;
 use crate::plan::step::{Actor, Arg, Call, Op, Phase, SlotId};
 use crate::plan::{Planner, Refusal};
+use crust_process::rtnetlink::Link;
 use crust_process::tun::{TUNSETPERSIST, flag};
 use crust_proto::criu::{CrustTunDevice, TunfileEntry};
 use nix::libc;
@@ -104,22 +105,26 @@ fn request(name: &[u8], device: &CrustTunDevice) -> Result<TunDevice, String> {
         return Err(format!("setup has {} messages", device.setup.len()));
     }
     let mode = device.addr_gen_mode.map(u8::try_from).transpose();
-    let made = TunLink {
+    let link = Link {
         index: device.ifindex,
+        link_type: half("link_type", device.link_type)?,
         flags: device.flags,
         mtu: device.mtu,
-        link_type: half("link_type", device.link_type)?,
         address: device.address.clone().unwrap_or_default(),
         tx_queue_len: device.tx_queue_len,
         master: device.master,
         carrier: device.carrier,
         owner: device.link.owner,
         group: device.link.group,
+        disabled_queues: 0,
+        addr_gen_mode: mode.map_err(|_| "addr_gen_mode has more than 8 bits")?,
+    };
+    let made = TunLink {
+        link,
         header: device.link.vnethdr as i32,
         send_buffer: device.link.sndbuf as i32,
         little_endian: device.little_endian,
         offload: device.offload,
-        addr_gen_mode: mode.map_err(|_| "addr_gen_mode has more than 8 bits")?,
         setup: device.setup.clone(),
     };
     Ok(TunDevice {

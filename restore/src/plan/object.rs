@@ -1,6 +1,7 @@
 //! Objects of the kernel that a step makes as a whole: interfaces of tuns, maps of the bpf machine.
 
 use super::step::SlotId;
+use crust_process::rtnetlink::Link;
 use serde::Serialize;
 
 /// An interface of a tun or tap.
@@ -17,26 +18,9 @@ pub struct TunDevice {
 /// What a new interface of a tun or tap gets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TunLink {
-    /// Its number.
-    pub index: u32,
-    /// IFF_* of the link.
-    pub flags: u32,
-    /// Largest packet.
-    pub mtu: u32,
-    /// ARPHRD_*.
-    pub link_type: u16,
-    /// Address of the link layer.
-    pub address: Vec<u8>,
-    /// Packets that may wait.
-    pub tx_queue_len: u32,
-    /// Number of the bridge or the like that it is part of.
-    pub master: Option<u32>,
-    /// Whether the program says that the link is up.
-    pub carrier: bool,
-    /// Who may attach, nobody in particular if negative.
-    pub owner: i32,
-    /// The group that may.
-    pub group: i32,
+    /// The link itself.
+    #[serde(flatten)]
+    pub link: Link,
     /// Bytes of the header before each packet.
     pub header: i32,
     /// Bytes that may wait to be sent.
@@ -45,8 +29,6 @@ pub struct TunLink {
     pub little_endian: bool,
     /// TUN_F_*.
     pub offload: u32,
-    /// How IPv6 makes its link-local address.
-    pub addr_gen_mode: Option<u8>,
     /// Type and body of rtnetlink messages for addresses and routes.
     pub setup: Vec<Vec<u8>>,
 }

@@ -1,7 +1,7 @@
 //! A plan as text, like strace: who, the call with its arguments, and behind it why. It is the dry
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
-use super::object::{BpfMap, TunDevice};
+use super::object::{BpfMap, TunDevice, TunLink};
 use super::routine::{FileFacts, Routine, TcpRepair, Watched};
 use super::step::{Arg, Call, Op, PageLoad, Piece, Plan, Ret, SlotId, Step};
 use std::fmt::{self, Display, Formatter, Write};
@@ -590,7 +590,7 @@ fn write_tun_device(out: &mut String, device: Option<&TunDevice>) -> fmt::Result
     out.push_str(" as ");
     write_str(out, &device.name)?;
     write!(out, " of flags {:#x}", device.flags)?;
-    let Some(link) = &device.link else {
+    let Some(TunLink { link, setup, .. }) = &device.link else {
         return Ok(());
     };
     write!(
@@ -599,7 +599,7 @@ fn write_tun_device(out: &mut String, device: Option<&TunDevice>) -> fmt::Result
         link.index,
         link.flags,
         link.mtu,
-        link.setup.len()
+        setup.len()
     )
 }
 

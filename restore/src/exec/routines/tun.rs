@@ -3,7 +3,7 @@
 use crate::plan::object::{TunDevice, TunLink};
 use anyhow::{Context, Result, bail};
 use crust_process::descriptor::{reopen, statx};
-use crust_process::rtnetlink::{Link, Rtnetlink};
+use crust_process::rtnetlink::Rtnetlink;
 use crust_process::tun::{self, Settings, flag};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open as open_file};
@@ -51,7 +51,7 @@ fn attach(tun: BorrowedFd<'_>, device: &TunDevice) -> Result<()> {
             .context("TUNSETIFF (it is there already, perhaps of another kind or in use)"),
         Some(_) => bail!("an interface of this name is there already"),
         None => {
-            let index = wanted.index;
+            let index = wanted.link.index;
             tun::attach(tun, &device.name, flags, index).map_err(|errno| match errno {
                 Errno::EEXIST | Errno::EBUSY => {
                     anyhow::anyhow!("TUNSETIFF: {errno}: another interface has number {index}")
@@ -73,39 +73,31 @@ fn configure(
         0 => NONE,
         _ => ETHER,
     };
+    let link = &wanted.link;
     let settings = Settings {
-        owner: wanted.owner,
-        group: wanted.group,
+        owner: link.owner,
+        group: link.group,
         header: wanted.header,
         send_buffer: wanted.send_buffer,
         little_endian: wanted.little_endian,
-        link_type: (wanted.link_type != kind).then_some(wanted.link_type),
+        link_type: (link.link_type != kind).then_some(link.link_type),
         offload: wanted.offload,
     };
     tun::configure(tun, &settings).context("give the descriptor its settings")?;
-    let link = Link {
-        flags: wanted.flags,
-        mtu: wanted.mtu,
-        address: wanted.address.clone(),
-        tx_queue_len: wanted.tx_queue_len,
-        master: wanted.master,
-        addr_gen_mode: wanted.addr_gen_mode,
-        ..Link::default()
-    };
     route
-        .configure(wanted.index, &link)
+        .configure(link.index, link)
         .context("RTM_SETLINK (mtu, queue, address, master or state)")?;
     for (number, message) in wanted.setup.iter().enumerate() {
         route
-            .make(wanted.index, message)
+            .make(link.index, message)
             .with_context(|| format!("make address or route {number}"))?;
     }
-    if let Some(mode) = wanted.addr_gen_mode {
+    if let Some(mode) = link.addr_gen_mode {
         route
-            .set_addr_gen_mode(wanted.index, mode)
+            .set_addr_gen_mode(link.index, mode)
             .context("RTM_SETLINK (addr_gen_mode)")?;
     }
-    if !wanted.carrier {
+    if !link.carrier {
         tun::set_carrier(tun, false).context("TUNSETCARRIER")?;
     }
     Ok(())
