@@ -1,6 +1,6 @@
 //! What crust-dump and crust-restore share on the command line: the options with CRIU's names and
 //! meanings, the log file that runtimes grep, the stats files, action scripts and exit codes.
-//! BEHAVIOUR: the peer's scripts pass the same list of options to both, so both know them all.
+//! Scripts written for CRIU pass the same list of options to both, so both know them all.
 #![forbid(unsafe_code)]
 
 pub mod capabilities;

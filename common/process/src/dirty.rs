@@ -6,7 +6,7 @@
 //! kernel keeps the registrations; when the last holder dies all of it is gone, and the task never
 //! had anything in its table. A page counts as clean only while it carries our mark: what the task
 //! maps, moves, drops or touches for the first time has none. Documentation/admin-guide/mm/
-//! userfaultfd.rst, pagemap.rst; measured in MECHANISMS 4.
+//! userfaultfd.rst, pagemap.rst.
 
 use crate::error::{Error, Result};
 use crate::fds::take;

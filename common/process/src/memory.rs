@@ -3,7 +3,7 @@
 //! It reads what the task itself could not (PROT_NONE) and writes what is read-only, by a private
 //! copy of the page (FOLL_FORCE); it needs neither a stop nor a word from the task, and it leaves
 //! pages shared copy-on-write shared, which process_vm_readv(2) does not: it pins them, and the
-//! kernel unshares a pinned page (MECHANISMS: doubled memory of a forked family).
+//! kernel unshares a pinned page: the memory of a forked family would double.
 
 use crate::error::{Error, Result};
 use crate::pid::HostPid;

@@ -16,7 +16,7 @@
 //! Not in a copy: areas that are not copied on fork (MADV_DONTFORK) or emptied (MADV_WIPEONFORK,
 //! MAP_DROPPABLE), and shared memory, which changes on. Private huge pages may be taken from it
 //! (unmap_ref_private of mm/hugetlb.c). Memory must be read by /proc/PID/mem: process_vm_readv(2)
-//! pins pages, and the kernel copies a pinned page (MECHANISMS 3).
+//! pins pages, and the kernel copies a pinned page at the next fork or write.
 
 use crate::error::{Error, Result};
 use crate::freeze::FrozenThread;

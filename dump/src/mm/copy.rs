@@ -1,7 +1,7 @@
 //! Copies pages of a frozen task, or of a memory object, into a pages file.
 //!
 //! Two threads each read 256 KiB, which stays in the L2 cache, and write them where they belong:
-//! measured within a few percent of one write(2) of our own memory (MECHANISMS 2). Reads go
+//! measured within a few percent of one write(2) of our own memory (`crust-bench`). Reads go
 //! through /proc/PID/mem, which neither pins nor unshares pages. What is held at a time is
 //! bounded by [`Copier::BATCH_PAGES`], whatever the task's size.
 

@@ -1,4 +1,4 @@
-//! Paths that do not lead to the open file any more, and what to do instead (BEHAVIOUR 3).
+//! Paths that do not lead to the open file any more, and what to do instead.
 //!
 //! remap-fpath.img has { orig_id, remap_id, remap_type }. A ghost is made again under its old
 //! name, opened by all who had it open, and loses the name; ghosts come one after the other, for

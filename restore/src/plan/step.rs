@@ -27,8 +27,8 @@ pub enum Actor {
     },
 }
 
-/// Barriers: every step of a phase is done before the first of the next. The order has reasons
-/// (BEHAVIOUR 2); each is told where it is.
+/// Barriers: every step of a phase is done before the first of the next. The order has
+/// reasons; each is told where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Phase {
     /// The broker opens and checks what needs no task: a file that is gone or changed is found

@@ -4,7 +4,7 @@
 //! `kin.rs` decides who forks whom, because sessions are only inherited: a child of a session that
 //! its parent has left was forked before that. `forks.rs` makes the steps. Helpers are: the leader
 //! of a session or group whose leader is dead; a process in between, for a task whose parent was
-//! never in its session; and the dead process of a /proc/PID file (BEHAVIOUR 3.1).
+//! never in its session; and the dead process of a /proc/PID file (`procfs.rs`).
 //!
 //! Task state (alive, stopped, zombie) is tc.task_state of core-PID.img.
 

@@ -1,4 +1,4 @@
-//! Processes that must exist while files below their /proc directory are opened (BEHAVIOUR 3.1).
+//! Processes that must exist while files below their /proc directory are opened.
 //!
 //! A PROCFS remap names a dead process, or a dead thread of a live one. Nobody in the tree has the
 //! number: a helper has it from the fork phase to the deaths. Somebody has (the number was given
