@@ -4,7 +4,7 @@
  * numbers; an exclusive target; epolls in epolls, two deep, of which the inner is closed. And signalfds
  * with several masks, timers on alarm clocks, one that a change of the clock cancels.
  */
-#include "wl.h"
+#include "scm.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
@@ -44,28 +44,6 @@ static int flags_of(int fd)
 	if ((s = strstr(slurp(path), "settime flags:")))
 		sscanf(s, "settime flags: %o", &flags);
 	return flags;
-}
-static void send_fd(int by, int fd)
-{
-	char c = 0, room[CMSG_SPACE(sizeof(int))];
-	struct iovec v = { &c, 1 };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-	h->cmsg_level = SOL_SOCKET;
-	h->cmsg_type = SCM_RIGHTS;
-	h->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(h), &fd, sizeof(int));
-	MUST(sendmsg(by, &m, 0) == 1);
-}
-static int receive_fd(int by)
-{
-	char c, room[CMSG_SPACE(sizeof(int))];
-	int fd;
-	struct iovec v = { &c, 1 };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	MUST(recvmsg(by, &m, 0) == 1 && CMSG_FIRSTHDR(&m));
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
-	return fd;
 }
 static int in_child, report[2];
 static void child(void *a)
@@ -109,7 +87,7 @@ int main(int argc, char **argv)
 	MUST(!socketpair(AF_UNIX, SOCK_STREAM, 0, report));
 	wl_fork(child, NULL);
 	MUST(!close(in_child));
-	send_fd(pair[0], flying);
+	send_fds(pair[0], &flying, 1, "x");
 	MUST(!close(flying));
 	sigemptyset(&one);
 	sigaddset(&one, SIGUSR1);
@@ -149,7 +127,7 @@ int main(int argc, char **argv)
 	MUST(dup2(moved_to, moved) == moved && !epoll_ctl(ep, EPOLL_CTL_DEL, moved, NULL));
 	char c;
 	MUST(write(report[1], "c", 1) == 1 && read(report[1], &c, 1) == 1 && ready(ep) == 64);
-	flying = receive_fd(pair[1]);
+	flying = recv_fd(pair[1], "x", 0);
 	ring(flying);
 	MUST(ready(ep) == (64 | 128));
 	hush(flying);

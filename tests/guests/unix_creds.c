@@ -3,33 +3,19 @@
  * connections made by a child and accepted by its parent, of a listener that a child made. Messages
  * that wait with their credentials; the options by which they are asked for.
  */
-#include "wl.h"
+#include "scm.h"
 #ifndef SO_PASSPIDFD
 #define SO_PASSPIDFD 76
 #endif
 static int channel[2];
 static void give(int fd)
 {
-	char c = 0, room[CMSG_SPACE(sizeof(int))];
-	struct iovec v = { &c, 1 };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-	h->cmsg_level = SOL_SOCKET;
-	h->cmsg_type = SCM_RIGHTS;
-	h->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(h), &fd, sizeof(int));
-	MUST(sendmsg(channel[1], &m, 0) == 1);
+	send_fds(channel[1], &fd, 1, "x");
 	close(fd);
 }
 static int take(void)
 {
-	char c, room[CMSG_SPACE(sizeof(int))];
-	int fd;
-	struct iovec v = { &c, 1 };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	MUST(recvmsg(channel[0], &m, 0) == 1 && CMSG_FIRSTHDR(&m));
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
-	return fd;
+	return recv_fd(channel[0], "x", 0);
 }
 static socklen_t name(struct sockaddr_un *a, const char *text)
 {

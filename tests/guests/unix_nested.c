@@ -3,29 +3,15 @@
  * file; two ends of one pair in each other's neighbour; a socket that waits in its own peer's queue.
  * A name in a directory that is removed; datagrams of no bytes between others.
  */
-#include "wl.h"
+#include "scm.h"
 static void give(int by, int fd, const char *text)
 {
-	char room[CMSG_SPACE(sizeof(int))];
-	struct iovec v = { (void *)text, strlen(text) };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-	h->cmsg_level = SOL_SOCKET;
-	h->cmsg_type = SCM_RIGHTS;
-	h->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(h), &fd, sizeof(int));
-	MUST(sendmsg(by, &m, 0) == (ssize_t)strlen(text) && !close(fd));
+	send_fds(by, &fd, 1, text);
+	MUST(!close(fd));
 }
 static int take(int from, const char *text)
 {
-	char b[16], room[CMSG_SPACE(sizeof(int))];
-	int fd;
-	struct iovec v = { b, strlen(text) };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
-	MUST(recvmsg(from, &m, MSG_DONTWAIT) == (ssize_t)strlen(text) && !memcmp(b, text, strlen(text)));
-	MUST(CMSG_FIRSTHDR(&m));
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
-	return fd;
+	return recv_fd(from, text, MSG_DONTWAIT);
 }
 static void pair(int *p)
 {

@@ -77,17 +77,20 @@ pub fn guests() -> Result<PathBuf> {
     let programs = products.join("guests");
     fs::create_dir_all(&programs).with_context(|| format!("create {}", programs.display()))?;
     let sources = workspace().join("tests/guests");
-    let headers = ["wl.h", "sockopt.h", "fan.h"].map(|name| modified(&sources.join(name)));
-    let headers: Vec<_> = headers.into_iter().collect::<Result<_>>()?;
-    let header = headers.into_iter().max();
+    let files = fs::read_dir(&sources).with_context(|| format!("list {}", sources.display()))?;
+    let files: Vec<PathBuf> = files
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    let of_kind = |kind| move |file: &&PathBuf| file.extension() == Some(OsStr::new(kind));
+    let headers = files
+        .iter()
+        .filter(of_kind("h"))
+        .map(|file| modified(file.as_path()));
+    let header = headers.collect::<Result<Vec<_>>>()?.into_iter().max();
     let mut running = Vec::new();
-    for entry in fs::read_dir(&sources).with_context(|| format!("list {}", sources.display()))? {
-        let source = entry?.path();
-        if source.extension() != Some(OsStr::new("c")) {
-            continue;
-        }
+    for source in files.iter().filter(of_kind("c")) {
         let program = programs.join(source.file_stem().unwrap_or_default());
-        let wanted = Some(modified(&source)?).max(header);
+        let wanted = Some(modified(source)?).max(header);
         if modified(&program).is_ok_and(|built| Some(built) >= wanted) {
             continue;
         }
@@ -111,18 +114,18 @@ struct Compilation {
     program: PathBuf,
 }
 
-fn compile(source: PathBuf, program: PathBuf) -> Result<Compilation> {
+fn compile(source: &Path, program: PathBuf) -> Result<Compilation> {
     let partial = program.with_extension("partial");
     let cc = Command::new("cc")
         .args(["-O1", "-s", "-Wall", "-Wextra", "-static", "-pthread", "-o"])
         .arg(&partial)
-        .arg(&source)
+        .arg(source)
         .arg("-lm")
         .spawn()
         .context("run cc (the C compiler that builds the guest programs)")?;
     Ok(Compilation {
         cc,
-        source,
+        source: source.to_owned(),
         partial,
         program,
     })
