@@ -10,6 +10,7 @@
 
 pub mod build;
 pub mod corpus;
+pub mod cost;
 pub mod crit_bench;
 pub mod edited;
 pub mod faults;

@@ -5,8 +5,14 @@
 use super::{
     MIB, end, fresh, median, own, quiet_dump, quiet_restore, range, statistic, touch_memory,
 };
-use anyhow::{Context, Result};
-use crust_tests::{guest::Guest, proc_snapshot::tree, sandbox::Sandbox, tools::text};
+use anyhow::Result;
+use crust_tests::{
+    cost::{bytes_below, proportional_kib},
+    guest::Guest,
+    proc_snapshot::tree,
+    sandbox::Sandbox,
+    tools::text,
+};
 use std::fs;
 use std::path::Path;
 
@@ -69,35 +75,6 @@ fn short_freezes(sandbox: &Sandbox) -> Result<()> {
         );
     }
     end(sandbox, &guest)
-}
-
-fn bytes_below(dir: &Path) -> Result<u64> {
-    let mut sum = 0;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        sum += match metadata.is_dir() {
-            true => bytes_below(&entry.path())?,
-            false => metadata.len(),
-        };
-    }
-    Ok(sum)
-}
-
-/// Memory of the tree's own, each page counted once.
-fn proportional_kib(root: i32) -> Result<u64> {
-    let mut sum = 0;
-    for pid in tree(root)? {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let line = rollup
-            .lines()
-            .find_map(|line| line.strip_prefix("Pss_Anon:"));
-        let size = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        sum += size
-            .context("smaps_rollup has no Pss_Anon")?
-            .parse::<u64>()?;
-    }
-    Ok(sum)
 }
 
 /// 200 MiB shared by a parent and 20 children.
