@@ -66,6 +66,7 @@ fn look(options: &Options, log: &Log, frozen: &mut Frozen) -> Result<Seen> {
     let ctx = Context {
         options,
         log,
+        stopped: frozen.since + frozen.took,
         tasks: views(frozen).stage(Code::Collect)?,
         foreseen: Foreseen::default(),
         refusals: Refusals::default(),

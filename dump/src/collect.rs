@@ -12,7 +12,9 @@ use crate::mm::absent::collect_absent;
 use crate::mm::vmas::{Backing, Vma, plan_vmas};
 use crate::refusal::Refusal;
 use crate::task::facts::{TaskFacts, collect_facts};
-use crate::task::{Told, Traced, collect_filters, collect_told, collect_traced, refuse_task};
+use crate::task::{
+    Told, Traced, collect_filters, collect_pending, collect_told, collect_traced, refuse_task,
+};
 use crate::timens::refuse_several;
 use crate::track::holder::end_tracking;
 use crate::tree::{Place, refuse_places};
@@ -205,6 +207,15 @@ fn hear(
     let known = ctx.tasks.iter().zip(seen);
     let known: Vec<_> = known.map(|(view, seen)| (&view.mem, &seen.facts)).collect();
     let told = ask_in_waves(&mut tasks, &known, numbers)?;
+    for ((task, traced), seen) in tasks.iter().zip(&mut traced).zip(seen) {
+        // A timer that was read as running may have sent a thread its signal since, and none that was
+        // read as expired only now: queues are read behind the timers.
+        if !seen.facts.timers.is_empty() {
+            for (thread, traced) in task.threads.iter().zip(traced) {
+                traced.pending = collect_pending(thread)?;
+            }
+        }
+    }
     let heard = traced.into_iter().zip(told);
     Ok(heard.map(|(traced, told)| Heard { traced, told }).collect())
 }

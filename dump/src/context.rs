@@ -8,6 +8,7 @@ use crust_cli::options::Options;
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 /// A dump under way.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Context<'a> {
     pub log: &'a Log,
     /// The frozen tasks, parents before their children; zombies are not among them.
     pub tasks: Vec<Task>,
+    /// When the last thread had stopped.
+    pub stopped: Instant,
     /// Areas that were read before the freeze.
     pub foreseen: Foreseen,
     /// What cannot be dumped. All are told at once.

@@ -78,6 +78,7 @@ pub fn dump(options: &Options, log: &Log) -> Result<()> {
     let ctx = Context {
         options,
         log,
+        stopped: frozen.since + frozen.took,
         tasks: views(&frozen).stage(Code::Collect)?,
         foreseen,
         refusals: Refusals::default(),

@@ -89,6 +89,7 @@ fn begin<'o>(
     let ctx = Context {
         options,
         log,
+        stopped: frozen.since + frozen.took,
         tasks: views(&frozen)?,
         foreseen: Foreseen::default(),
         refusals: Refusals::default(),

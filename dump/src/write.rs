@@ -19,7 +19,7 @@ use crate::task::dead_leader;
 use crate::task::images_personality;
 use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
-use crate::task::timers::encode_timers;
+use crate::task::timers::{Reading, encode_timers, lost_overruns};
 use crate::timens;
 use crate::track::Unchanged;
 use crate::tree::encode_place;
@@ -29,11 +29,12 @@ use crust_image::{ImageSink, Kind};
 use crust_process::freeze::{Frozen, FrozenTask, FrozenThread, TaskState};
 use crust_process::pagemap::{PageRun, Pagemap};
 use crust_process::proc::ProcDir;
-use crust_process::tracee::Queue;
+use crust_process::tracee::{Queue, SigInfo};
 use crust_proto::criu::MmEntry;
 use rayon::prelude::*;
 use std::iter;
 use std::ops::Range;
+use std::time::Instant;
 
 /// Threads fewer than this are not worth being shared out.
 const WORTH_THREADS: usize = 32;
@@ -54,7 +55,7 @@ pub fn write_images(
             .tasks
             .get(subject.task)
             .context("a task without a view")?;
-        write_task(images, frozen, task, subject, &mut chains, &layout)
+        write_task(ctx, images, frozen, task, subject, &mut chains, &layout)
             .with_context(|| format!("encode task {}", task.pid))?;
     }
     for zombie in &collected.zombies {
@@ -83,6 +84,7 @@ pub fn write_inventory(
 
 /// Everything of a task that is neither memory nor files.
 fn write_task(
+    ctx: &Context,
     images: &dyn ImageSink,
     frozen: &Frozen,
     view: &Task,
@@ -104,7 +106,7 @@ fn write_task(
     let threads = thread_states(task, subject, chains);
     let speaker = threads.first().zip(task.threads.first());
     let (first, stopped) = speaker.context("it has no thread")?;
-    let of_task = task_state(task.state, subject, stopped)?;
+    let of_task = task_state(ctx, task.state, subject, stopped)?;
     let others = match task.dead_leader {
         None => {
             let entry = encode_leader(&of_task, first, fpregs_of(first, layout)?);
@@ -169,19 +171,32 @@ fn thread_states<'a>(
 }
 
 fn task_state<'a>(
+    ctx: &Context,
     state: TaskState,
     subject: &'a Subject,
     leader: &FrozenThread,
 ) -> Result<core::TaskState<'a>> {
     let facts = &subject.facts;
     let answers = &subject.told.task;
+    let pending = leader.stopped.pending(Queue::Shared)?;
+    let private = subject.traced.iter().flat_map(|traced| &traced.pending);
+    let queued: Vec<SigInfo> = private.chain(&pending).copied().collect();
+    let reading = Reading {
+        stopped: ctx.stopped,
+        asked: answers.asked,
+        peeked: Instant::now(),
+        queued: &queued,
+    };
+    for lost in lost_overruns(answers, &facts.timers, &reading) {
+        ctx.log.warn("timers", lost);
+    }
     Ok(core::TaskState {
         stop_signal: match state {
             TaskState::Stopped(signal) => Some(signal as u32),
             _ => None,
         },
-        pending: leader.stopped.pending(Queue::Shared)?,
-        timers: encode_timers(answers, &facts.timers, |tid| tid),
+        pending,
+        timers: encode_timers(answers, &facts.timers, &reading, |tid| tid),
         answers,
         personality: images_personality(facts.personality).unwrap_or(0),
         loginuid: facts.loginuid,

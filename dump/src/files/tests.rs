@@ -56,6 +56,7 @@ impl Bench {
             options: &self.options,
             log: &self.log,
             tasks: vec![task],
+            stopped: std::time::Instant::now(),
             foreseen: Foreseen::default(),
             refusals: Refusals::default(),
         }

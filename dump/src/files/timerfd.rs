@@ -5,7 +5,7 @@
 //! time left: until the read it stands still, and the read starts it again (fs/timerfd.c). Such a
 //! timer is stored with the time left to the expiration it would have next, its interval, because
 //! a restorer that found 0 there would arm nothing (the peer's does). The time left is relative,
-//! whatever TFD_TIMER_ABSTIME says, as the peer stores it.
+//! whatever TFD_TIMER_ABSTIME says, as the peer stores it. It is what was left when the tree stopped.
 
 use super::{OpenFile, RoomResult, file_entry};
 use crate::context::Context;
@@ -13,14 +13,25 @@ use anyhow::Context as _;
 use crust_image::ids::FileId;
 use crust_process::proc::fdinfo::TimerfdInfo;
 use crust_proto::criu::{FdTypes, FileEntry, FownEntry, TimerfdEntry};
+use std::time::Duration;
 
 /// Dumps a descriptor.
 pub fn dump(ctx: &Context, file: &OpenFile, id: FileId) -> RoomResult<FileEntry> {
-    let info = file.fdinfo()?.timerfd.context("fdinfo tells no clockid")?;
+    let mut info = file.fdinfo()?.timerfd.context("fdinfo tells no clockid")?;
+    if info.value != (0, 0) {
+        info.value = later(info.value, ctx.stopped.elapsed());
+    }
     Ok(FileEntry {
         tfd: Some(Box::new(encode(id, file.flags, file.fown(ctx)?, &info))),
         ..file_entry(FdTypes::Timerfd, id)
     })
+}
+
+fn later(value: (u64, u64), passed: Duration) -> (u64, u64) {
+    let part = u32::try_from(value.1).unwrap_or(u32::MAX);
+    let value = Duration::from_secs(value.0).saturating_add(Duration::from_nanos(part.into()));
+    let later = value.saturating_add(passed);
+    (later.as_secs(), later.subsec_nanos().into())
 }
 
 fn encode(id: FileId, flags: u32, fown: FownEntry, info: &TimerfdInfo) -> TimerfdEntry {

@@ -405,6 +405,7 @@ mod tests {
             options: &options,
             log: &log,
             tasks: Vec::new(),
+            stopped: std::time::Instant::now(),
             foreseen: crate::mm::foresee::Foreseen::default(),
             refusals: Default::default(),
         };

@@ -60,12 +60,6 @@ pub struct Told {
 /// Reads what ptrace tells of a thread, but its filters.
 pub fn collect_traced(thread: &FrozenThread) -> Result<Traced> {
     let stopped = &thread.stopped;
-    let mut pending = Vec::new();
-    if stopped.signal_in_hand() != 0 {
-        // Taken off the queue for delivery; in the images it waits again.
-        pending.push(stopped.siginfo_in_hand()?);
-    }
-    pending.extend(stopped.pending(Queue::Private)?);
     let mut tls = Vec::new();
     for entry in regs::THREAD_AREAS {
         tls.extend(stopped.thread_area(entry)?.map(regs::encode_thread_area));
@@ -76,9 +70,21 @@ pub fn collect_traced(thread: &FrozenThread) -> Result<Traced> {
     Ok(Traced {
         xstate,
         tls,
-        pending,
+        pending: collect_pending(thread)?,
         filters: Vec::new(),
     })
+}
+
+/// The signals that wait for a thread of its own.
+pub fn collect_pending(thread: &FrozenThread) -> Result<Vec<SigInfo>> {
+    let stopped = &thread.stopped;
+    let mut pending = Vec::new();
+    if stopped.signal_in_hand() != 0 {
+        // Taken off the queue for delivery; in the images it waits again.
+        pending.push(stopped.siginfo_in_hand()?);
+    }
+    pending.extend(stopped.pending(Queue::Private)?);
+    Ok(pending)
 }
 
 /// The filters of a thread whose status tells that it has some.

@@ -8,6 +8,7 @@ use crust_process::batch::{Arg, Batch, BufId, CallId};
 use crust_process::error::{Error, Result};
 use crust_process::pid::HostPid;
 use nix::libc;
+use std::time::Instant;
 
 /// The resources of getrlimit(2) that the kernel numbers from 0 on.
 /// keyctl(2).
@@ -65,6 +66,8 @@ pub struct TaskAnswers {
     pub itimers: [TimerValue; ITIMERS as usize],
     /// POSIX timers by the ids asked for: nanoseconds and the overrun count.
     pub posix_timers: Vec<(TimerValue, u32)>,
+    /// A moment before the timers were read.
+    pub asked: Instant,
     /// Soft and hard limits in the kernel's order.
     pub rlimits: Vec<(u64, u64)>,
     /// PR_GET_DUMPABLE.
@@ -141,6 +144,7 @@ impl Questions {
 
 /// The questions about a whole task.
 struct TaskQuestions {
+    asked: Instant,
     actions: Vec<(u32, BufId)>,
     itimers: Vec<BufId>,
     timers: Vec<(BufId, CallId)>,
@@ -156,6 +160,7 @@ struct TaskQuestions {
 impl TaskQuestions {
     fn ask(asked: &mut Asked, timers: &[u64], fds: &[i32]) -> TaskQuestions {
         TaskQuestions {
+            asked: Instant::now(),
             actions: ask_actions(asked),
             itimers: (0..ITIMERS)
                 .map(|which| asked.fill(libc::SYS_getitimer, [Arg::Val(which)], 32, "getitimer"))
@@ -211,6 +216,7 @@ impl TaskQuestions {
     ) -> TaskAnswers {
         let optional = |call: CallId| batch.result(call).unwrap_or(0);
         TaskAnswers {
+            asked: self.asked,
             actions: self
                 .actions
                 .into_iter()

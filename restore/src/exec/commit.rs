@@ -1,5 +1,9 @@
 //! The beginning and the end of a task's life under us: its memory is cleared, helpers and
 //! zombies die, and at last the scratch memory goes, registers are set and everybody is let go.
+//!
+//! All that may fail comes before the action scripts and the network, but for the tasks that have
+//! timers: these are armed behind the scripts, which may take any time, and so the scratch memory
+//! stays in their tasks until then.
 
 use super::{AREA, Actor, ExecError, Executor, Task, compile, host_pid, vdso};
 use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
@@ -11,7 +15,7 @@ use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
 use crust_process::scratch::{Check, Table};
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 /// RSEQ_FLAG_UNREGISTER of rseq(2).
@@ -206,16 +210,16 @@ impl<'p> Executor<'p> {
             .root
             .and_then(|root| HostPid::new(root.get() as i32));
         let root = root.ok_or_else(|| ExecError::new("find the root of the plan", Errno::ESRCH))?;
-        self.leave_scratch()?;
         let host_xstate = self.host_xstate()?;
-        for task in self.tasks.values().filter(|task| !task.dead) {
-            set_states(task, host_xstate)?;
-        }
+        let late = with_timers(self.plan);
+        self.complete(|pid| !late.contains(&pid), host_xstate)?;
         self.routines
             .finish()
             .map_err(|why| ExecError::new("remove temporary names", why))?;
         before_release(root)?;
         self.go_live()?;
+        self.arm_timers()?;
+        self.complete(|pid| late.contains(&pid), host_xstate)?;
         // A reader must not find us among the writers of its pipe when it goes on.
         close_all(std::mem::take(&mut self.slots).into_iter().flatten());
         let (left, unreleased) = self.release_all()?;
@@ -226,7 +230,27 @@ impl<'p> Executor<'p> {
         })
     }
 
-    /// The broker's steps of the last phase: no task takes part any more.
+    /// The last calls and the registers of some of the tasks.
+    fn complete(
+        &mut self,
+        is_meant: impl Fn(VirtPid) -> bool,
+        host_xstate: usize,
+    ) -> Result<(), ExecError> {
+        self.leave_scratch(&is_meant)?;
+        let tasks = self.tasks.iter().filter(|(pid, _)| is_meant(**pid));
+        for (_, task) in tasks.filter(|(_, task)| !task.dead) {
+            set_states(task, host_xstate)?;
+        }
+        Ok(())
+    }
+
+    fn arm_timers(&mut self) -> Result<(), ExecError> {
+        let steps = self.plan.steps.as_slice();
+        let first = steps.partition_point(|step| step.phase < Phase::Timers);
+        self.run_phase(steps.get(first..).unwrap_or_default())
+    }
+
+    /// The broker's steps of the network's phase: no task takes part any more.
     fn go_live(&mut self) -> Result<(), ExecError> {
         let plan = self.plan;
         for step in &plan.steps {
@@ -237,12 +261,13 @@ impl<'p> Executor<'p> {
         Ok(())
     }
 
-    /// The last calls of all tasks, the unmapping of the scratch memory behind them: by the vdso's
-    /// own `syscall`, for the stub's page is what goes. All tasks make their first call at the
+    /// The last calls of these tasks, the unmapping of the scratch memory behind them: by the vdso's
+    /// own `syscall`, for the stub's page is what goes. All of them make their first call at the
     /// same time, then their second.
-    fn leave_scratch(&mut self) -> Result<(), ExecError> {
+    fn leave_scratch(&mut self, is_meant: impl Fn(VirtPid) -> bool) -> Result<(), ExecError> {
         let vdsos = self.vdsos();
         let living = self.tasks.iter().filter(|(_, task)| !task.dead);
+        let living = living.filter(|(pid, _)| is_meant(**pid));
         let mut leaving = Vec::new();
         for (pid, task) in living {
             let vdso = vdsos.get(pid).copied().ok_or_else(|| {
@@ -403,6 +428,21 @@ fn let_go(task: Task<'_>) -> Vec<crust_process::error::Result<()>> {
     let mut released: Vec<_> = threads.map(Made::release).collect();
     released.push(leader.release());
     released
+}
+
+/// The tasks that have timers to be armed, and whoever shares their memory, which they all leave
+/// together.
+fn with_timers(plan: &Plan) -> BTreeSet<VirtPid> {
+    let armed = plan.steps.iter().filter(|step| step.phase == Phase::Timers);
+    let pids = armed.filter_map(|step| match step.actor {
+        Actor::Task(pid) | Actor::Thread { pid, .. } => Some(pid),
+        Actor::Broker => None,
+    });
+    let pids: BTreeSet<VirtPid> = pids.collect();
+    let spaces = spaces_of(plan);
+    let theirs: BTreeSet<_> = pids.iter().filter_map(|pid| spaces.get(pid)).collect();
+    let users = spaces.iter().filter(|(_, space)| theirs.contains(space));
+    users.map(|(pid, _)| *pid).collect()
 }
 
 /// The first process in the address space of each, itself in most cases.

@@ -225,8 +225,11 @@ impl<'p> Executor<'p> {
         times: &mut Vec<(Phase, Duration)>,
     ) -> Result<(), ExecError> {
         for steps in self.plan.steps.chunk_by(|a, b| a.phase == b.phase) {
-            // The last one has its place in the commit.
-            if steps.first().map(|step| step.phase) == Some(Phase::Network) {
+            // The last ones have their place in the commit.
+            if steps
+                .first()
+                .is_some_and(|step| step.phase >= Phase::Network)
+            {
                 break;
             }
             if let Some(first) = steps.first() {

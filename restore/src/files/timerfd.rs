@@ -1,7 +1,7 @@
 //! timerfd_create(2): a timer that is read.
 //!
 //! timerfd_entry has the clock, the flags it was armed with, the time left (also of a timer armed
-//! to an absolute time), the interval and the count of unread expirations. It is armed late, when
+//! to an absolute time), the interval and the count of unread expirations. It is armed last, when
 //! everything else is done, so that the time of the restore is not taken from it. A timer armed to
 //! an absolute time gets the time of the restore plus what was left: the images do not say when
 //! they were made.
@@ -66,7 +66,7 @@ pub(super) fn plan(planner: &mut Planner<'_>, file: File<'_>) -> Option<SlotId> 
             interval: timer.interval,
             ticks: tfd.ticks,
         };
-        planner.push(Phase::Creds, Actor::Broker, Op::Routine(routine), origin);
+        planner.push(Phase::Timers, Actor::Broker, Op::Routine(routine), origin);
     }
     fown::plan(planner, file, slot, flags, &tfd.fown);
     Some(slot)

@@ -58,9 +58,12 @@ pub enum Phase {
     Creds,
     /// Registers; the scratch memory goes.
     Commit,
-    /// Nothing can fail any more but this: the network is unlocked and connections go on. Then
-    /// everybody is let go.
+    /// Nothing can fail any more but this and the timers: the network is unlocked and connections
+    /// go on.
     Network,
+    /// Timers are armed, a moment before everybody is let go: what is left of them is left when the
+    /// program goes on, however long the action scripts took.
+    Timers,
 }
 
 impl Phase {
@@ -80,6 +83,7 @@ impl Phase {
             Phase::Creds => "credentials",
             Phase::Commit => "commit",
             Phase::Network => "network",
+            Phase::Timers => "timers",
         }
     }
 }

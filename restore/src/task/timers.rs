@@ -2,8 +2,8 @@
 //!
 //! A POSIX timer comes back under its own id: PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15) lets
 //! timer_create take the id from its result argument. Timers are made with the signals, when the
-//! thread that a timer notifies exists, and armed as late as possible: what remains of their time
-//! runs from then on. An expired one only leaves its signal pending.
+//! thread that a timer notifies exists, and armed last of all: what remains of their time runs from
+//! then on. An expired one only leaves its signal pending.
 //!
 //! timer_getoverrun tells the overruns of the last signal that was taken. To bring them back the
 //! timer is armed to an absolute time that lies so many intervals before its next expiration, and
@@ -57,7 +57,7 @@ fn plan_interval(planner: &mut Planner<'_>, leader: &Thread<'_>, which: Arg, tim
     } else if (timer.vsec, timer.vusec) != (0, 0) {
         let args = vec![which, Arg::words(&words), Arg::null()];
         let call = Call::new("setitimer", libc::SYS_setitimer, args);
-        planner.call(Phase::Commit, leader.actor(), call, origin);
+        planner.call(Phase::Timers, leader.actor(), call, origin);
     }
 }
 
@@ -108,7 +108,7 @@ fn plan_posix(
         match overrun(timer, planner.tree.clocks, live) {
             Some(op) => plan_overrun(planner, live, leader, timer, op),
             None => {
-                planner.call(Phase::Commit, leader.actor(), settime(timer), origin);
+                planner.call(Phase::Timers, leader.actor(), settime(timer), origin);
             }
         }
     }
@@ -166,7 +166,7 @@ fn plan_overrun(
         .filter(|_| timer.it_sigev_notify == SIGEV_THREAD_ID);
     let mut threads = live.threads.iter();
     let taker = threads.find(|thread| notified == Some(thread.tid.get() as i32));
-    let armed = planner.push(Phase::Commit, leader.actor(), op, origin.clone());
+    let armed = planner.push(Phase::Timers, leader.actor(), op, origin.clone());
     let args = vec![
         Arg::words(&[1 << (timer.si_signo - 1)]),
         Arg::null(),
@@ -176,7 +176,7 @@ fn plan_overrun(
     let take = Call::new("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, args);
     let take = take.answers(Ret::Exactly(timer.si_signo.into()));
     let actor = taker.unwrap_or(leader).actor();
-    let taken = planner.call(Phase::Commit, actor, take, origin);
+    let taken = planner.call(Phase::Timers, actor, take, origin);
     planner.in_turn(armed, taken);
 }
 
