@@ -1,6 +1,7 @@
 /* Memory that changes between the dumps of a chain: a step at each SIGUSR1. Pages are written,
- * dropped, unmapped and mapped anew, moved, grown; a child is forked and goes. With the argument
- * "busy" pages are written all the time. Each page has its number and a count in it. */
+ * dropped, unmapped and mapped anew, moved, grown; a child is forked and goes. With "busy" in
+ * the argument pages are written all the time, with "vm" the steps are those of another process in
+ * the same address space (CLONE_VM). Each page has its number and a count in it. */
 #include "wl.h"
 #define PG 4096ul
 #define PAGES 256
@@ -35,7 +36,7 @@ static void verify(void)
 				fail("area %d page %d is not as of count %u", a, i, want[a][i]);
 		}
 }
-static void take_step(void)
+static void change(void)
 {
 	unsigned count = 10 + ++step;
 	for (int i = step % 7; i < PAGES; i += 7) /* of area 0 every 7th, never all */
@@ -61,6 +62,33 @@ static void take_step(void)
 	put(3, step, count);
 	unsigned char *more = sbrk(8 * PG);
 	memset(more, count, 8 * PG);
+}
+
+/* The other process in our memory: it changes what it is told to. */
+static volatile int to_change, changed;
+static char stack[65536] __attribute__((aligned(16)));
+static int serve(void *unused)
+{
+	struct timespec ts = { 0, 1000000 };
+	(void)unused;
+	for (;;) {
+		if (changed != to_change) {
+			change();
+			changed = to_change;
+		}
+		syscall(SYS_nanosleep, &ts, NULL);
+	}
+	return 0;
+}
+static void take_step(int by_other)
+{
+	if (by_other) {
+		to_change++;
+		while (changed != to_change)
+			usleep(1000);
+	} else {
+		change();
+	}
 	if (step == 1)
 		wl_fork(NULL, NULL);
 	printf("step %d\n", step);
@@ -69,7 +97,8 @@ static void take_step(void)
 int main(int argc, char **argv)
 {
 	wl_start(argc, argv);
-	int busy = argc > 2 && !strcmp(argv[2], "busy");
+	int busy = argc > 2 && strstr(argv[2], "busy");
+	int by_other = argc > 2 && strstr(argv[2], "vm");
 	struct sigaction sa = { .sa_handler = on_usr1 };
 	sigaction(SIGUSR1, &sa, NULL);
 	for (int a = 0; a < 4; a++) {
@@ -77,11 +106,15 @@ int main(int argc, char **argv)
 		for (int i = 0; i < PAGES; i++)
 			put(a, i, 1);
 	}
+	if (by_other) {
+		wl_kids[wl_nkids] = clone(serve, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL);
+		MUST(wl_kids[wl_nkids++] > 0);
+	}
 	printf("ready\n");
 	fflush(stdout);
 	for (unsigned n = 0; !wl_term; n++) {
 		while (step < steps)
-			take_step();
+			take_step(by_other);
 		if (busy) {
 			put(n % 2, n % PAGES, 100 + n);
 		} else {

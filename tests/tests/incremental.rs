@@ -47,30 +47,64 @@ fn expect_untouched(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Two pre-dumps and a dump, each with its steps in between, restored from the third.
+fn chain_of(sandbox: &Sandbox, how: &str) -> Result<()> {
+    let guest = sandbox.start_with("incremental", &[how])?;
+    let first = sandbox.images("1")?;
+    let pre_dump = ["--pre-dump", "--prev-images-dir", "../images-1"];
+    sandbox
+        .dump(guest.pid, &first, &pre_dump[..1])?
+        .succeeded()?;
+    let whole = statistic(sandbox, &first, "pages_written")?;
+    step(sandbox, &guest, 1)?;
+    let second = sandbox.images("2")?;
+    sandbox.dump(guest.pid, &second, &pre_dump)?.succeeded()?;
+    step(sandbox, &guest, 2)?;
+    step(sandbox, &guest, 3)?;
+    let third = sandbox.images("3")?;
+    sandbox.dump_and_kill(&guest, &third, &["--prev-images-dir", "../images-2"])?;
+    let (written, kept) = (
+        statistic(sandbox, &third, "pages_written")?,
+        statistic(sandbox, &third, "pages_skipped_parent")?,
+    );
+    ensure!(
+        whole > 1024 && whole < 2048 && kept > 128 && written < whole,
+        "{whole} first, then {written} and {kept} kept"
+    );
+    sandbox
+        .run("crit", &["check", text(&third)?], None)?
+        .succeeded()?;
+    sandbox.assert_only(&[])?;
+    sandbox.restore(&third, &[])?.succeeded()?;
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
+/// Rounds while the guest writes as fast as it can, then the freeze.
+fn pre_copy_of(sandbox: &Sandbox, how: &str) -> Result<()> {
+    let guest = sandbox.start_with("incremental", &[how])?;
+    let images = sandbox.images("first")?;
+    sandbox.dump_and_kill(&guest, &images, &["--pre-copy", "3"])?;
+    ensure!(images.join("pre-copy-1/inventory.img").exists());
+    let kept = statistic(sandbox, &images, "pages_skipped_parent")?;
+    ensure!(
+        kept > 400,
+        "of 1024 pages half is never written, {kept} were left to the rounds"
+    );
+    sandbox.restore(&images, &[])?.succeeded()?;
+    guest.expect_ok(sandbox)?;
+    sandbox.assert_only(&[])
+}
+
 sandbox_test! {
-    /// Two pre-dumps and a dump, each with its steps in between, restored from the third.
-    fn chain(sandbox) {
-        let guest = sandbox.start("incremental")?;
-        let first = sandbox.images("1")?;
-        sandbox.dump(guest.pid, &first, &["--pre-dump"])?.succeeded()?;
-        let whole = statistic(sandbox, &first, "pages_written")?;
-        step(sandbox, &guest, 1)?;
-        let second = sandbox.images("2")?;
-        sandbox.dump(guest.pid, &second, &["--pre-dump", "--prev-images-dir", "../images-1"])?.succeeded()?;
-        step(sandbox, &guest, 2)?;
-        step(sandbox, &guest, 3)?;
-        let third = sandbox.images("3")?;
-        sandbox.dump_and_kill(&guest, &third, &["--prev-images-dir", "../images-2"])?;
-        let (written, kept) = (
-            statistic(sandbox, &third, "pages_written")?,
-            statistic(sandbox, &third, "pages_skipped_parent")?,
-        );
-        ensure!(whole > 1024 && kept > 128 && written < whole, "{whole} first, then {written} and {kept} kept");
-        sandbox.assert_only(&[])?;
-        sandbox.restore(&third, &[])?.succeeded()?;
-        guest.expect_ok(sandbox)?;
-        sandbox.assert_only(&[])
-    }
+    fn chain(sandbox) { chain_of(sandbox, "alone") }
+
+    /// The same of two processes in one address space: written once, tracked once.
+    fn chain_in_shared_memory(sandbox) { chain_of(sandbox, "vm") }
+
+    fn pre_copy(sandbox) { pre_copy_of(sandbox, "busy") }
+
+    fn pre_copy_in_shared_memory(sandbox) { pre_copy_of(sandbox, "busy vm") }
 
     /// What the last dump has again takes no room in the first.
     fn auto_dedup(sandbox) {
@@ -94,7 +128,7 @@ sandbox_test! {
 
     /// Dumps that leave the tree running, each incremental to the one before; every one restores.
     fn dumps_of_a_running_tree(sandbox) {
-        let guest = sandbox.start("incremental")?;
+        let guest = sandbox.start_with("incremental", &["vm"])?;
         let before = Snapshot::of_tree(guest.pid)?;
         let mut previous: Option<String> = None;
         for number in 1..=3 {
@@ -122,19 +156,6 @@ sandbox_test! {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(*task), Signal::SIGKILL)?;
         }
         sandbox.reap(&tasks)?;
-        sandbox.restore(&images, &[])?.succeeded()?;
-        guest.expect_ok(sandbox)?;
-        sandbox.assert_only(&[])
-    }
-
-    /// Rounds while the guest writes as fast as it can, then the freeze.
-    fn pre_copy(sandbox) {
-        let guest = sandbox.start_with("incremental", &["busy"])?;
-        let images = sandbox.images("first")?;
-        sandbox.dump_and_kill(&guest, &images, &["--pre-copy", "3"])?;
-        ensure!(images.join("pre-copy-1/inventory.img").exists());
-        let kept = statistic(sandbox, &images, "pages_skipped_parent")?;
-        ensure!(kept > 400, "of 1024 pages half is never written, {kept} were left to the rounds");
         sandbox.restore(&images, &[])?.succeeded()?;
         guest.expect_ok(sandbox)?;
         sandbox.assert_only(&[])

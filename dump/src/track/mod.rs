@@ -1,7 +1,8 @@
 //! Write tracking between the dumps of a chain: who is tracked, and what of it is still as the dump
 //! before has it.
 //!
-//! A tracker is bound to an address space and named by pid and start time: a pid that was given to
+//! A tracker is bound to an address space, of whose tasks the first speaks for all (CLONE_VM), and
+//! named by pid and start time: a pid that was given to
 //! another process meanwhile, or a task that has executed another program, is dumped whole. What a
 //! tracker says is checked against the images of the dump before: a page is left to it only if it
 //! is there.
@@ -24,7 +25,7 @@ use crust_process::proc::maps::{MapsVma, VmaName, parse_maps};
 use crust_process::proc::stat::parse_stat;
 use crust_process::proc::status::parse_status;
 use crust_process::remote::{Remote, Site};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// The trackers of a tree.
@@ -52,19 +53,17 @@ impl Trackers {
         (start_time(pid).ok()? == tracker.start_time()).then_some(tracker)
     }
 
-    /// Makes one for each task of a frozen tree that has none yet. A task that cannot have one (a
-    /// full descriptor table) is told of and dumped whole each time.
+    /// That of an address space, by the tasks in it.
+    pub fn of_space(&self, tasks: &[&Task]) -> Option<&Tracker> {
+        tasks.iter().find_map(|task| self.of(task.pid))
+    }
+
+    /// Makes one for each address space of a frozen tree that has none yet. A task that cannot have
+    /// one (a full descriptor table) is told of and dumped whole each time.
     pub fn add_missing(&mut self, ctx: &Context, frozen: &mut Frozen) -> Result<()> {
-        let alone = alone(ctx)?;
-        for view in &ctx.tasks {
-            if self.of(view.pid).is_some() {
-                continue;
-            }
-            if !alone.contains(&view.pid) {
-                ctx.log.info(format_args!(
-                    "task {} shares its memory with another and is dumped whole each time",
-                    view.pid
-                ));
+        for space in spaces(ctx)? {
+            let Some(view) = space.first() else { continue };
+            if self.of_space(&space).is_some() {
                 continue;
             }
             let task = frozen.tasks.iter_mut().find(|task| task.pid == view.pid);
@@ -84,15 +83,16 @@ impl Trackers {
     pub fn settle(self, ctx: &Context, previous: &ImageDir) -> Result<Unchanged> {
         let chain = DumpChain::open(previous)?;
         let mut unchanged = Unchanged::default();
-        for task in &ctx.tasks {
-            let Some(tracker) = self.of(task.pid) else {
+        for space in spaces(ctx)? {
+            let Some(tracker) = self.of_space(&space) else {
                 continue;
             };
             let found = clean_pages(tracker)
-                .with_context(|| format!("find the clean pages of task {}", task.pid))?;
-            let stored = stored_pages(&chain, task)?;
-            let both = ranges::intersect(&found, &stored);
-            unchanged.0.insert(task.pid, both);
+                .with_context(|| format!("find the clean pages of task {}", tracker.pid()))?;
+            let both = ranges::intersect(&found, &stored_pages(&chain, &space)?);
+            for task in space {
+                unchanged.0.insert(task.pid, both.clone());
+            }
         }
         Ok(unchanged)
     }
@@ -110,19 +110,25 @@ impl Unchanged {
     }
 }
 
-/// The tasks with an address space of their own. Two with one could not both have a tracker, and
-/// what the one would be told of as written the other would not.
-fn alone(ctx: &Context) -> Result<HashSet<HostPid>> {
+/// The address spaces of the tree, each with the tasks in it. Two of these could not both have a
+/// tracker, and what the one would be told of as written the other would not. A task that dies while
+/// the tree runs may take others of this round with it, which is no loss: they are copied whole later.
+pub fn spaces<'c>(ctx: &'c Context) -> Result<Vec<Vec<&'c Task>>> {
     let mut sorter = TaskSorter::new(TaskObject::Vm);
-    let mut users: HashMap<Group, Vec<HostPid>> = HashMap::new();
+    let mut places: HashMap<Group, usize> = HashMap::new();
+    let mut spaces: Vec<Vec<&Task>> = Vec::new();
     for task in &ctx.tasks {
-        users
-            .entry(sorter.group(task.pid)?)
-            .or_default()
-            .push(task.pid);
+        let group = match sorter.group(task.pid) {
+            Err(error) if error.is_gone() => continue,
+            group => group?,
+        };
+        let place = *places.entry(group).or_insert(spaces.len());
+        match spaces.get_mut(place) {
+            Some(space) => space.push(task),
+            None => spaces.push(vec![task]),
+        }
     }
-    let alone = users.into_values().filter(|tasks| tasks.len() == 1);
-    Ok(alone.flatten().collect())
+    Ok(spaces)
 }
 
 /// When a task was started, in clock ticks after the boot.
@@ -132,11 +138,22 @@ pub fn start_time(pid: HostPid) -> Result<u64> {
     Ok(stat.starttime)
 }
 
-/// The pages that a dump has of a task, ascending; none if it has none of it.
-fn stored_pages(chain: &DumpChain<'_>, task: &Task) -> Result<Vec<Range<u64>>> {
-    let runs = chain.resolve(Kind::Pagemap, u64::from(task.virt))?;
-    let runs = runs.unwrap_or_default();
-    Ok(ranges::join(runs.iter().map(|run| run.vaddr..run.end())))
+/// The pages that a dump has of every task of an address space, ascending: one that has come into it
+/// since is not in that dump.
+fn stored_pages(chain: &DumpChain<'_>, space: &[&Task]) -> Result<Vec<Range<u64>>> {
+    let stored = |task: &Task| -> Result<Vec<Range<u64>>> {
+        let runs = chain.resolve(Kind::Pagemap, u64::from(task.virt))?;
+        let runs = runs.unwrap_or_default();
+        Ok(ranges::join(runs.iter().map(|run| run.vaddr..run.end())))
+    };
+    let Some((first, others)) = space.split_first() else {
+        return Ok(Vec::new());
+    };
+    let mut common = stored(first)?;
+    for task in others {
+        common = ranges::intersect(&common, &stored(task)?);
+    }
+    Ok(common)
 }
 
 fn create(task: &mut FrozenTask, view: &Task) -> Result<Tracker> {

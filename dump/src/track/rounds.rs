@@ -7,7 +7,7 @@
 //! are left to the dump before; a page that is neither has come since, and the next round has it.
 
 use super::holder;
-use super::{Trackers, trackable};
+use super::{Trackers, spaces, trackable};
 use crate::collect::for_each_task;
 use crate::context::{Context, Task};
 use crate::ids::KernelIds;
@@ -43,13 +43,15 @@ pub fn copy_round(
 ) -> Result<()> {
     let start = Instant::now();
     let chain = previous.map(DumpChain::open).transpose()?;
-    let numbered: Vec<(u32, &Task)> = (1..).zip(&ctx.tasks).collect();
-    let counts = for_each_task(&numbered, |(pages_id, task)| {
+    let numbered: Vec<(u32, Vec<&Task>)> = (1..).zip(spaces(ctx)?).collect();
+    let counts = for_each_task(&numbered, |(pages_id, tasks)| {
+        let task = tasks.first().context("a space of nobody")?;
         let round = Round {
             images,
             chain: chain.as_ref(),
             task,
-            tracker: trackers.of(task.pid),
+            tasks,
+            tracker: trackers.of_space(tasks),
             interrupt,
         };
         match round.copy(*pages_id) {
@@ -89,7 +91,9 @@ fn is_gone(task: &Task) -> bool {
 struct Round<'r> {
     images: &'r ImageDir,
     chain: Option<&'r DumpChain<'r>>,
+    /// The first in the address space, and all.
     task: &'r Task,
+    tasks: &'r [&'r Task],
     tracker: Option<&'r Tracker>,
     interrupt: &'r Interrupt,
 }
@@ -98,7 +102,7 @@ impl Round<'_> {
     fn copy(&self, pages_id: u32) -> Result<Counts> {
         let id = u64::from(self.task.virt);
         let stored = match self.chain {
-            Some(chain) => super::stored_pages(chain, self.task)?,
+            Some(chain) => super::stored_pages(chain, self.tasks)?,
             None => Vec::new(),
         };
         let file = self
@@ -111,6 +115,12 @@ impl Round<'_> {
         };
         let name = (Kind::Pagemap, id);
         let mut image = create_pagemap(self.images, name, pages_id, &file, &source, &check)?;
+        for other in self.tasks.iter().skip(1) {
+            let entries = self
+                .images
+                .create(Kind::Pagemap, Some(u64::from(other.virt)))?;
+            image.also_for(entries, pages_id)?;
+        }
         let dir = ProcDir::open(self.task.pid)?;
         let mut pagemap = Pagemap::open(&dir)?;
         for vma in &parse_maps(&dir.read("maps")?)? {
