@@ -41,6 +41,14 @@ pub fn let_go(
         tell_of_tasks(ctx, &frozen, &survivor, libc::SIGSTOP, runs)?;
         let left = locked.leave(&survivor)?;
         settle(&survivor, collected);
+        if let Some(removal) = left.removal() {
+            // The kernel tells nobody of a SIGCONT.
+            let message = format_args!(
+                "the connections of the stopped tree stay locked, so that it can be killed and \
+                 restored; for it to go on instead: {removal}"
+            );
+            log.warn("dump/network", message);
+        }
         left.keep();
         return frozen.leave_stopped().context("leave the tree stopped");
     }

@@ -7,7 +7,7 @@ use crate::check::{self, Subject};
 use crate::exec::routines::preflight::Opened;
 use crate::exec::{ExecError, Restored, Run, execute, make_room};
 use crate::host::Host;
-use crate::network::Locked;
+use crate::network::{Locked, Unlocked};
 use crate::plan::plan;
 use crate::plan::print::Text;
 use crate::plan::step::Plan;
@@ -27,6 +27,7 @@ use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
 use crust_process::fds::reserve_own;
 use crust_process::pid::HostPid;
+use crust_process::survivor::Survivor;
 use crust_process::tracee::{self, Wait};
 use crust_proto::criu::StatsEntry;
 use std::fs;
@@ -80,8 +81,13 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         progress: &progress,
         opened,
     };
-    let restored =
-        execute(run, |root| before_release(options, log, root, locked)).stage(Code::Execute)?;
+    let mut unlocked = None;
+    let restored = execute(run, |root, survivor| {
+        unlocked = Some(before_release(options, log, root, survivor, locked)?);
+        Ok(())
+    })
+    .stage(Code::Execute)?;
+    unlocked.map(Unlocked::keep);
     progress.finish();
     if let Some(error) = restored.unreleased {
         let why = "let the restored tree go; it is whole, and goes on when crust-restore ends";
@@ -175,8 +181,9 @@ fn before_release(
     options: &Options,
     log: &Log,
     root: HostPid,
+    survivor: Option<&Survivor>,
     locked: Locked,
-) -> Result<(), ExecError> {
+) -> Result<Unlocked, ExecError> {
     let failed = |what: &str, why: String| ExecError {
         what: what.to_owned(),
         why,
@@ -190,10 +197,11 @@ fn before_release(
         run.map_err(|why| failed("run an action script", format!("{why:#}")))
     };
     script(Stage::PostRestore)?;
-    let unlocked = locked.unlock(log);
-    unlocked.map_err(|why| failed("unlock the network", format!("{why:#}")))?;
+    let unlocked = locked.unlock(survivor, log);
+    let unlocked = unlocked.map_err(|why| failed("unlock the network", format!("{why:#}")))?;
     script(Stage::NetworkUnlock)?;
-    script(Stage::PreResume)
+    script(Stage::PreResume)?;
+    Ok(unlocked)
 }
 
 fn tell(log: &Log, restored: &Restored) {

@@ -13,6 +13,7 @@ use crate::{
     tools::text,
 };
 use anyhow::{Context, Result, ensure};
+use crust_process::netfilter;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::{
     env, fs,
@@ -232,14 +233,23 @@ fn list_sysctls(dir: &Path, into: &mut Vec<String>) {
     }
 }
 
+/// Our own locks of the network need no program to be told.
 fn list_firewall(into: &mut Vec<String>) {
+    let locks = netfilter::left::tables().unwrap_or_default();
+    into.extend(locks.into_iter().map(|(lock, _)| format!("lock: {lock}")));
     for (program, arguments) in [("nft", &["list", "ruleset"][..]), ("iptables-save", &[])] {
         let output = Command::new(program).args(arguments).output();
         let rules = output.map(|output| output.stdout).unwrap_or_default();
         let rules = String::from_utf8_lossy(&rules).into_owned();
-        // Comments have the time in them, chains the numbers of packets.
-        let rules = rules.lines().filter(|line| !line.starts_with(['#', ':']));
-        into.extend(rules.map(|rule| format!("{program}: {rule}")));
+        // Comments have the time in them, chains the numbers of packets; a table is there from its
+        // first rule on.
+        let is_rule = |line: &&str| !line.starts_with(['#', ':', '*']) && *line != "COMMIT";
+        into.extend(
+            rules
+                .lines()
+                .filter(is_rule)
+                .map(|rule| format!("{program}: {rule}")),
+        );
     }
 }
 
@@ -277,6 +287,24 @@ pub fn expect_same_world(before: &[String], after: &[String]) -> Result<()> {
         "came: {came:#?}\nwent: {went:#?}"
     );
     Ok(())
+}
+
+/// Whether the network can be locked by iptables; a note if not.
+pub fn has_iptables() -> bool {
+    let rules = Command::new("iptables").arg("-S").output();
+    let found = rules.is_ok_and(|output| output.status.success());
+    if !found {
+        println!("SKIPPED: iptables is not installed, or not for this kernel");
+    }
+    found
+}
+
+/// The rules of the firewall, our locks among them.
+pub fn firewall() -> Vec<String> {
+    let mut rules = Vec::new();
+    list_firewall(&mut rules);
+    rules.sort();
+    rules
 }
 
 /// Dumps `guest` over and over, killed at each of some steps. After each it must run as before, be
@@ -341,6 +369,7 @@ pub fn killing_dump_killed_at_steps(
     options: &[&str],
 ) -> Result<()> {
     let before = Snapshot::of_tree(guest.pid)?;
+    let unlocked = firewall();
     let tree = proc_snapshot::tree(guest.pid)?;
     let (images, whole) = (sandbox.images("killing")?, sandbox.images("whole")?);
     let leaving = [&["--leave-running"], options].concat();
@@ -366,6 +395,7 @@ pub fn killing_dump_killed_at_steps(
             expect_running(guest).with_context(context)?;
             let after = Snapshot::of_tree(guest.pid)?;
             before.expect_same(&after, &[]).with_context(context)?;
+            expect_same_world(&unlocked, &firewall()).with_context(context)?;
             continue;
         }
         ended += 1;
@@ -378,6 +408,7 @@ pub fn killing_dump_killed_at_steps(
         before
             .expect_same(&Snapshot::of_tree(guest.pid)?, &[])
             .with_context(context)?;
+        expect_same_world(&unlocked, &firewall()).with_context(context)?;
     }
     println!(
         "NOTE {}: {deaths} killing dumps killed over {taken} steps, {ended} of them behind the end of the tree",

@@ -56,6 +56,15 @@ impl Outcome {
         Ok(())
     }
 
+    /// Fails unless the log has each of these texts.
+    pub fn logs(&self, texts: &[&str]) -> Result<()> {
+        for text in texts {
+            let there = self.log.contains(text);
+            ensure!(there, "the log does not say {text:?}\n{}", self.report());
+        }
+        Ok(())
+    }
+
     /// The end of the log is what a reader of a failed test wants first.
     pub fn report(&self) -> String {
         let lines: Vec<_> = self.log.lines().collect();

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use crust_tests::{
     guest::Guest,
     kills::{
-        dump_killed_at_steps, killing_dump_killed_at_steps, own_number, restore_killed_at_steps,
-        restore_killed_in_world,
+        dump_killed_at_steps, has_iptables, killing_dump_killed_at_steps, own_number,
+        restore_killed_at_steps, restore_killed_in_world,
     },
     sandbox::Sandbox,
     sandbox_test,
@@ -235,6 +235,15 @@ sandbox_test! {
 
     /// Killed while the network is locked, by the table that goes with its owner.
     fn dump_of_connections(sandbox) { dumped(sandbox, "tcp_busy", &[], &["--tcp-established"]) }
+    /// By rules that a survivor deletes.
+    fn dump_of_connections_by_iptables(sandbox) {
+        if !has_iptables() { return Ok(()); }
+        dumped(sandbox, "tcp_busy", &[], &["--tcp-established", "--network-lock", "iptables"])
+    }
+    fn dump_that_kills_connections_by_iptables(sandbox) {
+        if !has_iptables() { return Ok(()); }
+        killing(sandbox, "tcp_busy", &["--tcp-established", "--network-lock", "iptables"])
+    }
     fn pre_dump(sandbox) { dumped(sandbox, "threads", &[], &["--pre-dump"]) }
     fn dump_that_tracks(sandbox) { dumped(sandbox, "mem_private", &[], &["--track-mem"]) }
     fn dump_with_pre_copy(sandbox) { dumped(sandbox, "bigmem", &["8"], &["--pre-copy", "2"]) }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use crust_process::netfilter;
 use crust_tests::{
     guest::Guest,
+    kills::{firewall, has_iptables},
     round_trip::{self, Case},
     sandbox::Sandbox,
     sandbox_test,
@@ -93,6 +94,12 @@ fn table_of(sandbox: &Sandbox, images: &Path) -> Result<String> {
     Ok(format!("CRIU-{id}"))
 }
 
+/// All locks of the network by tables.
+fn locks() -> Result<Vec<String>> {
+    let tables = netfilter::left::tables()?;
+    Ok(tables.into_iter().map(|(table, _)| table).collect())
+}
+
 sandbox_test! {
     fn peer_outside_the_tree(sandbox) {
         let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };
@@ -124,11 +131,8 @@ sandbox_test! {
 
     /// By the rules that CRIU would have made, and which it would delete again.
     fn locked_by_iptables(sandbox) {
+        if !has_iptables() { return Ok(()) }
         let rules = || Command::new("iptables").arg("-S").output();
-        if !rules().is_ok_and(|output| output.status.success()) {
-            println!("SKIPPED: iptables is not installed, or not for this kernel");
-            return Ok(());
-        }
         let locked = || anyhow::Ok(String::from_utf8(rules()?.stdout)?.contains("0xc114"));
         let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };
         let images = sandbox.images("iptables")?;
@@ -143,6 +147,58 @@ sandbox_test! {
         sandbox.dump(guest.pid, &sandbox.images("again")?, &running)?.succeeded()?;
         ensure!(!locked()?, "a rule is left of a dump that leaves the tree running");
         expect_end(sandbox, &guest, peer)
+    }
+
+    /// The lock of a tree that was left stopped: the next dump tells of it, and a restore of either
+    /// leaves none.
+    fn locked_by_two_dumps(sandbox) {
+        let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };
+        let (first, second) = (sandbox.images("first")?, sandbox.images("second")?);
+        let stopped = ["--tcp-established", "--leave-stopped"];
+        let outcome = sandbox.dump(guest.pid, &first, &stopped)?.succeeded()?;
+        let lock = table_of(sandbox, &first)?;
+        outcome.logs(&[&format!("nft delete table inet {lock}"), "stay locked"])?;
+        ensure!(locks()? == [lock.as_str()], "{:?}", locks()?);
+        peer.write_all(b"waits")?;
+        let running = ["--tcp-established", "--leave-running"];
+        let outcome = sandbox.dump(guest.pid, &second, &running)?.succeeded()?;
+        outcome.logs(&[&format!("nft delete table inet {lock}"), "another dump"])?;
+        ensure!(locks()? == [lock.as_str()], "a dump that leaves the tree takes its own lock along");
+        fs::remove_dir_all(&second)?;
+        let second = sandbox.images("second")?;
+        sandbox.dump_and_kill(&guest, &second, ESTABLISHED)?;
+        ensure!(locks()?.len() == 2, "{:?}", locks()?);
+        sandbox.restore(&second, ESTABLISHED)?.succeeded()?;
+        ensure!(locks()?.is_empty(), "{:?}", locks()?);
+        // It was stopped, and comes back so.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(guest.pid), nix::sys::signal::SIGCONT)?;
+        expect(&mut peer, &changed(b"waits"))?;
+        expect_end(sandbox, &guest, peer)
+    }
+
+    /// A script that fails when all is restored and unlocked: it is locked again for the next try.
+    fn locked_again_by_a_late_failure(sandbox) {
+        for lock in [&[][..], &["--network-lock", "iptables"]] {
+            if !lock.is_empty() && !has_iptables() { continue; }
+            let Some((guest, mut peer)) = echo(sandbox)? else { return Ok(()) };
+            let images = sandbox.images("late")?;
+            sandbox.dump_and_kill(&guest, &images, &[ESTABLISHED, lock].concat())?;
+            let (script, before) = (images.join("script"), firewall());
+            ensure!(!before.is_empty(), "nothing is locked");
+            fs::write(&script, "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != pre-resume ]\n")?;
+            fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+            let failing = ["--tcp-established", "--action-script", text(&script)?];
+            sandbox.restore(&images, &failing)?.exited_with(1)?.says(&["pre-resume"])?;
+            sandbox.assert_only(&[])?;
+            ensure!(firewall() == before, "{:?} was {before:?}", firewall());
+            peer.write_all(b"waits")?;
+            sandbox.restore(&images, ESTABLISHED)?.succeeded()?;
+            ensure!(locks()?.is_empty(), "{:?}", locks()?);
+            expect(&mut peer, &changed(b"waits"))?;
+            expect_end(sandbox, &guest, peer)?;
+            fs::remove_dir_all(&images)?;
+        }
+        Ok(())
     }
 
     /// The peer's end comes while the program is away: it is sent again.

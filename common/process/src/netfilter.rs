@@ -7,6 +7,8 @@
 //! is that by which CRIU knows it too: `CRIU-` with the dump's run id, family inet. Packets that
 //! bear [`MARK`] pass: those a restore sends to itself.
 
+pub mod left;
+
 use crate::netlink::{self, Writer, split_message};
 use crate::steps::step;
 use nix::errno::Errno;
@@ -118,6 +120,17 @@ pub fn removal(table: &str) -> Result<(OwnedFd, Vec<u8>), NetfilterError> {
     Ok((socket, batch.writer.bytes().to_vec()))
 }
 
+/// A socket and the message into it that locks these connections, to stay, as [`removal`].
+pub fn making(table: &str, connections: &[Ends]) -> Result<(OwnedFd, Vec<u8>), NetfilterError> {
+    let batch = batch_of(|batch| encode_table(batch, table, 0, connections));
+    let socket = open_for(&batch).map_err(|errno| NetfilterError {
+        doing: "prepare to make",
+        table: table.to_owned(),
+        errno,
+    })?;
+    Ok((socket, batch.writer.bytes().to_vec()))
+}
+
 fn encode_removal(batch: &mut Batch, table: &str) {
     batch.command(DELETE_TABLE, 0, |body| body.text(1, table));
 }
@@ -186,6 +199,14 @@ fn batch_of(fill: impl FnOnce(&mut Batch)) -> Batch {
     batch
 }
 
+/// A socket that takes a batch as one message.
+fn open_for(batch: &Batch) -> Result<OwnedFd, Errno> {
+    let socket = netlink::open(SockProtocol::NetlinkNetFilter)?;
+    let room = (batch.writer.bytes().len() * 2).min(LARGEST_BATCH);
+    setsockopt(&socket, sockopt::SndBufForce, &room)?;
+    Ok(socket)
+}
+
 /// Sends a batch and reads an answer for each of its commands. Gives the socket.
 fn apply(
     table: &str,
@@ -197,10 +218,8 @@ fn apply(
         table: table.to_owned(),
         errno,
     };
-    let socket = netlink::open(SockProtocol::NetlinkNetFilter).map_err(failed)?;
     let batch = batch_of(fill);
-    let room = (batch.writer.bytes().len() * 2).min(LARGEST_BATCH);
-    setsockopt(&socket, sockopt::SndBufForce, &room).map_err(failed)?;
+    let socket = open_for(&batch).map_err(failed)?;
     step();
     netlink::send(socket.as_fd(), batch.writer.bytes()).map_err(failed)?;
     let mut answers = 0;
@@ -423,7 +442,7 @@ mod tests {
     }
 
     /// Runs in a network namespace of its own, its loopback up; false if that cannot be had.
-    fn in_own_network(body: impl FnOnce() + Send + 'static) -> bool {
+    pub(super) fn in_own_network(body: impl FnOnce() + Send + 'static) -> bool {
         use nix::sched::{CloneFlags, unshare};
         let inside = std::thread::spawn(|| {
             let up = || {

@@ -59,6 +59,8 @@ enum Deed {
     Silence = 5,
     ThawV1 = 6,
     ThawV2 = 7,
+    Await = 8,
+    Run = 9,
 }
 
 /// A note, by which it can be crossed out.
@@ -122,6 +124,22 @@ impl Survivor {
     pub fn message(&self, socket: BorrowedFd<'_>, message: &[u8]) -> Result<Note> {
         let len = message.len() as i32;
         self.note_number(Deed::Send, socket, message, len, When::BeforeSettled)
+    }
+
+    /// Something is about to be made that goes by a program, given by the words of its command line
+    /// with its path first, that is fed with this file.
+    pub fn program(&self, input: BorrowedFd<'_>, words: &[&[u8]]) -> Result<Note> {
+        let mut bytes = words.join(&0);
+        bytes.push(0);
+        let len = bytes.len() as i32;
+        self.note_number(Deed::Run, input, &bytes, len, When::BeforeSettled)
+    }
+
+    /// What is noted before this waits until all who have the writing end of a pipe are dead: a
+    /// program of ours that is still at work.
+    pub fn wait_for(&self, reader: BorrowedFd<'_>, writer: BorrowedFd<'_>) -> Result<Note> {
+        let number = writer.as_raw_fd();
+        self.note_number(Deed::Await, reader, b"", number, When::BeforeSettled)
     }
 
     /// A TCP socket shall be closed without a word to its peer once it is settled.
@@ -289,6 +307,20 @@ impl Notes {
             unsafe { libc::send(fd, path.cast(), number as usize, 0) };
             return;
         }
+        if deed == Deed::Await as u32 {
+            let mut byte = 0u8;
+            // SAFETY: system calls on numbers and a byte that outlives them. The table that we share
+            // is ours alone by now.
+            unsafe {
+                libc::close(number as i32);
+                while libc::read(fd, std::ptr::from_mut(&mut byte).cast(), 1) > 0 {}
+            }
+            return;
+        }
+        if deed == Deed::Run as u32 {
+            run(fd, path, number as usize);
+            return;
+        }
         if deed == Deed::Silence as u32 {
             let on = 1i32;
             let (value, len) = (std::ptr::from_ref(&on).cast(), size_of::<i32>() as u32);
@@ -336,6 +368,46 @@ impl Notes {
                 }
                 Members::Nobody | Members::Strangers => return,
             }
+        }
+    }
+}
+
+/// Words of a command line, at most.
+const WORDS: usize = 8;
+
+/// Runs a program and waits for its end. Its command line is so many bytes, a zero behind each word.
+fn run(input: i32, words: *const libc::c_char, len: usize) {
+    let mut line = [std::ptr::null::<libc::c_char>(); WORDS + 1];
+    let (mut at, mut count) = (0, 0);
+    while at < len && count < WORDS {
+        // SAFETY: the bytes of the note outlive the program's start, and a zero ends each word.
+        unsafe {
+            line[count] = words.add(at);
+            at += libc::strlen(line[count]) + 1;
+        }
+        count += 1;
+    }
+    let path: [*const libc::c_char; 2] = [
+        c"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(),
+        std::ptr::null(),
+    ];
+    let none = 0u64;
+    // SAFETY: a plain fork: the child has a copy of our memory and descriptors, makes system calls
+    // only and ends by execve or _exit; we wait for it by its number.
+    unsafe {
+        let child = libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0);
+        if child == 0 {
+            let nothing = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            libc::dup2(input, 0);
+            libc::dup2(nothing, 1);
+            libc::dup2(nothing, 2);
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &none, old, 8);
+            libc::execve(line[0], line.as_ptr(), path.as_ptr());
+            libc::_exit(127);
+        }
+        if child > 0 {
+            libc::waitpid(child as i32, std::ptr::null_mut(), libc::__WALL);
         }
     }
 }
@@ -481,6 +553,7 @@ fn outlive(notes: &Notes, parent: i32, is_ours: &dyn Fn(i32) -> bool) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsFd;
     use std::os::unix::ffi::OsStrExt;
     use std::path::{Path, PathBuf};
@@ -619,6 +692,43 @@ mod tests {
         assert_eq!(&told[..len], b"undone");
         other.set_nonblocking(true).expect("set");
         assert!(other.recv(&mut told).is_err());
+    }
+
+    #[test]
+    fn a_program_is_run_when_another_has_ended() {
+        use std::io::{Seek, Write};
+        let dir = scratch("program");
+        let file = dir.join("file");
+        let said = format!("test -e {0}.first && : > {0}", file.display());
+        let mut input = File::from(
+            nix::sys::memfd::memfd_create("input", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)
+                .expect("a memfd"),
+        );
+        input.write_all(said.as_bytes()).expect("written");
+        input.rewind().expect("a file");
+        killed_after(|| {
+            let survivor = Survivor::start(&|_| false).expect("started");
+            survivor
+                .program(input.as_fd(), &[b"/bin/sh", b"-s"])
+                .expect("noted");
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            survivor
+                .wait_for(reader.as_fd(), writer.as_fd())
+                .expect("noted");
+            // It is at work until we are dead, and a moment longer.
+            let first = format!(
+                "while read -r _ _ _ parent _ < /proc/$$/stat; [ $parent = {} ]; do :; done; : > {}.first",
+                std::process::id(),
+                file.display()
+            );
+            let slow = std::process::Command::new("/bin/sh")
+                .args(["-c", &first])
+                .stdout(writer.try_clone().expect("a copy"))
+                .spawn();
+            std::mem::forget((survivor, reader, writer, slow.expect("runs")));
+        });
+        assert!(file.exists());
+        std::fs::remove_dir_all(&dir).expect("clean up");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
 use crust_process::scratch::{Check, Table};
+use crust_process::survivor::Survivor;
 use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -203,7 +204,7 @@ impl<'p> Executor<'p> {
     /// Everything is in place: the last calls, the last unmapping, the registers; then all go.
     pub(super) fn finish(
         &mut self,
-        before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
+        before_release: impl FnOnce(HostPid, Option<&Survivor>) -> Result<(), ExecError>,
     ) -> Result<Finished, ExecError> {
         let root = self
             .plan
@@ -216,7 +217,7 @@ impl<'p> Executor<'p> {
         self.routines
             .finish()
             .map_err(|why| ExecError::new("remove temporary names", why))?;
-        before_release(root)?;
+        before_release(root, self.routines.survivor())?;
         self.go_live()?;
         self.arm_timers()?;
         self.complete(|pid| late.contains(&pid), host_xstate)?;

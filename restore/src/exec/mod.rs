@@ -157,7 +157,7 @@ fn filled(slots: u32, opened: Opened) -> Vec<Option<OwnedFd>> {
 /// `before_release` is called when all is restored and nothing has run yet; its error undoes all.
 pub fn execute(
     run: Run<'_>,
-    before_release: impl FnOnce(HostPid) -> Result<(), ExecError>,
+    before_release: impl FnOnce(HostPid, Option<&Survivor>) -> Result<(), ExecError>,
 ) -> Result<Restored, ExecError> {
     let start = Instant::now();
     let mut executor = Executor::new(run)?;
@@ -497,8 +497,8 @@ fn bytes_of(steps: &[Step]) -> Option<u64> {
     (sum > 0).then_some(sum)
 }
 
-/// Somebody has to take back what we cannot if we are killed: names in file systems, and the first
-/// tasks of a tree that were let off EXITKILL when the last were not yet.
+/// Somebody has to take back what we cannot if we are killed: names in file systems, the network
+/// unlocked, and the first tasks of a tree that were let off EXITKILL when the last were not yet.
 fn start_survivor(plan: &Plan) -> Result<Option<Survivor>, ExecError> {
     let ids = |step: &Step| match step.op {
         Op::Fork { pid, .. } => Some(pid),
@@ -511,7 +511,7 @@ fn start_survivor(plan: &Plan) -> Result<Option<Survivor>, ExecError> {
         .filter_map(|step| Some(ids(step)?.get() as i32))
         .collect();
     let is_fork = |step: &&Step| matches!(step.op, Op::Fork { .. });
-    let leaves_names = |step: &Step| {
+    let leaves_something = |step: &Step| {
         matches!(
             step.op,
             Op::Routine(
@@ -521,11 +521,12 @@ fn start_survivor(plan: &Plan) -> Result<Option<Survivor>, ExecError> {
                     | Routine::BindUnix { .. }
                     | Routine::MakeCgroup(_)
                     | Routine::Unlink { .. }
+                    | Routine::GoLive(_)
             )
         )
     };
-    let is_needed =
-        plan.steps.iter().filter(is_fork).nth(1).is_some() || plan.steps.iter().any(leaves_names);
+    let is_needed = plan.steps.iter().filter(is_fork).nth(1).is_some()
+        || plan.steps.iter().any(leaves_something);
     if !is_needed {
         return Ok(None);
     }
