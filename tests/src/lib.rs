@@ -21,3 +21,4 @@ pub mod proc_snapshot;
 pub mod round_trip;
 pub mod sandbox;
 pub mod tools;
+pub mod wire;
