@@ -3,16 +3,23 @@
  * to this process, which lets each go on but one, and for that gives an error of its choice. So
  * any refusal of the kernel can be had at any call, in the command and in whatever it starts.
  *
- *   refuse REPORT count COMMAND...                counts the calls by number
- *   refuse REPORT NUMBER NTH ERRNO COMMAND...     the NTH call of NUMBER fails with ERRNO
+ *   refuse REPORT count COMMAND...                   counts the calls by number and key
+ *   refuse REPORT NUMBER KEY NTH ERRNO COMMAND...    the NTH of these calls fails with ERRNO
+ *
+ * A key says who calls and what about, so that the same call is found again in another run and on
+ * another machine, where the counts differ: "main", "thread" or "child" (the command's first
+ * thread, its others, any other process), then the request of a call that has one, then the path
+ * or the open file it is about, with every word that has a digit in it told as N.
  *
  * Counting begins behind the first poll(2), by which the runtime of a Rust program looks at its
  * standard descriptors: before that the loader works, whose failures are not the command's.
- * What is written to stdout and stderr is left alone. REPORT gets lines "NUMBER COUNT", or the
- * line "refused PID ARGUMENTS" if it came to that. The exit status is the command's.
+ * What is written to stdout and stderr is left alone. REPORT gets lines "NUMBER<tab>COUNT<tab>KEY",
+ * or the line "refused PID ARGUMENTS" if it came to that. The exit status is the command's.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -27,10 +34,85 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define CALLS 1024
+#define KEYS 8192
+#define KEY_SIZE 320
+
+/* Where a call has the file it is about, as the number of an argument, and what it asks. */
+struct shape {
+	int number, fd, path, request, request2;
+};
+
+static const struct shape shapes[] = {
+	{ SYS_read, 0, -1, -1, -1 },
+	{ SYS_write, 0, -1, -1, -1 },
+	{ SYS_readv, 0, -1, -1, -1 },
+	{ SYS_writev, 0, -1, -1, -1 },
+	{ SYS_pread64, 0, -1, -1, -1 },
+	{ SYS_pwrite64, 0, -1, -1, -1 },
+	{ SYS_preadv, 0, -1, -1, -1 },
+	{ SYS_pwritev, 0, -1, -1, -1 },
+	{ SYS_lseek, 0, -1, -1, -1 },
+	{ SYS_fstat, 0, -1, -1, -1 },
+	{ SYS_fstatfs, 0, -1, -1, -1 },
+	{ SYS_fsync, 0, -1, -1, -1 },
+	{ SYS_ftruncate, 0, -1, -1, -1 },
+	{ SYS_fallocate, 0, -1, -1, -1 },
+	{ SYS_fchmod, 0, -1, -1, -1 },
+	{ SYS_fchown, 0, -1, -1, -1 },
+	{ SYS_fchdir, 0, -1, -1, -1 },
+	{ SYS_flock, 0, -1, -1, -1 },
+	{ SYS_getdents64, 0, -1, -1, -1 },
+	{ SYS_splice, 0, -1, -1, -1 },
+	{ SYS_tee, 0, -1, -1, -1 },
+	{ SYS_sendfile, 0, -1, -1, -1 },
+	{ SYS_copy_file_range, 0, -1, -1, -1 },
+	{ SYS_fadvise64, 0, -1, -1, -1 },
+	{ SYS_fcntl, 0, -1, 1, -1 },
+	{ SYS_ioctl, 0, -1, 1, -1 },
+	{ SYS_epoll_ctl, 0, -1, 1, -1 },
+	{ SYS_getsockopt, -1, -1, 1, 2 },
+	{ SYS_setsockopt, -1, -1, 1, 2 },
+	{ SYS_socket, -1, -1, 0, 2 },
+	{ SYS_openat, -1, 1, -1, -1 },
+	{ SYS_openat2, -1, 1, -1, -1 },
+	{ SYS_open, -1, 0, -1, -1 },
+	{ SYS_stat, -1, 0, -1, -1 },
+	{ SYS_lstat, -1, 0, -1, -1 },
+	{ SYS_statfs, -1, 0, -1, -1 },
+	{ SYS_newfstatat, 0, 1, -1, -1 },
+	{ SYS_statx, 0, 1, -1, -1 },
+	{ SYS_readlink, -1, 0, -1, -1 },
+	{ SYS_readlinkat, -1, 1, -1, -1 },
+	{ SYS_access, -1, 0, -1, -1 },
+	{ SYS_faccessat, -1, 1, -1, -1 },
+	{ SYS_faccessat2, -1, 1, -1, -1 },
+	{ SYS_unlink, -1, 0, -1, -1 },
+	{ SYS_unlinkat, -1, 1, -1, -1 },
+	{ SYS_mkdir, -1, 0, -1, -1 },
+	{ SYS_mkdirat, -1, 1, -1, -1 },
+	{ SYS_mknodat, -1, 1, -1, -1 },
+	{ SYS_chdir, -1, 0, -1, -1 },
+	{ SYS_fchmodat, -1, 1, -1, -1 },
+	{ SYS_fchownat, -1, 1, -1, -1 },
+	{ SYS_utimensat, 0, 1, -1, -1 },
+	{ SYS_name_to_handle_at, -1, 1, -1, -1 },
+	{ SYS_ptrace, -1, -1, 0, -1 },
+	{ SYS_prctl, -1, -1, 0, -1 },
+	{ SYS_kcmp, -1, -1, 2, -1 },
+	{ SYS_kill, -1, -1, 1, -1 },
+	{ SYS_prlimit64, -1, -1, 1, -1 },
+	{ SYS_arch_prctl, -1, -1, 0, -1 },
+	{ SYS_membarrier, -1, -1, 0, -1 },
+	{ SYS_keyctl, -1, -1, 0, -1 },
+	{ SYS_setns, -1, -1, 1, -1 },
+	{ SYS_unshare, -1, -1, 0, -1 },
+	{ SYS_rt_sigprocmask, -1, -1, 0, -1 },
+};
 
 static void die(const char *what)
 {
@@ -80,9 +162,138 @@ static int run(void *argument)
 	_exit(127);
 }
 
+/*
+ * Adds what `text` says to a key: words with digits are told as N, as they differ between runs, and
+ * of what is installed only where, as it differs between machines.
+ */
+static void add(char *key, const char *text)
+{
+	static const char *const installed[] = { "/usr/", "/lib", "/etc/", "/bin/" };
+	size_t at = strlen(key), which;
+
+	for (which = 0; which < sizeof installed / sizeof installed[0]; which++)
+		if (!strncmp(text, installed[which], strlen(installed[which])))
+			text = installed[which];
+	while (*text && at + 2 < KEY_SIZE) {
+		size_t length = 0, i;
+		int has_digit = 0;
+
+		for (; isalnum((unsigned char)text[length]); length++)
+			has_digit |= isdigit((unsigned char)text[length]);
+		if (has_digit) {
+			key[at++] = 'N';
+			text += length;
+			continue;
+		}
+		for (i = 0; i < (length ? length : 1) && at + 2 < KEY_SIZE; i++, text++)
+			key[at++] = isgraph((unsigned char)*text) ? *text : '_';
+	}
+	key[at] = 0;
+}
+
+static void add_fd(char *key, int pid, int fd)
+{
+	char link[64], path[KEY_SIZE];
+	ssize_t length;
+
+	if (fd < 0)
+		return;
+	snprintf(link, sizeof link, "/proc/%d/fd/%d", pid, fd);
+	length = readlink(link, path, sizeof path - 1);
+	path[length < 0 ? 0 : length] = 0;
+	strcat(key, " ");
+	add(key, path);
+}
+
+static void add_path(char *key, int pid, __u64 address)
+{
+	char path[KEY_SIZE];
+	size_t got = 0;
+	ssize_t part = 1;
+
+	/* To the end of the page, then to that of the next: the string may be the last of memory. */
+	while (got + 1 < sizeof path && part > 0 && !memchr(path, 0, got)) {
+		size_t room = sizeof path - 1 - got, page = 4096 - (address + got) % 4096;
+		struct iovec ours = { path + got, room < page ? room : page };
+		struct iovec theirs = { (void *)(address + got), ours.iov_len };
+
+		part = process_vm_readv(pid, &ours, 1, &theirs, 1, 0);
+		got += part > 0 ? part : 0;
+	}
+	path[got] = 0;
+	strcat(key, " ");
+	add(key, path);
+}
+
+/* Whether a thread is one of the process `pid`. */
+static int is_thread_of(int tid, int pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d", pid, tid);
+	return !access(path, F_OK);
+}
+
+/* What a call is known by. */
+static void key_of(char *key, const struct seccomp_notif *call, int child)
+{
+	const __u64 *args = call->data.args;
+	size_t i;
+
+	strcpy(key, (int)call->pid == child ? "main" : is_thread_of(call->pid, child) ? "thread" : "child");
+	for (i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+		const struct shape *shape = &shapes[i];
+		char number[32];
+
+		if (shape->number != call->data.nr)
+			continue;
+		if (shape->request >= 0) {
+			snprintf(number, sizeof number, " %#x", (unsigned)args[shape->request]);
+			strcat(key, number);
+		}
+		if (shape->request2 >= 0) {
+			snprintf(number, sizeof number, " %#x", (unsigned)args[shape->request2]);
+			strcat(key, number);
+		}
+		if (shape->fd >= 0)
+			add_fd(key, call->pid, (int)args[shape->fd]);
+		if (shape->path >= 0)
+			add_path(key, call->pid, args[shape->path]);
+	}
+}
+
+struct kind {
+	int number;
+	unsigned long count;
+	char key[KEY_SIZE];
+};
+
+/* The counter of a call's kind; NULL if there are too many kinds. */
+static struct kind *kind_of(int number, const char *key)
+{
+	static struct kind *kinds;
+	static size_t many;
+	size_t i;
+
+	if (!kinds && !(kinds = calloc(KEYS, sizeof *kinds)))
+		die("memory");
+	if (!key)
+		return kinds;
+	for (i = 0; i < many; i++)
+		if (kinds[i].number == number && !strcmp(kinds[i].key, key))
+			return &kinds[i];
+	if (many == KEYS - 1)
+		return NULL;
+	kinds[many].number = number;
+	strcpy(kinds[many].key, key);
+	return &kinds[many++];
+}
+
 int main(int argc, char **argv)
 {
-	static unsigned long counts[CALLS];
+	static char key[KEY_SIZE + 64];
+	struct kind *kind;
+	const char *wanted = "";
 	struct seccomp_notif *call;
 	struct seccomp_notif_resp *answer;
 	struct seccomp_notif_sizes sizes;
@@ -96,12 +307,13 @@ int main(int argc, char **argv)
 	if (argc < 4)
 		return 125;
 	is_counting = !strcmp(argv[2], "count");
-	if (!is_counting && argc < 6)
+	if (!is_counting && argc < 7)
 		return 125;
 	if (!is_counting) {
 		number = atoi(argv[2]);
-		nth = strtoul(argv[3], NULL, 10);
-		error = atoi(argv[4]);
+		wanted = argv[3];
+		nth = strtoul(argv[4], NULL, 10);
+		error = atoi(argv[5]);
 	}
 	report = fopen(argv[1], "we");
 	if (!report)
@@ -116,7 +328,7 @@ int main(int argc, char **argv)
 		die("memory");
 	start->listener = 0;
 	start->number = number;
-	start->command = argv + (is_counting ? 3 : 5);
+	start->command = argv + (is_counting ? 3 : 6);
 	child = clone(run, (char *)stack + (1 << 16), CLONE_FILES | SIGCHLD, start);
 	if (child < 0)
 		die("clone");
@@ -130,6 +342,7 @@ int main(int argc, char **argv)
 	polled[1] = (struct pollfd){ .fd = syscall(SYS_pidfd_open, child, 0), .events = POLLIN };
 	if (polled[1].fd < 0)
 		die("pidfd_open");
+	kind_of(0, NULL);
 	for (;;) {
 		const __u64 *args = call->data.args;
 		int is_output, is_counted;
@@ -150,7 +363,12 @@ int main(int argc, char **argv)
 		is_output = call->data.nr == SYS_write && (args[0] == 1 || args[0] == 2);
 		is_counted = begun && !is_output && call->data.nr >= 0 && call->data.nr < CALLS;
 		begun |= call->data.nr == SYS_poll;
-		if (is_counted && ++counts[call->data.nr] == nth && call->data.nr == number) {
+		kind = NULL;
+		if (is_counted && (is_counting || call->data.nr == number)) {
+			key_of(key, call, child);
+			kind = kind_of(call->data.nr, key);
+		}
+		if (kind && ++kind->count == nth && !strcmp(key, wanted)) {
 			answer->flags = 0;
 			answer->error = -error;
 			fprintf(report, "refused %d %#llx %#llx %#llx %#llx\n", call->pid, args[0],
@@ -159,9 +377,8 @@ int main(int argc, char **argv)
 		ioctl(start->listener, SECCOMP_IOCTL_NOTIF_SEND, answer);
 	}
 	if (is_counting)
-		for (number = 0; number < CALLS; number++)
-			if (counts[number])
-				fprintf(report, "%d %lu\n", number, counts[number]);
+		for (kind = kind_of(0, NULL); kind->count; kind++)
+			fprintf(report, "%d\t%lu\t%s\n", kind->number, kind->count, kind->key);
 	if (fclose(report))
 		die("the report");
 	if (waitpid(child, &status, 0) != child)

@@ -2,23 +2,26 @@
 //! test's choice.
 //!
 //! `programs/refuse.c` runs the executable under test below a seccomp filter that asks it about
-//! each call of one number; it lets all go on but the Nth. The tasks that a restore makes are
-//! below the same filter. A first run counts the calls, so a test goes through all numbers that
-//! a run uses. CRUST_TESTS_FAULTS says how many calls of each number fail, one in each run: a
-//! number, or `all`; without it a few.
+//! each call of one number; it lets all go on but one. The tasks that a restore makes are below
+//! the same filter. A first run counts the calls of each [`Kind`], so a test goes through all
+//! numbers that a run uses.
+//!
+//! What fails is chosen by kind, never by a place in the whole run: how many calls a run makes
+//! differs between machines and from run to run, and so would the choice. CRUST_TESTS_FAULTS says
+//! how much is tried: a number of kinds for each system call, the first call of each; `kinds`, the
+//! first and the last of every kind; `all`, every call. Without it a few kinds, always the same.
 
 use crate::{
     build::{run, workspace},
-    kills::Random,
     sandbox::Sandbox,
     tools::Outcome,
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{errno::Errno, libc};
 use std::{collections::BTreeMap, env, fs, path::PathBuf, process::Command};
 
-/// Calls of each number that fail, when nobody says how many.
-const A_FEW: u64 = 2;
+/// Kinds of each system call that fail, when nobody says how many.
+const A_FEW: usize = 2;
 
 /// Calls that are left alone, for a failure of theirs is not one of crust's: the allocator's, those
 /// of the runtime's own start and end, and those that have no error.
@@ -63,12 +66,22 @@ pub struct Refuser {
     report: PathBuf,
 }
 
-/// One call that is to fail.
-#[derive(Clone, Copy, Debug)]
-pub struct Fault {
+/// Calls that are alike in any run: their number, who makes them, what they ask, which file they are
+/// about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
     /// The system call.
     pub number: i64,
-    /// The how many'th of its number.
+    /// The rest, in the words of `programs/refuse.c`.
+    pub key: String,
+}
+
+/// One call that is to fail.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// What call.
+    pub kind: Kind,
+    /// The how many'th of its kind.
     pub nth: u64,
     /// With what.
     pub errno: Errno,
@@ -95,20 +108,24 @@ impl Refuser {
         command
     }
 
-    /// The calls that a run makes: how many of each number.
+    /// The calls that a run makes: how many of each kind.
     pub fn count(
         &self,
         sandbox: &Sandbox,
         name: &str,
         args: &[&str],
-    ) -> Result<BTreeMap<i64, u64>> {
+    ) -> Result<BTreeMap<Kind, u64>> {
         let command = self.command(&["count".to_owned()], sandbox, name, args);
         sandbox.run_command(command, None)?.succeeded()?;
         let report = fs::read_to_string(&self.report).context("read the report")?;
         let mut calls = BTreeMap::new();
         for line in report.lines() {
-            let (number, count) = line.split_once(' ').context("a line of two numbers")?;
-            calls.insert(number.parse()?, count.parse()?);
+            let words: Vec<_> = line.split('\t').collect();
+            let [number, count, key] = words[..] else {
+                bail!("a line of the report: {line}");
+            };
+            let (number, key) = (number.parse()?, key.to_owned());
+            calls.insert(Kind { number, key }, count.parse()?);
         }
         ensure!(calls.len() > 20, "the run made only the calls {calls:?}");
         Ok(calls)
@@ -118,15 +135,15 @@ impl Refuser {
     pub fn run(
         &self,
         sandbox: &Sandbox,
-        fault: Fault,
+        fault: &Fault,
         name: &str,
         args: &[&str],
     ) -> Result<(Outcome, bool)> {
-        let Fault { number, nth, errno } = fault;
         let words = [
-            number.to_string(),
-            nth.to_string(),
-            (errno as i32).to_string(),
+            fault.kind.number.to_string(),
+            fault.kind.key.clone(),
+            fault.nth.to_string(),
+            (fault.errno as i32).to_string(),
         ];
         let command = self.command(&words, sandbox, name, args);
         let outcome = sandbox.run_command(command, None)?;
@@ -135,44 +152,82 @@ impl Refuser {
     }
 }
 
+/// How much is tried.
+enum Wanted {
+    Kinds(usize),
+    EndsOfKinds,
+    All,
+}
+
 /// The faults to try on a run that makes these calls.
-pub fn faults_of(calls: &BTreeMap<i64, u64>, seed: &str) -> Result<Vec<Fault>> {
+pub fn faults_of(calls: &BTreeMap<Kind, u64>) -> Result<Vec<Fault>> {
     let wanted = match env::var("CRUST_TESTS_FAULTS").as_deref() {
-        Ok("all") => u64::MAX,
-        Ok(text) => text
-            .parse()
-            .with_context(|| format!("CRUST_TESTS_FAULTS={text}"))?,
-        Err(_) => A_FEW,
+        Ok("all") => Wanted::All,
+        Ok("kinds") => Wanted::EndsOfKinds,
+        Ok(text) => Wanted::Kinds(
+            text.parse()
+                .with_context(|| format!("CRUST_TESTS_FAULTS={text}"))?,
+        ),
+        Err(_) => Wanted::Kinds(A_FEW),
     };
-    let seed = seed.bytes().fold(0x9e37_79b9_7f4a_7c15, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mut random = Random(seed);
-    let mut faults = Vec::new();
-    for (number, count) in calls {
-        if LEFT_ALONE.contains(number) {
-            continue;
+    let mut by_number: BTreeMap<i64, Vec<(&Kind, u64)>> = BTreeMap::new();
+    for (kind, count) in calls {
+        if !LEFT_ALONE.contains(&kind.number) {
+            by_number
+                .entry(kind.number)
+                .or_default()
+                .push((kind, *count));
         }
-        let wanted = wanted.min(*count);
-        for part in 0..wanted {
-            // One in each of as many equal parts.
-            let (start, end) = (part * count / wanted, (part + 1) * count / wanted);
-            let nth = 1 + start + random.below(end - start);
-            let number = *number;
-            let errno = match (number, WORDS[faults.len() % WORDS.len()]) {
-                // That is how an older kernel answers a request it does not know: no error.
-                (libc::SYS_ptrace, Errno::EIO) => Errno::EPERM,
-                (_, errno) => errno,
+    }
+    let mut faults = Vec::new();
+    for mut kinds in by_number.into_values() {
+        // By a hash: a kind that another machine has in addition displaces one other at most.
+        kinds.sort_by_key(|(kind, _)| hash_of(kind));
+        if let Wanted::Kinds(limit) = wanted {
+            kinds.truncate(limit);
+        }
+        for (kind, count) in kinds {
+            let places = match wanted {
+                Wanted::Kinds(_) => vec![1],
+                Wanted::EndsOfKinds if count > 1 => vec![1, count],
+                Wanted::EndsOfKinds => vec![1],
+                Wanted::All => (1..=count).collect(),
             };
-            faults.push(Fault { number, nth, errno });
+            faults.extend(places.into_iter().map(|nth| Fault {
+                kind: kind.clone(),
+                nth,
+                errno: word_for(kind, nth),
+            }));
         }
     }
     Ok(faults)
 }
 
+/// What the kernel says: one of the words, the same in every run.
+fn word_for(kind: &Kind, nth: u64) -> Errno {
+    let word = hash_of(kind).wrapping_add(nth) % WORDS.len() as u64;
+    let word = usize::try_from(word).unwrap_or_default();
+    match (kind.number, WORDS.get(word).copied().unwrap_or(Errno::EIO)) {
+        // That is how an older kernel answers a request it does not know: no error.
+        (libc::SYS_ptrace, Errno::EIO) => Errno::EPERM,
+        (_, errno) => errno,
+    }
+}
+
+/// FNV-1a: the same in every build.
+fn hash_of(kind: &Kind) -> u64 {
+    let number = kind.number.to_le_bytes();
+    let bytes = number.iter().chain(kind.key.as_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits of a hash of alike words are alike.
+    hash ^ (hash >> 32)
+}
+
 /// A failed run ends with one sentence that has the kernel's word and names something: a task, a
 /// file, a descriptor, an image entry.
-pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()> {
+pub fn expect_sentence(outcome: &Outcome, name: &str, fault: &Fault) -> Result<()> {
     let said = outcome.last_line();
     // A configuration that cannot be read ends a run as wrong usage does.
     let status = if said.contains("read configuration") {
@@ -189,7 +244,7 @@ pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()
     let sentence = said
         .strip_prefix(&format!("{name}: "))
         .with_context(|| format!("no sentence of {name}\n{}", outcome.report()))?;
-    let errno = match (fault.number, fault.errno) {
+    let errno = match (fault.kind.number, fault.errno) {
         // From /proc/PID/mem it says that nothing is mapped there, which is EFAULT.
         (libc::SYS_pread64, Errno::EIO) if sentence.contains("EFAULT") => Errno::EFAULT,
         // pthread_create(3) says that it cannot now.
@@ -197,11 +252,12 @@ pub fn expect_sentence(outcome: &Outcome, name: &str, fault: Fault) -> Result<()
         (_, errno) => errno,
     };
     // A task that shall die by its own hand has nobody to tell why it could not.
-    if fault.number == libc::SYS_kill && sentence.contains("its wait status is") {
+    if fault.kind.number == libc::SYS_kill && sentence.contains("its wait status is") {
         return Ok(());
     }
     // So the kernel says that a socket is in use.
-    if (fault.number, errno) == (libc::SYS_connect, Errno::EPERM) && sentence.contains("that lives")
+    if (fault.kind.number, errno) == (libc::SYS_connect, Errno::EPERM)
+        && sentence.contains("that lives")
     {
         return Ok(());
     }

@@ -36,7 +36,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn note(&mut self, fault: Fault, outcome: &Outcome, came: bool, judged: Result<()>) {
+    fn note(&mut self, fault: &Fault, outcome: &Outcome, came: bool, judged: Result<()>) {
         self.tried += u32::from(came);
         if !outcome.status.success() {
             self.failed += 1;
@@ -78,11 +78,11 @@ fn dumped(sandbox: &Sandbox, guest: &str, options: &[&str]) -> Result<()> {
     let good = sizes(&images)?;
     let world_before = world()?;
     let mut tally = Tally::default();
-    for fault in faults_of(&calls, &guest.name)? {
+    for fault in faults_of(&calls)? {
         emptied(&images)?;
-        let (outcome, came) = refuser.run(sandbox, fault, "crust-dump", &args)?;
-        let judged = judge_dump(&images, &good, fault, &outcome);
-        tally.note(fault, &outcome, came, judged);
+        let (outcome, came) = refuser.run(sandbox, &fault, "crust-dump", &args)?;
+        let judged = judge_dump(&images, &good, &fault, &outcome);
+        tally.note(&fault, &outcome, came, judged);
         let context = || format!("{fault:?}\n{}", outcome.report());
         remove_named(&outcome)?;
         expect_alive(sandbox, &guest).with_context(context)?;
@@ -125,7 +125,7 @@ fn sizes(images: &Path) -> Result<BTreeMap<String, u64>> {
 fn judge_dump(
     images: &Path,
     good: &BTreeMap<String, u64>,
-    fault: Fault,
+    fault: &Fault,
     outcome: &Outcome,
 ) -> Result<()> {
     if outcome.status.success() {
@@ -170,24 +170,24 @@ fn restored(sandbox: &Sandbox, guest: &str, options: &[&str], moving: &[&str]) -
     again(sandbox, &guest, &images, options)?;
     let mut world_before = world()?;
     let mut tally = Tally::default();
-    for fault in faults_of(&calls, &guest.name)? {
-        let (outcome, came) = refuser.run(sandbox, fault, "crust-restore", &args)?;
+    for fault in faults_of(&calls)? {
+        let (outcome, came) = refuser.run(sandbox, &fault, "crust-restore", &args)?;
         if outcome.status.success() {
-            tally.note(fault, &outcome, came, Ok(()));
+            tally.note(&fault, &outcome, came, Ok(()));
             let context = || format!("{fault:?}\n{}", outcome.report());
             again(sandbox, &guest, &images, options).with_context(context)?;
             world_before = world()?;
             continue;
         }
-        let said = expect_sentence(&outcome, "crust-restore", fault);
+        let said = expect_sentence(&outcome, "crust-restore", &fault);
         if is_behind_the_commit(&outcome) {
-            tally.note(fault, &outcome, came, said);
+            tally.note(&fault, &outcome, came, said);
             again(sandbox, &guest, &images, options)?;
             world_before = world()?;
             continue;
         }
         let judged = said.and_then(|()| expect_nothing_left(sandbox, &guest, &world_before));
-        tally.note(fault, &outcome, came, judged);
+        tally.note(&fault, &outcome, came, judged);
         clear(sandbox)?;
     }
     sandbox.restore(&images, options)?.succeeded()?;

@@ -50,6 +50,16 @@ impl Failure {
         self.code
     }
 
+    /// The kernel's word, if it was one that failed the run.
+    pub fn errno(&self) -> Option<Errno> {
+        self.errno
+    }
+
+    /// What went wrong, without what to try.
+    pub fn sentence(&self) -> &str {
+        &self.sentence
+    }
+
     /// The failure as one thing found by a check.
     pub fn as_finding(&self) -> Finding {
         Finding {

@@ -91,7 +91,7 @@ pub struct RepairError {
 }
 
 /// The calls of the reader on one socket, by the number with which it tells of a failure.
-const CALLS: [&str; 12] = [
+const CALLS: [&str; 14] = [
     "nothing was done: the reader ended early",
     "setsockopt(TCP_REPAIR)",
     "getsockopt(TCP_MAXSEG)",
@@ -104,6 +104,8 @@ const CALLS: [&str; 12] = [
     "ioctl(SIOCOUTQ)",
     "ioctl(SIOCOUTQNSD)",
     "recv(MSG_PEEK) of the send queue",
+    "getsockopt(TCP_REPAIR_WINDOW)",
+    "setsockopt(TCP_REPAIR), the end of repair mode, twice",
 ];
 
 /// One socket in the shared memory: what to read, and what was read.
@@ -335,7 +337,13 @@ unsafe fn read_one(shared: &Shared, record: &mut Record) {
         }
         // Without repair mode a chosen queue still shows (TCP_QUEUE_SEQ).
         set(fd, libc::TCP_REPAIR_QUEUE, NO_QUEUE);
-        set(fd, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE);
+        // Once more, for nobody else will: a socket left in this mode is broken.
+        if set(fd, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE) != 0
+            && set(fd, libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE) != 0
+        {
+            record.failed = 13;
+            record.errno = last_errno();
+        }
         if record.reuse != 0 {
             let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
             let value = std::ptr::from_ref(&record.reuse).cast();
@@ -364,6 +372,9 @@ unsafe fn look(shared: &Shared, record: &mut Record) -> Result<(), u32> {
         check(libc::ioctl(fd, libc::TIOCOUTQ, &mut words.unacked), 9)?;
         check(libc::ioctl(fd, SIOCOUTQNSD, &mut words.unsent), 10)?;
         record.has_windows = i32::from(get(fd, libc::TCP_REPAIR_WINDOW, &mut words.windows) == 0);
+        if record.has_windows == 0 && last_errno() != libc::ENOPROTOOPT {
+            return Err(12);
+        }
         if words.unacked == 0 {
             return Ok(());
         }

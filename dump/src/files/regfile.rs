@@ -17,6 +17,7 @@ use crust_process::build_id;
 use crust_process::descriptor;
 use crust_process::proc::text::split_deleted;
 use crust_proto::criu::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
 
@@ -119,8 +120,10 @@ fn build_id_of(file: &OpenFile) -> RoomResult<Vec<u32>> {
         return Ok(Vec::new());
     }
     let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOATIME;
-    let Ok(own) = descriptor::reopen(file.fd, flags) else {
-        return Ok(Vec::new());
+    let own = match descriptor::reopen(file.fd, flags) {
+        // Not ours to read, or not ours to read without a trace: its size is compared anyway.
+        Err(Errno::EACCES | Errno::EPERM) => return Ok(Vec::new()),
+        own => own.context("opening it for its build id")?,
     };
     Ok(build_id::read(&File::from(own)).context("reading the build id")?)
 }

@@ -10,12 +10,16 @@
 use super::Trackers;
 use crate::inventory::RunId;
 use anyhow::{Context, Result, bail, ensure};
+use crust_cli::code::Code;
+use crust_cli::failure::failure_of;
 use crust_process::dirty::Tracker;
+use crust_process::error::Error as TaskError;
 use crust_process::fds::PidFd;
 use crust_process::pid::HostPid;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -29,6 +33,8 @@ const ANYWAY: &str = "all";
 const MOST_PATIENCE: u16 = 10_000;
 /// The holder listens.
 const READY: u8 = b'r';
+/// The holder cannot hold: its errno in four bytes (0: none) and a sentence follow.
+const FAILED: u8 = b'f';
 /// The images of the dump are complete: hold on.
 const COMMIT: u8 = b'c';
 
@@ -39,7 +45,7 @@ pub struct Holder(UnixStream);
 /// Starts a holder for the trackers of a dump.
 pub fn start(run_id: &RunId, trackers: &Trackers) -> Result<Holder> {
     let (mut ours, theirs) = UnixStream::pair().context("make a socket pair")?;
-    let child = Command::new("/proc/self/exe")
+    let mut child = Command::new("/proc/self/exe")
         .args([ARGUMENT, &run_id.0])
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
@@ -47,14 +53,45 @@ pub fn start(run_id: &RunId, trackers: &Trackers) -> Result<Holder> {
         .stderr(Stdio::null())
         .spawn()
         .context("start the holder of the write tracking")?;
+    let told = tell(&mut ours, trackers.iter());
+    let mut answer = Vec::new();
+    // A holder that cannot hold may say so before it has heard everything.
+    match (
+        Read::by_ref(&mut ours).take(1).read_to_end(&mut answer),
+        answer.as_slice(),
+    ) {
+        (Ok(_), [READY]) => told.context("hand the write tracking on to its holder")?,
+        (Ok(_), [FAILED]) => return Err(failure_of_holder(&mut ours)),
+        (read, _) => {
+            let status = child
+                .wait()
+                .context("wait for the holder of the write tracking")?;
+            read.with_context(|| format!("hear the holder of the write tracking ({status})"))?;
+            bail!("the holder of the write tracking answers {answer:?} and ends with {status}");
+        }
+    }
     // It outlives us and is reaped by whoever inherits it.
     drop(child);
-    tell(&mut ours, trackers.iter()).context("hand the write tracking on")?;
-    let mut answer = [0];
-    ours.read_exact(&mut answer)
-        .context("wait for the holder")?;
-    ensure!(answer == [READY], "the holder answers {answer:?}");
     Ok(Holder(ours))
+}
+
+/// What a holder says after `FAILED`.
+fn failure_of_holder(from: &mut UnixStream) -> anyhow::Error {
+    let mut said = Vec::new();
+    // It ends by a reset when it has not heard all that we told it; what it said is there.
+    let read = from.read_to_end(&mut said);
+    let error = match (said.split_first_chunk(), read) {
+        (Some((errno, what)), _) => {
+            let what = String::from_utf8_lossy(what).into_owned();
+            match i32::from_ne_bytes(*errno) {
+                0 => anyhow::Error::msg(what),
+                errno => anyhow::Error::from(Errno::from_raw(errno)).context(what),
+            }
+        }
+        (None, Err(error)) => anyhow::Error::from(error).context("it does not say why"),
+        (None, Ok(_)) => anyhow::Error::msg("it does not say why"),
+    };
+    error.context("start the holder of the write tracking")
 }
 
 impl Holder {
@@ -71,9 +108,10 @@ pub fn take(run_id: &RunId) -> Result<Option<Trackers>> {
 }
 
 /// Ends the tracking of a task by whatever holder has it, for a dump that knows of no dump before:
-/// what is tracked looks like the program's own userfaultfd. True if one was found.
+/// what is tracked looks like the program's own userfaultfd. False if there is none.
 pub fn end_tracking(pid: HostPid) -> Result<bool> {
     let question = format!("{pid} {}", super::start_time(pid)?);
+    let mut is_ended = false;
     for process in std::fs::read_dir("/proc").context("list /proc")? {
         let Ok(cmdline) = std::fs::read(process?.path().join("cmdline")) else {
             continue;
@@ -84,28 +122,40 @@ pub fn end_tracking(pid: HostPid) -> Result<bool> {
         }
         let run_id = words.next().unwrap_or_default();
         let run_id = RunId(String::from_utf8_lossy(run_id).into_owned());
-        if ask(&run_id, &question)?.is_some_and(|trackers| !trackers.is_empty()) {
-            return Ok(true);
+        match ask(&run_id, &question)? {
+            // It is about to end, or dies while we ask: it may have been the one.
+            None => is_ended = true,
+            Some(trackers) if trackers.is_empty() => {}
+            Some(_) => return Ok(true),
         }
     }
-    Ok(false)
+    Ok(is_ended)
 }
 
-/// What a holder hands over; `None` if there is no such holder.
+/// What a holder hands over; `None` if there is no such holder, or none any more.
 fn ask(run_id: &RunId, question: &str) -> Result<Option<Vec<Tracker>>> {
     let Ok(mut stream) = UnixStream::connect_addr(&address(run_id)?) else {
         return Ok(None);
     };
-    writeln!(stream, "{question}").context("ask the holder")?;
-    let (trackers, holder) = receive(&stream)?;
+    let holder = match peer_of(&stream) {
+        Err(error) if is_of_death(&error) => return Ok(None),
+        holder => holder?,
+    };
+    match writeln!(stream, "{question}") {
+        // What it has said is still there to be read.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written.context("ask the holder")?,
+    }
+    let trackers = receive(&stream, &holder)?;
     drop(stream);
-    if !trackers.is_empty() {
-        // While it has its copies, giving up ours would end nothing.
+    if trackers.as_ref().is_none_or(|some| !some.is_empty()) {
+        // While it has its copies, giving up ours would end nothing. One that has broken off is
+        // dying, and the tracking with it.
         let mut dead = [PollFd::new(holder.as_fd(), PollFlags::POLLIN)];
         let ended = poll(&mut dead, MOST_PATIENCE).context("wait for the end of the holder")?;
         ensure!(ended == 1, "the holder {} does not end", holder.pid());
     }
-    Ok(Some(trackers))
+    Ok(trackers)
 }
 
 fn address(run_id: &RunId) -> Result<SocketAddr> {
@@ -128,21 +178,34 @@ fn tell<'t>(to: &mut UnixStream, trackers: impl Iterator<Item = &'t Tracker>) ->
     Ok(to.write_all(text.as_bytes())?)
 }
 
-/// Copies what the other end tells of. It must be ours: its descriptors become part of a dump.
-fn receive(from: &UnixStream) -> Result<(Vec<Tracker>, PidFd)> {
-    let peer = getsockopt(from, PeerCredentials).context("ask who is at the other end")?;
+/// Who is at the other end. It must be ours: its descriptors become part of a dump.
+fn peer_of(stream: &UnixStream) -> Result<PidFd> {
+    let peer = getsockopt(stream, PeerCredentials).context("ask who is at the other end")?;
     ensure!(
         peer.uid() == nix::unistd::geteuid().as_raw(),
         "the other end of the holder's socket belongs to user {}",
         peer.uid()
     );
     let process = HostPid::new(peer.pid()).context("the holder is in another pid namespace")?;
-    let process = PidFd::open(process)?;
+    Ok(PidFd::open(process)?)
+}
+
+/// Whether the kernel says that there is no such process.
+fn is_of_death(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref().map(|error: &TaskError| error.errno);
+    errno == Some(Errno::ESRCH)
+}
+
+/// Copies what the process at the other end tells of; `None` if it breaks off, because it dies.
+fn receive(from: &UnixStream, process: &PidFd) -> Result<Option<Vec<Tracker>>> {
     let mut trackers = Vec::new();
     for line in BufReader::new(from).lines() {
-        let line = line.context("read from the holder's socket")?;
+        let line = match line {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+            line => line.context("read from the holder's socket")?,
+        };
         if line.is_empty() {
-            return Ok((trackers, process));
+            return Ok(Some(trackers));
         }
         let mut words = line.split(' ').map(str::parse::<u64>);
         let mut word = || words.next().and_then(Result::ok);
@@ -151,19 +214,27 @@ fn receive(from: &UnixStream) -> Result<(Vec<Tracker>, PidFd)> {
         };
         let pid = i32::try_from(pid).ok().and_then(HostPid::new);
         let pid = pid.with_context(|| format!("the holder says '{line}'"))?;
-        let uffd = process.take(i32::try_from(fd).unwrap_or(-1))?;
+        let uffd = process.take(i32::try_from(fd).unwrap_or(-1));
+        let uffd = uffd.with_context(|| format!("take over the tracker of task {pid}"))?;
         trackers.push(Tracker::from_parts(pid, start, uffd));
     }
-    bail!("the holder's socket ends early")
+    Ok(None)
 }
 
 /// The life of a holder; its standard input is the socket of the dump that started it.
 pub fn hold(run_id: &str) -> Result<()> {
-    nix::unistd::setsid().context("setsid")?;
     let mut dump = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let (trackers, _) = receive(&dump)?;
-    let listener = UnixListener::bind_addr(&address(&RunId(run_id.to_owned()))?)
-        .context("listen at the holder's socket")?;
+    let (trackers, listener) = match begin(run_id, &dump) {
+        Ok(begun) => begun,
+        Err(error) => {
+            let failure = failure_of(error, Code::Track);
+            let errno = failure.errno().map_or(0, |errno| errno as i32);
+            // Nobody else is there to be told.
+            dump.write_all(&[FAILED])?;
+            dump.write_all(&errno.to_ne_bytes())?;
+            return Ok(dump.write_all(failure.sentence().as_bytes())?);
+        }
+    };
     dump.write_all(&[READY])?;
     let mut said = [0];
     if dump.read(&mut said)? == 0 || said != [COMMIT] {
@@ -173,6 +244,14 @@ pub fn hold(run_id: &str) -> Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(null)?;
     wait(&listener, trackers)
+}
+
+/// Everything that can fail before the dump is told that its trackers are held.
+fn begin(run_id: &str, dump: &UnixStream) -> Result<(Vec<Tracker>, UnixListener)> {
+    nix::unistd::setsid().context("begin a session: setsid")?;
+    let trackers = receive(dump, &peer_of(dump)?)?.context("the dump has broken off")?;
+    let listener = UnixListener::bind_addr(&address(&RunId(run_id.to_owned()))?);
+    Ok((trackers, listener.context("listen at its socket")?))
 }
 
 /// Until the next dump has taken over, or nobody is left to be tracked.
