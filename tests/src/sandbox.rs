@@ -3,8 +3,8 @@
 //! The test executable starts itself again for the one test, below `unshare`, as pid 1 of a new
 //! pid namespace with its own mounts, /proc and network. So the body of a test is the init of its
 //! small world: dumped trees that lose their parent become its children, which it reaps, and
-//! whatever is left dies with it. A network namespace keeps the abstract unix names and ports of
-//! tests that run at the same time apart.
+//! whatever is left dies with it. Namespaces of the network and of SysV objects keep the abstract
+//! unix names, ports and segments of tests that run at the same time apart.
 //!
 //! Nothing in there waits with a timeout: `timeout` outside ends a test that hangs, and what the
 //! test has said so far is in the report.
@@ -89,6 +89,7 @@ fn inside(limit: &str) -> Result<Command> {
             "--kill-child",
             "--mount",
             "--net",
+            "--ipc",
             "--mount-proc",
         ])
         .arg("--")

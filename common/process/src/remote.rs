@@ -291,9 +291,12 @@ impl Entered<'_, '_> {
             self.shadowed = false;
         }
         // The mask first: until the registers are the thread's own, it is the tail that would run
-        // without us, and that sets the same mask.
-        self.thread.set_sigmask(self.mask)?;
-        self.thread.set_regs(&self.own)
+        // without us, and that sets the same mask. Once more if that is refused: a task that was
+        // stopped would run its tail, and be as it was, only when somebody continues it.
+        let put_back = self.thread.set_sigmask(self.mask);
+        put_back.or_else(|_| self.thread.set_sigmask(self.mask))?;
+        let put_back = self.thread.set_regs(&self.own);
+        put_back.or_else(|_| self.thread.set_regs(&self.own))
     }
 
     /// Behind this call the hand-back signal means something to the program again, so it cannot
