@@ -270,7 +270,7 @@ pub fn expect_sentence(outcome: &Outcome, name: &str, fault: &Fault) -> Result<(
     let at = at.with_context(|| format!("{errno:?} is not told: {said}"))?;
     let before = sentence.get(..at).unwrap_or_default();
     let names_something = before.bytes().any(|b| b == b'/' || b.is_ascii_digit())
-        || before.contains(".img")
+        || [".img", ".json"].iter().any(|kind| before.contains(kind))
         || before.split_whitespace().count() >= 3;
     ensure!(names_something, "the sentence names nothing: {said}");
     Ok(())
