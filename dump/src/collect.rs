@@ -514,7 +514,11 @@ fn encode_mm(facts: &TaskFacts, vmas: &[Vma], told: &Told) -> MmEntry {
         vmas: vmas.iter().map(|vma| vma.entry.clone()).collect(),
         dumpable: Some(told.task.dumpable),
         aios: Vec::new(),
-        thp_disabled: Some(told.task.thp_disabled),
+        thp_disabled: Some(told.task.thp_disable != 0),
+        // Bit 0 is what the field above says.
+        crust_thp_disable_flags: Some(told.task.thp_disable & !1).filter(|flags| *flags != 0),
+        crust_mdwe: Some(told.task.mdwe).filter(|flags| *flags != 0),
+        crust_memory_merge: told.task.memory_merge.then_some(true),
         crust_coredump_filter: facts
             .coredump_filter
             .filter(|filter| *filter != DEFAULT_COREDUMP_FILTER),

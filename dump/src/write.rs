@@ -16,7 +16,6 @@ use crate::mm::vmas::{Vma, encode_guard};
 use crate::task::core;
 use crate::task::core::{ThreadState, encode_leader, encode_thread, encode_zombie, fpregs_of};
 use crate::task::dead_leader;
-use crate::task::images_personality;
 use crate::task::regs::Layout;
 use crate::task::seccomp::Chains;
 use crate::task::timers::{Reading, encode_timers, lost_overruns};
@@ -198,7 +197,7 @@ fn task_state<'a>(
         pending,
         timers: encode_timers(answers, &facts.timers, &reading, |tid| tid),
         answers,
-        personality: images_personality(facts.personality).unwrap_or(0),
+        personality: facts.personality,
         loginuid: facts.loginuid,
         oom_score_adj: facts.oom_score_adj,
     })

@@ -11,7 +11,7 @@ use crust_process::proc::status::parse_status;
 use crust_process::xstate;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::time::{ClockId, clock_gettime};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -125,6 +125,13 @@ pub struct Host {
     pub oom_score_adj: i32,
     /// Personality, as personality(2) takes it.
     pub personality: u32,
+    /// fs.suid_dumpable: what PR_GET_DUMPABLE tells of a task that has changed its ids.
+    pub suid_dumpable: u32,
+    /// Nodes that have memory.
+    pub nodes: BTreeSet<u32>,
+    /// Whether a thread may choose its own mitigations here: of speculative stores, of indirect
+    /// branches.
+    pub own_mitigations: [bool; 2],
     /// Above the highest pid the kernel gives.
     pub pid_max: u32,
     /// Pid of crust-restore, which no restored task can have.
@@ -172,6 +179,9 @@ impl Host {
             nice: nice()?,
             oom_score_adj: number("/proc/self/oom_score_adj")?,
             personality: personality()?,
+            suid_dumpable: number("/proc/sys/fs/suid_dumpable")?,
+            nodes: nodes()?,
+            own_mitigations: own_mitigations()?,
             pid_max: number("/proc/sys/kernel/pid_max")?,
             own_pid: std::process::id(),
             session: session.as_raw() as u32,
@@ -327,6 +337,37 @@ fn personality() -> anyhow::Result<u32> {
     parsed.map_err(|_| anyhow::anyhow!("read /proc/self/personality: {text:?} is no number"))
 }
 
+/// A kernel without NUMA has one.
+fn nodes() -> anyhow::Result<BTreeSet<u32>> {
+    const PATH: &str = "/sys/devices/system/node/has_memory";
+    let text = match fs::read_to_string(PATH) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "0".to_owned(),
+        text => text.with_context(|| format!("read {PATH}"))?,
+    };
+    parse_list(&text).with_context(|| format!("read {PATH}: {text:?} is no list"))
+}
+
+/// `0,2-3`.
+fn parse_list(text: &str) -> Option<BTreeSet<u32>> {
+    let mut numbers = BTreeSet::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        numbers.extend(first.parse::<u32>().ok()?..=last.parse().ok().filter(|last| *last < 4096)?);
+    }
+    Some(numbers)
+}
+
+/// By what status says of ourselves: `thread vulnerable`, `conditional enabled`.
+fn own_mitigations() -> anyhow::Result<[bool; 2]> {
+    let status = parse_status(&bytes("/proc/self/status")?)?;
+    let is_choice =
+        |text: Option<Vec<u8>>, word: &[u8]| text.is_some_and(|text| text.starts_with(word));
+    Ok([
+        is_choice(status.store_bypass, b"thread "),
+        is_choice(status.indirect_branch, b"conditional "),
+    ])
+}
+
 /// Field 19 of /proc/self/stat; the name in field 2 may hold anything, so counted behind its `)`.
 fn nice() -> anyhow::Result<i32> {
     let text = read("/proc/self/stat")?;
@@ -391,6 +432,9 @@ pub mod tests {
             nice: 0,
             oom_score_adj: 0,
             personality: 0,
+            suid_dumpable: 0,
+            nodes: BTreeSet::from([0]),
+            own_mitigations: [true, false],
             pid_max: 32768,
             own_pid: 2,
             session: 1,
@@ -407,6 +451,15 @@ pub mod tests {
         assert_eq!(parse_release("6.18.44-fc\n"), Some((6, 18)));
         assert_eq!(parse_release("5.4\n"), Some((5, 4)));
         assert_eq!(parse_release("x"), None);
+    }
+
+    #[test]
+    fn lists() {
+        let list = |text| parse_list(text).map(Vec::from_iter);
+        assert_eq!(list("0\n"), Some(vec![0]));
+        assert_eq!(list("0,2-4\n"), Some(vec![0, 2, 3, 4]));
+        assert_eq!(list("0-99999999"), None);
+        assert_eq!(list("x"), None);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 crust_tests::workloads! {
     lone: guest "loop";
     threads: guest "threads";
+    treatment: guest "treatment";
+    mem_for_good: guest "mem_for_good";
     thread_state: guest "thread_state";
     tree: guest "tree";
     dead_leader: guest "dead_leader";

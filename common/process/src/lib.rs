@@ -29,6 +29,7 @@ pub mod proc;
 pub mod regs;
 pub mod remote;
 pub mod rtnetlink;
+pub mod sched;
 pub mod scratch;
 pub mod shared_anon;
 pub mod snapshot;

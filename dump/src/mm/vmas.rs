@@ -3,7 +3,7 @@
 //! Classification is pure; what a file mapping maps is asked by the caller, who opens
 //! /proc/PID/map_files. Memory mapped shared and anonymous is a file there too (a memfd without a
 //! name), and that is how the images have it on kernels that let it be opened. What no image can
-//! hold (a sealed area, a protection key, a userfaultfd registration) is a refusal.
+//! hold (a protection key, a userfaultfd registration) is a refusal.
 
 use crust_process::proc::maps::{MapsVma, VmaName};
 use crust_process::proc::smaps::{SmapsVma, VmFlag};
@@ -209,6 +209,7 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
             _ => None,
         },
         crust_lock_on_fault: area.flags.has(VmFlag::LockOnFault).then_some(true),
+        crust_sealed: (area.flags.has(VmFlag::Sealed) && !special).then_some(true),
     };
     Ok(Vma {
         range: vma.start..vma.end,
@@ -252,7 +253,7 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
 }
 
 fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
-    const REFUSED: [(VmFlag, &str); 9] = [
+    const REFUSED: [(VmFlag, &str); 8] = [
         (
             VmFlag::HugeTlb,
             "is a file of hugetlbfs or a SysV segment in huge pages, which is not supported yet",
@@ -264,10 +265,6 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         (VmFlag::UffdMissing, "is registered with userfaultfd"),
         (VmFlag::UffdWp, "is registered with userfaultfd"),
         (VmFlag::UffdMinor, "is registered with userfaultfd"),
-        (
-            VmFlag::Sealed,
-            "is sealed (mseal), which the images cannot hold",
-        ),
         (VmFlag::Io, "is the memory of a device"),
         (VmFlag::PfnMap, "is the memory of a device"),
         (VmFlag::MixedMap, "is the memory of a device"),

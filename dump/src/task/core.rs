@@ -3,12 +3,12 @@
 //! The presence of fields follows the peer: a leader's signal mask is in the task's part, another
 //! thread's in its own; a zombie has the short form.
 
-use crate::task::Traced;
 use crate::task::creds::encode_creds;
 use crate::task::facts::ThreadFacts;
 use crate::task::questions::{TaskAnswers, ThreadAnswers};
 use crate::task::regs::{Layout, encode_fpregs, encode_gpregs};
 use crate::task::signals::{encode_action, encode_altstack, encode_queue};
+use crate::task::{Traced, images_personality};
 use crust_process::proc::status::Status;
 use crust_process::regs::Regs;
 use crust_process::tracee::{RseqConfig, SigInfo};
@@ -60,7 +60,7 @@ pub struct TaskState<'a> {
     pub answers: &'a TaskAnswers,
     /// Its timers.
     pub timers: TaskTimersEntry,
-    /// Its personality as the images number it.
+    /// Its personality.
     pub personality: u32,
     /// /proc/PID/loginuid.
     pub loginuid: Option<u32>,
@@ -86,7 +86,9 @@ pub fn encode_leader(
             ALIVE
         },
         exit_code: 0,
-        personality: task.personality,
+        personality: images_personality(task.personality).unwrap_or(0),
+        crust_personality: Some(task.personality)
+            .filter(|personality| images_personality(*personality).is_none()),
         flags: leader.facts.stat.flags,
         blk_sigset: leader.sigmask,
         comm: leader.facts.comm.clone(),
@@ -125,7 +127,7 @@ pub fn encode_leader(
 /// The image of a thread that is not the leader.
 pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEntry {
     let answers = thread.answers;
-    let policy = answers.sched_policy & !SCHED_RESET_ON_FORK;
+    let policy = answers.treatment.sched.policy & !SCHED_RESET_ON_FORK;
     let real_time = matches!(policy, SCHED_FIFO | SCHED_RR);
     CoreEntry {
         mtype: March::X8664.into(),
@@ -139,7 +141,7 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             futex_rla: answers.robust_list.0,
             futex_rla_len: answers.robust_list.1 as u32,
             sched_nice: Some(thread.facts.stat.nice as i32),
-            sched_policy: Some(answers.sched_policy),
+            sched_policy: Some(answers.treatment.sched.policy),
             sched_prio: real_time.then_some(thread.facts.stat.rt_priority),
             blk_sigset: Some(thread.sigmask),
             sas: Some(encode_altstack(&answers.altstack)),
@@ -155,6 +157,7 @@ pub fn encode_thread(thread: &ThreadState, fpregs: UserX86FpregsEntry) -> CoreEn
             crust_cpus_allowed: Some(&answers.cpus_allowed)
                 .filter(|cpus| !cpus.is_empty())
                 .cloned(),
+            crust_treatment: answers.treatment.encode(thread.facts),
             crust_timer_slack_ns: Some(answers.timer_slack).filter(|ns| *ns != DEFAULT_TIMER_SLACK),
         }),
         ..CoreEntry::default()

@@ -13,6 +13,7 @@ pub mod regs;
 pub mod seccomp;
 pub mod signals;
 pub mod timers;
+pub mod treatment;
 
 use crate::refusal::Refusal;
 use anyhow::{Context, Result};
@@ -20,6 +21,7 @@ use crust_process::freeze::{FrozenTask, FrozenThread};
 use crust_process::memory::TaskMem;
 use crust_process::pid::HostPid;
 use crust_process::remote::{Remote, run_together};
+use crust_process::sched::own_slice;
 use crust_process::tracee::{Queue, SeccompFilter, SigInfo};
 use crust_proto::criu::UserDescT;
 use facts::TaskFacts;
@@ -30,10 +32,6 @@ use std::ops::Range;
 
 /// Status mode 2.
 const SECCOMP_FILTER: u32 = 2;
-/// SCHED_DEADLINE and SCHED_EXT, whose parameters the images have no place for.
-const SCHED_DEADLINE: u32 = 6;
-const SCHED_EXT: u32 = 7;
-const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 
 /// What ptrace tells of a thread.
 #[derive(Debug)]
@@ -111,12 +109,15 @@ pub fn collect_told(
         remote.close()?;
     }
     let (mut told, own) = (told?, own_cpus()?);
+    let slice = own_slice().context("ask for our own slice of time")?;
     for told in &mut told {
-        let threads = std::iter::once(&mut told.task.leader).chain(&mut told.threads);
         // What is as it is here is to be as it is there.
-        threads
-            .filter(|thread| thread.cpus_allowed == own)
-            .for_each(|thread| thread.cpus_allowed.clear());
+        for thread in std::iter::once(&mut told.task.leader).chain(&mut told.threads) {
+            if thread.cpus_allowed == own {
+                thread.cpus_allowed.clear();
+            }
+            thread.treatment.forget_slice(slice);
+        }
     }
     Ok(told)
 }
@@ -240,12 +241,6 @@ pub fn refuse_task(
 ) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let mut refuse = |object: String, what: String| refusals.push(Refusal::new(pid, object, what));
-    if images_personality(facts.personality).is_none() {
-        refuse(
-            "its personality".into(),
-            format!("{:#x} has no form in the images", facts.personality),
-        );
-    }
     for (object, label) in &facts.labels {
         if let Some(why) = label.refusal() {
             refuse(object.clone(), why);
@@ -276,14 +271,8 @@ pub fn refuse_task(
                 "has a shadow stack, which is not supported yet".into(),
             );
         }
-        if matches!(
-            answers.sched_policy & !SCHED_RESET_ON_FORK,
-            SCHED_DEADLINE | SCHED_EXT
-        ) {
-            refuse(
-                name,
-                "has a scheduling policy whose parameters the images cannot hold".into(),
-            );
+        for what in answers.treatment.refusals(facts) {
+            refuse(name.clone(), what.into());
         }
     }
     refusals

@@ -4,6 +4,7 @@
 //! death. (umask(2) could be asked too, but only by setting it; /proc/PID/status has it.)
 
 use crate::task::signals::{SIGACTION_LEN, SIGNALS, STACK_LEN, has_action};
+use crate::task::treatment::{Treatment, TreatmentQuestions};
 use crust_process::batch::{Arg, Batch, BufId, CallId};
 use crust_process::error::{Error, Result};
 use crust_process::pid::HostPid;
@@ -24,6 +25,8 @@ const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// prctl(2) options that libc does not name everywhere.
 const PR_GET_TID_ADDRESS: u64 = 40;
 const PR_GET_THP_DISABLE: u64 = 42;
+const PR_GET_MDWE: u64 = 66;
+const PR_GET_MEMORY_MERGE: u64 = 68;
 
 /// A timer's interval and what is left, in seconds and parts of them as the call counts these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +50,8 @@ pub struct ThreadAnswers {
     pub pdeath_signal: u32,
     /// PR_GET_SECUREBITS.
     pub securebits: u32,
-    /// sched_getscheduler(2), with SCHED_RESET_ON_FORK.
-    pub sched_policy: u32,
+    /// The policy, with SCHED_RESET_ON_FORK, and other requests to the kernel.
+    pub treatment: Treatment,
     /// PR_GET_TIMERSLACK, in nanoseconds.
     pub timer_slack: u64,
     /// Which of [`KEYRINGS`] it has.
@@ -74,8 +77,12 @@ pub struct TaskAnswers {
     pub dumpable: i32,
     /// PR_GET_CHILD_SUBREAPER.
     pub child_subreaper: bool,
-    /// PR_GET_THP_DISABLE.
-    pub thp_disabled: bool,
+    /// PR_GET_THP_DISABLE: bit 0 and its flags, 0 if it is not set.
+    pub thp_disable: u32,
+    /// PR_GET_MDWE.
+    pub mdwe: u32,
+    /// PR_GET_MEMORY_MERGE.
+    pub memory_merge: bool,
     /// The commands registered with membarrier(2); 0 on kernels that cannot say.
     pub membarriers: u32,
     /// Where brk is.
@@ -151,6 +158,8 @@ struct TaskQuestions {
     rlimits: Vec<BufId>,
     dumpable: CallId,
     thp: CallId,
+    mdwe: CallId,
+    memory_merge: CallId,
     subreaper: BufId,
     membarriers: CallId,
     brk: CallId,
@@ -173,16 +182,9 @@ impl TaskQuestions {
                 })
                 .collect(),
             dumpable: asked.prctl(libc::PR_GET_DUMPABLE as u64, "prctl(PR_GET_DUMPABLE)"),
-            thp: asked.may(
-                libc::SYS_prctl,
-                [
-                    Arg::Val(PR_GET_THP_DISABLE),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                    0.into(),
-                ],
-            ),
+            thp: asked.may_prctl(PR_GET_THP_DISABLE),
+            mdwe: asked.may_prctl(PR_GET_MDWE),
+            memory_merge: asked.may_prctl(PR_GET_MEMORY_MERGE),
             subreaper: asked.prctl_fills(
                 libc::PR_GET_CHILD_SUBREAPER as u64,
                 4,
@@ -238,8 +240,9 @@ impl TaskQuestions {
                 .collect(),
             dumpable: batch.ret(self.dumpable) as i32,
             child_subreaper: word32(batch, self.subreaper) != 0,
-            // Bit 0 is the flag; newer kernels add more bits about its scope.
-            thp_disabled: optional(self.thp) != 0,
+            thp_disable: optional(self.thp) as u32,
+            mdwe: optional(self.mdwe) as u32,
+            memory_merge: optional(self.memory_merge) != 0,
             membarriers: optional(self.membarriers) as u32,
             brk: batch.ret(self.brk) as u64,
             cloexec: self
@@ -277,7 +280,7 @@ struct ThreadQuestions {
     robust: (BufId, BufId),
     pdeath_signal: BufId,
     securebits: CallId,
-    policy: CallId,
+    treatment: TreatmentQuestions,
     timer_slack: CallId,
     cpus_allowed: (CallId, BufId),
     keyrings: [CallId; 2],
@@ -317,11 +320,7 @@ impl ThreadQuestions {
                 "prctl(PR_GET_PDEATHSIG)",
             ),
             securebits: asked.prctl(libc::PR_GET_SECUREBITS as u64, "prctl(PR_GET_SECUREBITS)"),
-            policy: asked.must(
-                libc::SYS_sched_getscheduler,
-                [Arg::Val(0)],
-                "sched_getscheduler",
-            ),
+            treatment: TreatmentQuestions::ask(asked),
             timer_slack: asked.prctl(libc::PR_GET_TIMERSLACK as u64, "prctl(PR_GET_TIMERSLACK)"),
         }
     }
@@ -333,7 +332,7 @@ impl ThreadQuestions {
             robust_list: (word(batch, self.robust.0, 0), word(batch, self.robust.1, 0)),
             pdeath_signal: word32(batch, self.pdeath_signal),
             securebits: batch.ret(self.securebits) as u32,
-            sched_policy: batch.ret(self.policy) as u32,
+            treatment: self.treatment.answers(batch),
             timer_slack: batch.ret(self.timer_slack) as u64,
             has_keyring: self.keyrings.map(|call| batch.ret(call) > 0),
             cpus_allowed: match batch.result(self.cpus_allowed.0) {
@@ -361,9 +360,9 @@ pub fn without_end(mask: &[u8]) -> Vec<u8> {
 }
 
 /// A batch that remembers which of its calls must not fail.
-struct Asked {
+pub(super) struct Asked {
     tid: HostPid,
-    batch: Batch,
+    pub(super) batch: Batch,
     required: Vec<(CallId, &'static str)>,
 }
 
@@ -377,18 +376,29 @@ impl Asked {
     }
 
     /// A call that old kernels may not have.
-    fn may<const N: usize>(&mut self, nr: i64, args: [Arg; N]) -> CallId {
+    pub(super) fn may<const N: usize>(&mut self, nr: i64, args: [Arg; N]) -> CallId {
         self.batch.call(nr, args)
     }
 
-    fn must<const N: usize>(&mut self, nr: i64, args: [Arg; N], what: &'static str) -> CallId {
+    pub(super) fn must<const N: usize>(
+        &mut self,
+        nr: i64,
+        args: [Arg; N],
+        what: &'static str,
+    ) -> CallId {
         let call = self.batch.call(nr, args);
         self.required.push((call, what));
         call
     }
 
+    /// prctl(2) without arguments.
+    pub(super) fn may_prctl(&mut self, option: u64) -> CallId {
+        let none = Arg::Val(0);
+        self.may(libc::SYS_prctl, [Arg::Val(option), none, none, none, none])
+    }
+
     /// A call whose last argument is the address of `len` bytes to fill.
-    fn fill<const N: usize>(
+    pub(super) fn fill<const N: usize>(
         &mut self,
         nr: i64,
         args: [Arg; N],
@@ -451,7 +461,7 @@ fn timer_value(batch: &Batch, buf: BufId) -> TimerValue {
     }
 }
 
-fn word(batch: &Batch, buf: BufId, at: usize) -> u64 {
+pub(super) fn word(batch: &Batch, buf: BufId, at: usize) -> u64 {
     let bytes = batch
         .bytes(buf)
         .get(at..at + 8)
@@ -459,7 +469,7 @@ fn word(batch: &Batch, buf: BufId, at: usize) -> u64 {
     bytes.map_or(0, u64::from_le_bytes)
 }
 
-fn word32(batch: &Batch, buf: BufId) -> u32 {
+pub(super) fn word32(batch: &Batch, buf: BufId) -> u32 {
     u32::from_le_bytes(batch.array(buf))
 }
 

@@ -7,7 +7,7 @@
 use super::{Room, hold, release};
 use crate::host::Host;
 use crate::plan::calls::prctl;
-use crate::plan::step::{Actor, Arg, Op, Phase, Piece};
+use crate::plan::step::{Actor, Arg, Call, Op, Phase, Piece};
 use crate::plan::{Planner, Refusal};
 use crust_image::ids::FileId;
 use crust_proto::criu::{FileEntry, MmEntry};
@@ -15,6 +15,12 @@ use crust_proto::criu::{FileEntry, MmEntry};
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_THP_DISABLE: i32 = 41;
+const PR_SET_MDWE: i32 = 65;
+/// PR_MDWE_REFUSE_EXEC_GAIN and PR_MDWE_NO_INHERIT.
+const MDWE_KNOWN: u32 = 3;
+const PR_SET_MEMORY_MERGE: i32 = 67;
+/// mseal(2), since Linux 6.10.
+const SYS_MSEAL: i64 = 462;
 /// Bytes of struct prctl_mm_map (linux/prctl.h): eleven words, a pointer, two halves.
 const MM_MAP_SIZE: i64 = 11 * 8 + 8 + 2 * 4;
 /// More words than any kernel's saved_auxv has.
@@ -75,9 +81,17 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
     release(planner, room);
     if entry.thp_disabled == Some(true) {
         let origin = room.origin(format!("transparent huge pages of task {}", room.pid));
-        let call = prctl("PR_SET_THP_DISABLE", PR_SET_THP_DISABLE, [Arg::Int(1)]);
+        let flags = entry.crust_thp_disable_flags.unwrap_or(0);
+        let args = [Arg::Int(1), Arg::Int(flags.into())];
+        let call = prctl("PR_SET_THP_DISABLE", PR_SET_THP_DISABLE, args);
         planner.call(Phase::Memory, room.actor, call, origin);
     }
+    if entry.crust_memory_merge == Some(true) {
+        let origin = room.origin(format!("merging of equal pages of task {}", room.pid));
+        let call = prctl("PR_SET_MEMORY_MERGE", PR_SET_MEMORY_MERGE, [Arg::Int(1)]);
+        planner.call(Phase::Memory, room.actor, call, origin);
+    }
+    plan_seals(planner, room);
     if let Some(filter) = entry.crust_coredump_filter {
         let op = Op::WriteProc {
             pid: room.pid,
@@ -87,6 +101,28 @@ pub(super) fn plan(planner: &mut Planner<'_>, room: &mut Room<'_>) {
         };
         let origin = room.origin(format!("what a core file of task {} holds", room.pid));
         planner.push(Phase::Memory, Actor::Broker, op, origin);
+    }
+}
+
+/// What can never be taken back: seals on areas, and that no memory becomes executable. Last, for
+/// the children that are forked from this memory unmap it.
+fn plan_seals(planner: &mut Planner<'_>, room: &Room<'_>) {
+    for vma in &room.vmas {
+        let stored = room.entry.vmas.get(vma.index);
+        if stored.and_then(|stored| stored.crust_sealed) == Some(true) {
+            let args = vec![Arg::Hex(vma.start), Arg::Int(vma.len() as i64), Arg::Int(0)];
+            let call = Call::new("mseal", SYS_MSEAL, args);
+            planner.call(Phase::Commit, room.actor, call, room.of_vma(vma));
+        }
+    }
+    if let Some(flags) = room.entry.crust_mdwe {
+        let origin = room.origin(format!("protection of the memory of task {}", room.pid));
+        if flags & !MDWE_KNOWN != 0 {
+            let why = format!("crust_mdwe {flags:#x} has unknown bits");
+            return planner.refuse(Refusal::new(origin, why));
+        }
+        let call = prctl("PR_SET_MDWE", PR_SET_MDWE, [Arg::Hex(flags.into())]);
+        planner.call(Phase::Commit, room.actor, call, origin);
     }
 }
 

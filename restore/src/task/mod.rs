@@ -11,6 +11,7 @@ mod seccomp;
 mod signals;
 mod small;
 mod timers;
+mod treatment;
 mod xsave;
 
 pub use limits::plan_own_descriptors;
@@ -116,11 +117,13 @@ fn plan_task(planner: &mut Planner<'_>, live: &Live<'_>, stops: &signals::Stops)
     for thread in &live.threads {
         sched::plan(planner, thread);
         sched::plan_affinity(planner, thread);
+        treatment::plan(planner, thread);
         creds::plan(planner, thread);
     }
     small::plan_last(planner, live);
     seccomp::plan_strict(planner, live);
     for thread in &live.threads {
+        treatment::plan_last(planner, thread);
         regs::plan(planner, live, thread);
     }
 }

@@ -7,6 +7,9 @@ use crate::plan::{Planner, Refusal};
 use nix::libc;
 
 const PRIO_PROCESS: i64 = 0;
+/// linux/sched.h.
+pub const SCHED_DEADLINE: u32 = 6;
+pub const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 /// Room for more processors than any kernel is built for.
 const MOST_CPU_BYTES: usize = 1024;
 
@@ -16,6 +19,7 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     let nice = thread.own.sched_nice.unwrap_or(0);
     let origin = thread.origin("scheduling");
     let priority = match policy_of(policy, thread.own.sched_prio) {
+        Err(_) if is_deadline(thread) => 0,
         Ok(priority) => priority,
         Err(why) => {
             planner.refuse(Refusal::new(origin, why));
@@ -38,7 +42,8 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
         let call = Call::new("setpriority", libc::SYS_setpriority, args);
         planner.call(Phase::Creds, thread.actor(), call, origin.clone());
     }
-    if policy != 0 {
+    // A deadline thread becomes one last of all (treatment.rs).
+    if policy != 0 && !is_deadline(thread) {
         let name = [
             "SCHED_OTHER",
             "SCHED_FIFO",
@@ -47,10 +52,16 @@ pub fn plan(planner: &mut Planner<'_>, thread: &Thread<'_>) {
             "",
             "SCHED_IDLE",
         ];
-        let name = name.get(policy as usize).copied().unwrap_or("policy");
+        let name = name
+            .get((policy & !SCHED_RESET_ON_FORK) as usize)
+            .copied()
+            .unwrap_or("policy");
         let args = vec![
             Arg::Int(0),
-            Arg::named(name, policy),
+            match policy & SCHED_RESET_ON_FORK {
+                0 => Arg::named(name, policy),
+                _ => Arg::named(format!("{name}|SCHED_RESET_ON_FORK"), policy),
+            },
             Arg::bytes(priority.to_le_bytes()),
         ];
         let call = Call::new("sched_setscheduler", libc::SYS_sched_setscheduler, args);
@@ -83,9 +94,16 @@ pub fn plan_affinity(planner: &mut Planner<'_>, thread: &Thread<'_>) {
     planner.call(Phase::Creds, thread.actor(), call, origin);
 }
 
+/// Whether the thread is scheduled by deadlines and the images tell which.
+pub fn is_deadline(thread: &Thread<'_>) -> bool {
+    let policy = thread.own.sched_policy.unwrap_or(0) & !SCHED_RESET_ON_FORK;
+    let treatment = thread.own.crust_treatment.as_ref();
+    policy == SCHED_DEADLINE && treatment.is_some_and(|asked| asked.sched_deadline.is_some())
+}
+
 /// The sched_priority that goes with a policy.
 fn policy_of(policy: u32, priority: Option<u32>) -> Result<i32, String> {
-    let policy = policy as i32;
+    let policy = (policy & !SCHED_RESET_ON_FORK) as i32;
     match policy {
         libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE => Ok(0),
         libc::SCHED_FIFO | libc::SCHED_RR => match priority {
@@ -103,7 +121,7 @@ mod tests {
     #[test]
     fn policies() {
         assert_eq!(policy_of(0, None), Ok(0));
-        assert_eq!(policy_of(1, Some(50)), Ok(50));
+        assert_eq!(policy_of(1 | SCHED_RESET_ON_FORK, Some(50)), Ok(50));
         assert!(policy_of(2, None).is_err());
         assert!(policy_of(2, Some(100)).is_err());
         assert!(policy_of(6, None).is_err());

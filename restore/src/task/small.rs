@@ -22,6 +22,8 @@ const MEMBARRIER: [(u32, &str); 4] = [
     ),
     (1 << 8, "MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ"),
 ];
+/// An id that is not ours.
+const NOBODY: u32 = 65534;
 /// struct robust_list_head.
 const ROBUST_LIST_HEAD: u32 = 24;
 
@@ -244,11 +246,12 @@ fn plan_loginuid(planner: &mut Planner<'_>, live: &Live<'_>, leader: &Thread<'_>
 }
 
 /// The kernel prints the personality in hex and the format's writer reads the digits as decimal:
-/// 1040000 is 0x1040000. Digits a to f end the writer's number; what is left cannot be told.
+/// 1040000 is 0x1040000. Digits a to f end the writer's number: what has some is in a field of ours.
 fn plan_personality(planner: &mut Planner<'_>, live: &Live<'_>, leader: &Thread<'_>) {
     let digits = live.tc.personality.to_string();
     let origin = leader.origin("personality");
-    let Ok(personality) = u32::from_str_radix(&digits, 16) else {
+    let stored = live.tc.crust_personality;
+    let Some(personality) = stored.or_else(|| u32::from_str_radix(&digits, 16).ok()) else {
         let why = format!("tc.personality {digits} is no personality");
         return planner.refuse(Refusal::new(origin, why));
     };
@@ -283,8 +286,18 @@ pub fn plan_last(planner: &mut Planner<'_>, live: &Live<'_>) {
                 leader.origin("dumpable"),
             );
         }
+        // Only the kernel gives this value, to a task that changes its ids where the host wants it so.
+        // Such a change is made while it may be, and any that comes behind it gives the same.
+        Some(2) if planner.host.suid_dumpable == 2 => {
+            let own = planner.host.creds.uids[3];
+            for id in [NOBODY, own] {
+                let call = Call::new("setfsuid", libc::SYS_setfsuid, vec![Arg::Int(id.into())]);
+                let call = call.answers(Ret::Any);
+                planner.call(Phase::Fds, leader.actor(), call, leader.origin("dumpable"));
+            }
+        }
         Some(2) => {
-            // Only the kernel gives this value, to a task that changes its ids: it is 0 to prctl.
+            // It is 0 to prctl.
             let call = prctl("PR_SET_DUMPABLE", libc::PR_SET_DUMPABLE, [Arg::Int(0)]);
             planner.call(
                 Phase::Commit,

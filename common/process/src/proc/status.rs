@@ -141,6 +141,12 @@ pub struct Status {
     pub vm_size_kb: Option<u64>,
     /// Shadow stack features in use (x86_Thread_features), as `shstk`, `wrss`; since 6.6.
     pub thread_features: Vec<Vec<u8>>,
+    /// Bits of addresses that are no tag (linear address masking); since 6.4.
+    pub untag_mask: Option<u64>,
+    /// Speculation_Store_Bypass in words, as `thread mitigated`.
+    pub store_bypass: Option<Vec<u8>>,
+    /// SpeculationIndirectBranch in words, as `conditional disabled`.
+    pub indirect_branch: Option<Vec<u8>>,
 }
 
 impl Status {
@@ -195,6 +201,9 @@ pub fn parse_status(text: &[u8]) -> Result<Status, ParseError> {
         thread_features: fields
             .optional("x86_Thread_features", all_words)?
             .unwrap_or_default(),
+        untag_mask: fields.optional("untag_mask", prefixed_hex)?,
+        store_bypass: fields.optional("Speculation_Store_Bypass", phrase)?,
+        indirect_branch: fields.optional("SpeculationIndirectBranch", phrase)?,
     })
 }
 
@@ -281,6 +290,16 @@ fn four_ids(words: &mut Words<'_>, what: &'static str) -> Result<Ids, ParseError
 
 fn all_words(words: &mut Words<'_>, _: &'static str) -> Result<Vec<Vec<u8>>, ParseError> {
     Ok(std::iter::from_fn(|| words.next_word().map(<[u8]>::to_vec)).collect())
+}
+
+/// Words as one text, with single blanks between them.
+fn phrase(words: &mut Words<'_>, key: &'static str) -> Result<Vec<u8>, ParseError> {
+    Ok(all_words(words, key)?.join(&b' '))
+}
+
+/// `0xffff`.
+fn prefixed_hex(words: &mut Words<'_>, key: &'static str) -> Result<u64, ParseError> {
+    words.tagged_hex("0x").map_err(|_| words.error(key))
 }
 
 /// proc_task_name() escapes the newline and the backslash only, C style.
