@@ -1,5 +1,5 @@
-//! Golden plans: what is planned from images that CRIU wrote, as text, for a host like the one
-//! they were recorded on. No privilege is needed, no process is touched. `UPDATE_PLANS=1` writes
+//! Golden plans: what is planned from images that CRIU wrote, and of what CRIU does not dump from our
+//! own, as text, for a host like the one they were recorded on. No privilege is needed, no process is touched. `UPDATE_PLANS=1` writes
 //! the texts anew; the difference is then for a person to judge.
 
 use super::print::Text;
@@ -11,7 +11,7 @@ use crust_image::ImageDir;
 use crust_image::checkpoint::Checkpoint;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) fn data() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data")
@@ -24,15 +24,20 @@ pub(crate) fn options() -> Options {
 }
 
 pub(crate) fn planned(set: &str) -> Result<String, Vec<Refusal>> {
-    let images = ImageDir::open(&data().join("corpus").join(set).join("img"));
+    planned_from(&data().join("corpus"), set)
+}
+
+fn planned_from(sets: &Path, set: &str) -> Result<String, Vec<Refusal>> {
+    let images = ImageDir::open(&sets.join(set).join("img"));
     let images = images.unwrap_or_else(|error| panic!("{set}: {error}"));
     let checkpoint = Checkpoint::load(&images).unwrap_or_else(|error| panic!("{set}: {error}"));
     Ok(Text(&plan(&checkpoint, &recorded(), &options())?).to_string())
 }
 
-/// Compares a plan with the text of its file.
-fn golden(set: &str) {
-    let text = planned(set).unwrap_or_else(|refusals| panic!("{set}: {refusals:#?}"));
+/// Compares a plan from a set of `corpus` or `own` with the text of its file.
+fn golden(sets: &str, set: &str) {
+    let text = planned_from(&data().join(sets), set);
+    let text = text.unwrap_or_else(|refusals| panic!("{set}: {refusals:#?}"));
     let file = data()
         .join("plans")
         .join(format!("{}.txt", set.replace('/', "-")));
@@ -62,26 +67,31 @@ fn golden(set: &str) {
 }
 
 macro_rules! golden_plans {
-    ($($name:ident: $set:literal,)*) => {
-        $(#[test] fn $name() { golden($set); })*
+    ($($name:ident: $sets:literal $set:literal,)*) => {
+        $(#[test] fn $name() { golden($sets, $set); })*
     };
 }
 
 golden_plans! {
-    one_task: "loop",
-    threads: "threads",
-    a_tree_with_sessions_stops_and_zombies: "tree",
-    dead_leaders: "dead_leader",
-    a_dead_process_below_proc: "proc_dead",
-    private_memory: "mem_private",
-    shared_memory: "mem_shared",
-    pipes: "pipes",
-    signal_actions: "sigaction",
-    pending_signals: "sigpending",
-    timers: "timers",
-    attributes: "attrs",
-    images_of_version_one: "format_v1_0",
-    a_chain_of_dumps: "parent_chain/3",
+    one_task: "corpus" "loop",
+    threads: "corpus" "threads",
+    a_tree_with_sessions_stops_and_zombies: "corpus" "tree",
+    dead_leaders: "corpus" "dead_leader",
+    a_dead_process_below_proc: "corpus" "proc_dead",
+    private_memory: "corpus" "mem_private",
+    shared_memory: "corpus" "mem_shared",
+    pipes: "corpus" "pipes",
+    signal_actions: "corpus" "sigaction",
+    pending_signals: "corpus" "sigpending",
+    timers: "corpus" "timers",
+    attributes: "corpus" "attrs",
+    images_of_version_one: "corpus" "format_v1_0",
+    a_chain_of_dumps: "corpus" "parent_chain/3",
+    an_address_space_of_several_tasks: "own" "clone_vm",
+    a_time_namespace: "own" "clocks",
+    requests_of_threads: "own" "treatment",
+    memory_changed_for_good: "own" "mem_for_good",
+    overruns_of_timers: "own" "timer_overrun",
 }
 
 #[test]
