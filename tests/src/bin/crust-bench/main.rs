@@ -10,8 +10,11 @@
 //!
 //! `crust-bench peers` measures every load for which CRIU was measured, in one table.
 //!
+//! `crust-bench beside DIR [ROW]` compares with another build of the tools, row by row of `peers`.
+//!
 //! `crust-bench crit` measures crit instead (`crit_bench`).
 
+mod beside;
 mod memory;
 mod peers;
 
@@ -49,12 +52,18 @@ fn main() -> Result<()> {
         ["write", path] => write_own_memory(Path::new(path)),
         ["read", path] => read_into_new_memory(Path::new(path)),
         ["peers"] => sandbox::run_program(0, peers::measure),
+        ["beside", dir] => {
+            sandbox::run_program(0, |sandbox| beside::measure(sandbox, Path::new(dir), ""))
+        }
+        ["beside", dir, row] => {
+            sandbox::run_program(0, |sandbox| beside::measure(sandbox, Path::new(dir), row))
+        }
         ["memory"] => sandbox::run_program(0, memory::measure),
         ["touch", mib] => touch(mib.parse().context("number of MiB")?),
         ["max-rss", script] => crit_bench::print_max_rss(script),
         ["crit"] => crit_bench::measure(),
         [] => sandbox::run_program(0, measure),
-        _ => anyhow::bail!("usage: crust-bench [crit|memory|peers]"),
+        _ => anyhow::bail!("usage: crust-bench [beside DIR [ROW]|crit|memory|peers]"),
     }
 }
 

@@ -14,10 +14,13 @@ use nix::sys::resource::{UsageWho, getrusage};
 use std::{fs, path::Path, process::Command};
 
 /// A load, with what CRIU needs to dump it, how long it is frozen, and what restoring takes.
-struct Row {
-    name: &'static str,
-    guest: &'static str,
-    arguments: &'static [&'static str],
+pub struct Row {
+    /// What it is called in the table.
+    pub name: &'static str,
+    /// The guest.
+    pub guest: &'static str,
+    /// Its arguments.
+    pub arguments: &'static [&'static str],
     rounds: usize,
     /// Milliseconds; none where it was not measured.
     peer: Option<[f64; 3]>,
@@ -39,7 +42,8 @@ const fn row(
     }
 }
 
-const ROWS: &[Row] = &[
+/// The table.
+pub const ROWS: &[Row] = &[
     row("1 MiB", "bigmem", &["1"], [42.0, 3.2, 38.0]),
     row(
         "100 children",
@@ -188,7 +192,7 @@ fn timed(times: &mut Times, tool: impl FnOnce() -> Result<f64>) -> Result<()> {
 }
 
 /// Processor milliseconds of all children that were waited for.
-fn children_cpu() -> Result<f64> {
+pub fn children_cpu() -> Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
     let times = [usage.user_time(), usage.system_time()];
     let ms = times.map(|time| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3);
