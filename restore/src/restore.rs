@@ -25,7 +25,7 @@ use crust_cli::workers;
 use crust_image::checkpoint::Checkpoint;
 use crust_image::sink::write_entry;
 use crust_image::{ImageDir, Kind};
-use crust_process::fds::reserve_own;
+use crust_process::fds::{PidFd, reserve_own};
 use crust_process::pid::HostPid;
 use crust_process::survivor::Survivor;
 use crust_process::tracee::{self, Wait};
@@ -33,6 +33,7 @@ use crust_proto::criu::StatsEntry;
 use std::fs;
 use std::io::Write;
 use std::mem::ManuallyDrop;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 /// Room for what most restores need ([`reserve_own`]).
@@ -71,6 +72,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     make_room(&plan)
         .context("raise our own soft limit RLIMIT_NOFILE")
         .stage(Code::Host)?;
+    let own_pidfd = PidFd::open(HostPid::current()).stage(Code::Host)?;
     let opened = ask_host(options, log, &images, &checkpoint, &plan)?;
     tell_started(options).stage(Code::GivenFd)?;
     scripts::run(options, log, Stage::PreRestore, None).stage(Code::Script)?;
@@ -80,6 +82,7 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         images: &images,
         progress: &progress,
         opened,
+        own_pidfd: own_pidfd.as_fd(),
     };
     let mut unlocked = None;
     let restored = execute(run, |root, survivor| {

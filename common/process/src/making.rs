@@ -6,7 +6,6 @@
 //! way from the start (kernel/ptrace.c, ptrace_init_task) and never runs user code before we say.
 
 use crate::error::{Error, Result};
-use crate::fds::PidFd;
 use crate::memory::TaskMem;
 use crate::pid::HostPid;
 use crate::proc::stat::parse_stat;
@@ -16,7 +15,7 @@ use crate::steps::step;
 use crate::stub;
 use crate::tracee::{self, SigSet, Stop, Stopped, Wait, options};
 use nix::errno::Errno;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 /// struct clone_args of include/uapi/linux/sched.h, version 2 (Linux 5.5).
@@ -107,11 +106,15 @@ fn seize(root: HostPid) -> Result<()> {
 impl Made {
     /// Forks the root of a tree from ourselves: a copy of our memory, default signal actions, all
     /// signals blocked but SIGTRAP. `flags` are further bits of clone3(2); with CLONE_PARENT the
-    /// root is our sibling. The kernel's EEXIST means that the pid is busy.
-    pub fn root(pid: HostPid, flags: u64) -> Result<Made> {
+    /// root is our sibling. The kernel's EEXIST means that the pid is busy. `own` is our pidfd.
+    ///
+    /// The root shares our descriptor table: its first call must leave that (close_range(2) with
+    /// CLOSE_RANGE_UNSHARE copies no more of it than what stays). A copy made by the fork would be of
+    /// ten thousand files of a tree, only to be closed.
+    pub fn root(pid: HostPid, flags: u64, own: BorrowedFd<'_>) -> Result<Made> {
         let set_tid = pid.get();
         let args = CloneArgs {
-            flags: CLONE_CLEAR_SIGHAND | flags,
+            flags: CLONE_CLEAR_SIGHAND | libc::CLONE_FILES as u64 | flags,
             // A sibling takes the signal that we have.
             exit_signal: if flags & libc::CLONE_PARENT as u64 == 0 {
                 libc::SIGCHLD as u64
@@ -122,14 +125,13 @@ impl Made {
             set_tid_size: 1,
             ..CloneArgs::default()
         };
-        let own = PidFd::open(HostPid::current())?;
         let mask = set_own_mask(ALL_BUT_SIGTRAP).map_err(|e| Error::new(pid, "sigprocmask", e))?;
         step();
         // SAFETY: the arguments outlive the call. The child shares no memory with us; it makes
         // nothing but system calls, so that locks held by other threads do not matter.
         let got = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
         if got == 0 {
-            wait_for_tracer(own.as_fd().as_raw_fd());
+            wait_for_tracer(own.as_raw_fd());
         }
         let forked = Errno::result(got);
         let restored = set_own_mask(mask);

@@ -27,8 +27,8 @@ impl<'p> Executor<'p> {
             Op::Fetch { from, number, slot } => self.fetch(step, *from, *number, *slot),
             Op::Fork { pid, flags, .. } => {
                 let pid_here = super::host_pid(step, *pid)?;
-                let root =
-                    Made::root(pid_here, *flags).map_err(|error| busy_or(step, *pid, error))?;
+                let root = Made::root(pid_here, *flags, self.own_pidfd)
+                    .map_err(|error| busy_or(step, *pid, error))?;
                 self.insert_task(*pid, root);
                 Ok(())
             }

@@ -84,6 +84,10 @@ impl<'p> Executor<'p> {
                 libc::SYS_prctl,
                 [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0],
             )?;
+            // Out of our table before anything is done to it: of what is not kept nothing is copied.
+            let unshare = libc::CLOSE_RANGE_UNSHARE.into();
+            let behind = [own_pidfd + 1, u32::MAX.into(), unshare, 0, 0, 0];
+            calls(libc::SYS_close_range, behind)?;
             if own_pidfd != at {
                 calls(
                     libc::SYS_dup3,

@@ -32,7 +32,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use routines::preflight::Opened;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use vdso::HostVdso;
 
@@ -112,7 +112,7 @@ struct Executor<'p> {
     lanes: HashMap<VirtPid, usize>,
     areas: Vec<Area>,
     tasks: BTreeMap<VirtPid, Task<'p>>,
-    own_pidfd: OwnedFd,
+    own_pidfd: BorrowedFd<'p>,
     /// Those of tasks that descriptors were fetched from.
     pidfds: HashMap<HostPid, PidFd>,
     routines: routines::Ctx<'p>,
@@ -140,6 +140,8 @@ pub struct Run<'p> {
     pub progress: &'p Progress,
     /// Files of its first phase that are open already.
     pub opened: Opened,
+    /// Our pidfd, opened before them: see [`Made::root`].
+    pub own_pidfd: BorrowedFd<'p>,
 }
 
 /// So many slots, some of which are filled.
@@ -186,6 +188,7 @@ impl<'p> Executor<'p> {
             images,
             progress,
             opened,
+            own_pidfd,
         } = run;
         let vdso = HostVdso::read().map_err(|why| ExecError::new("find our own vdso", why))?;
         let lanes = lanes_of(plan);
@@ -199,9 +202,6 @@ impl<'p> Executor<'p> {
             .map(|lane| scratch.area(AREAS_AT + lane * AREA, AREA))
             .collect::<Option<_>>()
             .ok_or_else(|| ExecError::new("divide the scratch memory", Errno::E2BIG))?;
-        let own_pidfd = crust_process::fds::PidFd::open(HostPid::current())
-            .map_err(|error| ExecError::new("open our own pidfd", error))?
-            .into();
         let survivor = start_survivor(plan)?;
         Ok(Executor {
             plan,

@@ -54,8 +54,6 @@ use crate::plan::{Planner, Refusal};
 use crust_image::ids::{FileId, VirtPid};
 use crust_proto::criu::{FdTypes, FileEntry};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 /// What the room remembers.
 #[derive(Debug, Default)]
@@ -123,7 +121,7 @@ fn kind_of(entry: &FileEntry) -> Option<FdTypes> {
 }
 
 fn shown(bytes: &[u8]) -> String {
-    OsStr::from_bytes(bytes).display().to_string()
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Plans all files.

@@ -103,7 +103,7 @@ fn plan_pipe(planner: &mut Planner<'_>, pipe_id: u32, ends: &[End<'_>]) {
 pub(super) fn plan_data(
     planner: &mut Planner<'_>,
     data: &PipeData,
-    (image, kind): (&str, &'static str),
+    (image, kind): (&'static str, &'static str),
     writer: SlotId,
 ) {
     let entry = &data.entry;

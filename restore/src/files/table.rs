@@ -167,7 +167,8 @@ fn plan_numbers(planner: &mut Planner<'_>, owner: VirtPid, image: &str, numbers:
             cloexec,
             entry,
         } = number;
-        let origin = || Origin::new(image, Some(entry), format!("descriptor {at} of {owner}"));
+        let what = || format!("descriptor {at} of {owner}");
+        let origin = || Origin::new(image.to_owned(), Some(entry), what());
         if let Some(&first) = first_of.get(&file) {
             planner.call(Phase::Fds, actor, dup3(first, at, cloexec), origin());
         } else {

@@ -20,6 +20,7 @@ use crate::{cgroup, files, ipc, mm, task, tree};
 use crust_cli::options::Options;
 use crust_image::checkpoint::Checkpoint;
 pub use refusal::Refusal;
+use std::borrow::Cow;
 use step::{Actor, Arg, Call, Op, Origin, Phase, Piece, Plan, SlotId, Step};
 
 /// Descriptors of the broker besides those that a plan asks for: directories, its log, scratch
@@ -197,7 +198,11 @@ fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
 
 impl Origin {
     /// An origin.
-    pub fn new(image: impl Into<String>, entry: Option<usize>, what: impl Into<String>) -> Origin {
+    pub fn new(
+        image: impl Into<Cow<'static, str>>,
+        entry: Option<usize>,
+        what: impl Into<String>,
+    ) -> Origin {
         Origin {
             image: image.into(),
             entry,

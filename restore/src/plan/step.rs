@@ -9,6 +9,7 @@
 use super::routine::Routine;
 use crust_image::ids::VirtPid;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::fmt;
 
 /// Who acts.
@@ -97,7 +98,7 @@ pub struct SlotId(pub u32);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Origin {
     /// File name of the image.
-    pub image: String,
+    pub image: Cow<'static, str>,
     /// Index of the entry in it, from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entry: Option<usize>,

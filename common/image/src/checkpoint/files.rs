@@ -20,6 +20,7 @@ use crust_proto::criu::{
 };
 use prost::Message;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// A file whose path does not lead to it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,13 +224,18 @@ impl Merged<'_> {
             if kind == Kind::Files {
                 self.numbers.insert(id, number);
             }
-            let file = match self.files.remove(&id) {
-                None => file,
-                Some(before) => join_tun(before, file).ok_or_else(|| {
-                    reader.field_error("id", format!("{id} is that of another file too"))
-                })?,
-            };
-            self.files.insert(id, file);
+            match self.files.entry(id) {
+                Entry::Vacant(place) => {
+                    place.insert(file);
+                }
+                Entry::Occupied(mut place) => {
+                    let joined = join_tun(std::mem::take(place.get_mut()), file);
+                    let joined = joined.ok_or_else(|| {
+                        reader.field_error("id", format!("{id} is that of another file too"))
+                    })?;
+                    place.insert(joined);
+                }
+            }
         }
         Ok(())
     }

@@ -70,6 +70,7 @@ fn wait_until_free(tid: Pid) {
 
 fn open_some<'s>(routines: &[(&'s Origin, &'s Routine)]) -> (Vec<Problem<'s>>, Opened) {
     let (mut problems, mut opened) = (Vec::new(), Opened::new());
+    let mut directory = open::LastDirectory::default();
     for &(origin, routine) in routines {
         let found = match routine {
             Routine::OpenFile {
@@ -79,7 +80,7 @@ fn open_some<'s>(routines: &[(&'s Origin, &'s Routine)]) -> (Vec<Problem<'s>>, O
                 pos,
                 slot,
             } if is_quiet(expect.mode) => {
-                let file = open::open_at(path, *flags, expect, *pos);
+                let file = directory.open_at(path, *flags, expect, *pos);
                 file.map(|fd| opened.push((*slot, fd)))
             }
             routine => look(routine),

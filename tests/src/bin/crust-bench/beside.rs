@@ -89,7 +89,7 @@ fn ran(tasks: &[i32]) -> Result<f64> {
 fn print_line(name: &str, what: &str, ours: Vec<[f64; 2]>, theirs: Vec<[f64; 2]>) {
     let mut line = format!("{name:<16} | {what:<7}");
     for (at, kind) in ["cpu", "wall"].into_iter().enumerate() {
-        let mut of = |runs: &[[f64; 2]]| {
+        let of = |runs: &[[f64; 2]]| {
             let mut times: Vec<f64> = runs.iter().filter_map(|run| run.get(at)).copied().collect();
             let middle = median(&mut times);
             (middle, times.first().copied().unwrap_or(f64::NAN))
