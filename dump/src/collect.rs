@@ -5,7 +5,7 @@
 
 use crate::cgroup::{CgSets, OWN_SET};
 use crate::context::{Context, Task};
-use crate::files::{Descriptor, FileTable, PathOf};
+use crate::files::{Descriptor, FileTable, Locks, PathOf};
 use crate::ids::KernelIds;
 use crate::ipc::{Ipc, collect_ipc};
 use crate::mm::absent::collect_absent;
@@ -124,10 +124,12 @@ struct Heard {
 pub fn collect(ctx: &Context, frozen: &mut Frozen) -> Result<Collected> {
     let mut ids = KernelIds::new()?;
     let (seen, traced) = see(ctx, frozen, &ids)?;
+    let descriptors = seen.iter().map(|seen| seen.facts.fds.len()).sum();
+    let locks = Locks::of_tree(descriptors)?;
     check_cgroups(&seen)?;
     let numbers = number(&mut ids, &seen)?;
     let heard = hear(ctx, frozen, &seen, &numbers, traced)?;
-    let mut collector = Collector::new(ctx, ids)?;
+    let mut collector = Collector::new(ctx, ids, locks)?;
     let places = alive(frozen).into_iter().zip(0..);
     let known = seen.into_iter().zip(heard).zip(numbers);
     for ((in_frozen, in_tasks), ((seen, heard), ids)) in places.zip(known) {
@@ -321,10 +323,10 @@ struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    fn new(ctx: &'a Context<'a>, ids: KernelIds) -> Result<Collector<'a>> {
+    fn new(ctx: &'a Context<'a>, ids: KernelIds, locks: Locks) -> Result<Collector<'a>> {
         Ok(Collector {
             ctx,
-            files: FileTable::new(ids.encode_own(), ids.namespaces())?,
+            files: FileTable::new(ids.encode_own(), ids.namespaces(), locks)?,
             ids,
             cgroups: CgSets::new(ctx.options)?,
             tables: HashSet::new(),

@@ -50,6 +50,17 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
+    /// The lock of one is found by /proc/locks, and refused where it is not asked for.
+    fn a_lock_among_them(sandbox) {
+        let guest = sandbox.start("locks_among")?;
+        let images = sandbox.images("locks")?;
+        let refused = sandbox.dump(guest.pid, &images, &[])?.exited_with(1)?;
+        refused.says(&["fd 303", "a file lock is held"])?;
+        sandbox.dump_and_kill(&guest, &images, &["--file-locks"])?;
+        sandbox.restore(&images, &["--file-locks"])?.succeeded()?;
+        guest.expect_ok(sandbox)
+    }
+
     fn above_the_hard_limit_of_a_restore(sandbox) {
         let guest = sandbox.start_with("many_fds", &["files", "300", "2"])?;
         let images = sandbox.images("hard")?;

@@ -1,31 +1,54 @@
 //! File locks: flock(2), POSIX record locks, open-file-description locks and leases.
 //!
-//! /proc/locks tells which inodes are locked at all, so only descriptors on those have their
-//! fdinfo read. fdinfo tells the true owner: a flock, an OFD lock or a lease belongs to the
+//! Of a tree with many descriptors /proc/locks tells which inodes are locked at all, so only
+//! descriptors on those have their fdinfo read. Its reader sleeps until all processors have gone
+//! through a grace period (percpu_down_write() of locks_start() in fs/locks.c), six milliseconds and
+//! more: a thread reads it while the tree is collected, and where there are few descriptors it is not
+//! read at all. fdinfo tells the true owner: a flock, an OFD lock or a lease belongs to the
 //! description and is stored once, by the first descriptor that has it; a POSIX lock belongs to
 //! the table and is stored for each, also when a child took it on a descriptor that it inherited
 //! (which the peer loses). Without `--file-locks` a held lock is refused, as the peer does: a
 //! restorer cannot know whether somebody else took it meanwhile.
 
-use super::{FileTable, Known, read_fdinfo};
+use super::{FileTable, Known};
 use crate::context::{Context, Task};
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_image::kind::Kind;
 use crust_image::sink::{ImageSink, write_entries};
 use crust_process::pid::HostPid;
+use crust_process::proc::fdinfo::parse_fdinfo_locks;
 use crust_process::proc::locks::{Lock, LockAccess, LockKind, parse_locks};
 use crust_proto::criu::FileLockEntry;
 use std::collections::HashSet;
+use std::fs;
+use std::thread::{self, JoinHandle};
+
+/// So many fdinfo are read in less than two milliseconds.
+const FEW: usize = 256;
 
 /// The locks of a dump.
 #[derive(Debug, Default)]
 pub struct Locks {
-    /// The inodes that have locks, by number: the device there is not that of stat(2) on btrfs.
-    locked: Option<HashSet<u64>>,
+    locked: Locked,
     seen: HashSet<Identity>,
     entries: Vec<FileLockEntry>,
 }
+
+/// Where locks may be.
+#[derive(Debug, Default)]
+enum Locked {
+    /// On any descriptor: there are few.
+    #[default]
+    Anywhere,
+    /// A thread is reading /proc/locks.
+    Asked(JoinHandle<Result<Inodes>>),
+    /// On these inodes.
+    On(Inodes),
+}
+
+/// Inodes that have locks, by number: the device there is not that of stat(2) on btrfs.
+type Inodes = HashSet<u64>;
 
 /// What makes two lines the same lock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,21 +67,18 @@ enum Owner {
 
 /// Collects the locks that a task's table holds.
 pub fn dump(ctx: &Context, table: &mut FileTable, task: &Task) -> Result<()> {
-    let locked = match table.locks.locked.take() {
-        Some(locked) => locked,
-        None => read_locked()?,
-    };
+    let inodes = table.locks.locked.inodes()?;
+    let is_locked = |known: &Known| inodes.is_none_or(|inodes| inodes.contains(&known.inode.1));
     let candidates: Vec<(i32, Known)> = table
         .tables
         .get(&task.pid)
         .into_iter()
         .flatten()
-        .filter(|(_, known)| locked.contains(&known.inode.1))
+        .filter(|(_, known)| is_locked(known))
         .map(|(fd, known)| (*fd, *known))
         .collect();
-    table.locks.locked = Some(locked);
     for (fd, known) in candidates {
-        for lock in read_fdinfo(task.pid, fd)?.locks {
+        for lock in read_locks(task.pid, fd)? {
             if let Some(entry) = table.locks.note(task, fd, &known, &lock) {
                 check(ctx, task, fd, &lock);
                 table.locks.entries.push(entry);
@@ -68,8 +88,15 @@ pub fn dump(ctx: &Context, table: &mut FileTable, task: &Task) -> Result<()> {
     Ok(())
 }
 
-fn read_locked() -> Result<HashSet<u64>> {
-    let text = std::fs::read("/proc/locks").context("read /proc/locks")?;
+/// Those that a task has by one of its descriptors.
+fn read_locks(pid: HostPid, fd: i32) -> Result<Vec<Lock>> {
+    let path = format!("/proc/{pid}/fdinfo/{fd}");
+    let text = fs::read(&path).with_context(|| format!("task {pid}: read {path}"))?;
+    parse_fdinfo_locks(&text).with_context(|| format!("task {pid}: {path}"))
+}
+
+fn read_locked() -> Result<Inodes> {
+    let text = fs::read("/proc/locks").context("read /proc/locks")?;
     let locks = parse_locks(&text).context("/proc/locks")?;
     Ok(locks
         .iter()
@@ -78,7 +105,39 @@ fn read_locked() -> Result<HashSet<u64>> {
         .collect())
 }
 
+impl Locked {
+    /// The inodes that have locks, once they are known; none if any may.
+    fn inodes(&mut self) -> Result<Option<&Inodes>> {
+        if let Locked::Asked(_) = self
+            && let Locked::Asked(reader) = std::mem::take(self)
+        {
+            let read = reader.join();
+            *self = Locked::On(read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(match self {
+            Locked::On(inodes) => Some(inodes),
+            _ => None,
+        })
+    }
+}
+
 impl Locks {
+    /// Begins to look for the locks of a frozen tree that has so many descriptors.
+    pub fn of_tree(descriptors: usize) -> Result<Locks> {
+        let locked = match descriptors {
+            0..=FEW => Locked::Anywhere,
+            _ => match thread::Builder::new().spawn(read_locked) {
+                Ok(reader) => Locked::Asked(reader),
+                // Nobody reads it meanwhile.
+                Err(_) => Locked::On(read_locked()?),
+            },
+        };
+        Ok(Locks {
+            locked,
+            ..Locks::default()
+        })
+    }
+
     /// The entries of filelocks.img.
     pub fn entries(&self) -> &[FileLockEntry] {
         &self.entries

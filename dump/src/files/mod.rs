@@ -48,6 +48,7 @@ mod unix_socket;
 mod write;
 
 pub use crust_image::ids::FileId;
+pub use file_lock::Locks;
 pub use path::PathOf;
 
 use crate::context::{Context, Task};
@@ -136,7 +137,7 @@ pub struct FileTable {
     bpf_maps: bpfmap::Maps,
     tuns: tunfile::Interfaces,
     ttys: tty::Ttys,
-    locks: file_lock::Locks,
+    locks: Locks,
     /// Targets of epolls in other tables, until all are known.
     lost_targets: Vec<epoll::Lost>,
     /// Watches on deleted files, until all ghosts are known.
@@ -326,7 +327,11 @@ pub(crate) fn read_fdinfo(pid: HostPid, number: i32) -> Result<Fdinfo> {
 impl FileTable {
     /// An empty table. `own_ids` has the numbers of the namespaces that the dumper lives in,
     /// `namespaces` those of all that the tree lives in too.
-    pub fn new(own_ids: TaskKobjIdsEntry, namespaces: Namespaces) -> Result<FileTable> {
+    pub fn new(
+        own_ids: TaskKobjIdsEntry,
+        namespaces: Namespaces,
+        locks: Locks,
+    ) -> Result<FileTable> {
         Ok(FileTable {
             devices: InternalDevices::learn().context("learning the kernel's internal devices")?,
             own: Arc::new(OwnTable::open().context("opening our own descriptor table")?),
@@ -352,7 +357,7 @@ impl FileTable {
             bpf_maps: bpfmap::Maps::default(),
             tuns: tunfile::Interfaces::default(),
             ttys: tty::Ttys::default(),
-            locks: file_lock::Locks::default(),
+            locks,
             lost_targets: Vec::new(),
             watched: Vec::new(),
             own_ids,

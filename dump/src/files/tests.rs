@@ -75,7 +75,12 @@ impl Drop for Bench {
 
 /// Dumps these descriptors as the whole table of this process.
 fn dump(ctx: &Context, fds: &[BorrowedFd]) -> (FileTable, Vec<FdinfoEntry>) {
-    let mut table = FileTable::new(TaskKobjIdsEntry::default(), Namespaces::default()).unwrap();
+    let mut table = FileTable::new(
+        TaskKobjIdsEntry::default(),
+        Namespaces::default(),
+        Locks::default(),
+    )
+    .unwrap();
     let descriptors: Vec<Descriptor> = fds
         .iter()
         .map(|fd| Descriptor {

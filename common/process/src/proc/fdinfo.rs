@@ -226,6 +226,15 @@ pub fn parse_fdinfo_flags(text: &[u8]) -> Result<u32, ParseError> {
         .octal("flags")
 }
 
+/// The locks alone, for a reader that wants those of many descriptors.
+pub fn parse_fdinfo_locks(text: &[u8]) -> Result<Vec<Lock>, ParseError> {
+    let locks = lines("fdinfo", text).filter_map(|line| match line.key_value() {
+        Some((b"lock", value)) => Some(parse_lock(line.words_of(value))),
+        _ => None,
+    });
+    locks.collect()
+}
+
 fn parse_detail(
     info: &mut Fdinfo,
     line: Line<'_>,
