@@ -14,6 +14,7 @@ use crate::refusal::Refusal;
 use crate::task::facts::{TaskFacts, collect_facts};
 use crate::task::{
     Told, Traced, collect_filters, collect_pending, collect_told, collect_traced, refuse_task,
+    refuse_traps,
 };
 use crate::timens::refuse_several;
 use crate::track::holder::end_tracking;
@@ -347,11 +348,18 @@ impl<'a> Collector<'a> {
         let facts = seen.facts;
         let Heard { traced, told } = heard;
         let (vmas, unsupported) = plan_vmas(&facts.areas);
+        if !vmas.iter().any(|vma| vma.backing == Backing::Vdso) {
+            let what = "is not there any more: the last call of a restore is made in it";
+            self.ctx.refuse(Refusal::new(view.pid, "its vdso", what));
+        }
         for area in unsupported {
             self.ctx
                 .refuse(Refusal::new(view.pid, area.object, area.what));
         }
         for refusal in refuse_task(view.pid, task, &facts, &told) {
+            self.ctx.refuse(refusal);
+        }
+        for refusal in refuse_traps(view.pid, task, &traced) {
             self.ctx.refuse(refusal);
         }
         let mut subject = Subject {

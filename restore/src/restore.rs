@@ -90,7 +90,9 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
         Ok(())
     })
     .stage(Code::Execute)?;
-    unlocked.map(Unlocked::keep);
+    if let Some(unlocked) = unlocked {
+        unlocked.keep();
+    }
     progress.finish();
     if let Some(error) = restored.unreleased {
         let why = "let the restored tree go; it is whole, and goes on when crust-restore ends";

@@ -35,6 +35,7 @@ sandbox_test! {
     fn option_that_is_not_built(sandbox) { option_refused(sandbox, "loop", "--tls") }
     /// The kernel is at a frame of its ring to which no new ring can be set.
     fn used_rings(sandbox) { refused(sandbox, "rings_used", &["the rings of socket:[", "have been used"]) }
+    fn no_vdso(sandbox) { refused(sandbox, "no_vdso", &["its vdso: is not there any more"]) }
     fn keyrings(sandbox) {
         let guest = sandbox.start("keyring")?;
         if guest.lines()?.iter().any(|line| line == "no keys") {

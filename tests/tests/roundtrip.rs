@@ -6,6 +6,9 @@ crust_tests::workloads! {
     threads: guest "threads";
     treatment: guest "treatment";
     mem_for_good: guest "mem_for_good";
+    siginfo: guest "siginfo";
+    mem_edges: guest "mem_edges";
+    securities: guest "securities";
     thread_state: guest "thread_state";
     tree: guest "tree";
     dead_leader: guest "dead_leader";

@@ -25,6 +25,7 @@ use crust_process::sched::own_slice;
 use crust_process::tracee::{Queue, SeccompFilter, SigInfo};
 use crust_proto::criu::UserDescT;
 use facts::TaskFacts;
+use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use questions::{Answers, Questions, TaskAnswers, ThreadAnswers, without_end};
@@ -276,6 +277,19 @@ pub fn refuse_task(
         }
     }
     refusals
+}
+
+/// A SIGTRAP that waits for a thread alone: all that a restore does in the thread ends with one, and
+/// nobody else may put it back. (A leader's goes behind the last of these.)
+pub fn refuse_traps(pid: HostPid, task: &FrozenTask, traced: &[Traced]) -> Vec<Refusal> {
+    let is_trap = |info: &SigInfo| info.starts_with(&libc::SIGTRAP.to_le_bytes());
+    let others = task.threads.iter().zip(traced).skip(1);
+    let trapped = others.filter(|(_, traced)| traced.pending.iter().any(is_trap));
+    let refuse = |(thread, _): (&FrozenThread, _)| {
+        let name = format!("thread {}", thread.stopped.tid());
+        Refusal::new(pid, name, "has a SIGTRAP waiting, which cannot be put back")
+    };
+    trapped.map(refuse).collect()
 }
 
 /// The personality as the images have it: the kernel's hexadecimal digits read as decimal ones

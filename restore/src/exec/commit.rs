@@ -279,6 +279,13 @@ impl<'p> Executor<'p> {
                 let what = format!("find a system call instruction in {pid}");
                 ExecError::new(what, "the images have no vdso like this kernel's")
             })?;
+            if !task.last_calls.is_empty() {
+                // No breakpoint follows, and a SIGTRAP may be put into the queue.
+                let blocked = task.leader.stopped().set_sigmask(!0);
+                blocked.map_err(|error| {
+                    ExecError::new(format!("block all signals of {pid}"), error)
+                })?;
+            }
             leaving.push(Leaving {
                 pid: *pid,
                 gadget: vdso + self.vdso.syscall_at,

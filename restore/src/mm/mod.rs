@@ -217,7 +217,12 @@ fn plan_vdso(planner: &mut Planner<'_>, room: &Room<'_>) {
     let (code, data) = (size(true), size(false));
     let origin = room.origin(format!("vdso of task {}", room.pid));
     let (host_code, host_data) = (planner.host.vdso_code, planner.host.vdso_data);
-    if !areas.is_empty() && (code, data) != (host_code, host_data) {
+    if areas.is_empty() {
+        let why = "the task has none: its last call before it goes on is made there";
+        planner.refuse(Refusal::new(origin, why.to_owned()));
+        return;
+    }
+    if (code, data) != (host_code, host_data) {
         let why = format!(
             "{code:#x} bytes of code and {data:#x} of data in the images, {host_code:#x} and \
              {host_data:#x} on this host: another kernel's vdso cannot be replaced yet"

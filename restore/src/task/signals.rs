@@ -183,7 +183,12 @@ fn plan_queue(
     }
     for (at, entry) in queue.signals.iter().enumerate() {
         let origin = thread.origin(&format!("pending signal {at}"));
-        match parse_siginfo(&entry.siginfo) {
+        match parse_siginfo(&entry.siginfo, thread.is_leader()) {
+            // Behind the last of our breakpoints, which it would pass for.
+            Ok(libc::SIGTRAP) => {
+                let call = queue_call(thread, libc::SIGTRAP, &entry.siginfo, shared);
+                planner.push(Phase::Commit, thread.actor(), Op::LastCall(call), origin);
+            }
             Ok(number) => {
                 let call = queue_call(thread, number, &entry.siginfo, shared);
                 planner.call(Phase::Signals, thread.actor(), call, origin);
@@ -193,8 +198,9 @@ fn plan_queue(
     }
 }
 
-/// The signal number of a raw siginfo.
-fn parse_siginfo(raw: &[u8]) -> Result<i32, String> {
+/// The signal number of a raw siginfo. The last calls of a task are its leader's, and the kernel lets
+/// nobody else say that it was a breakpoint (do_rt_tgsigqueueinfo).
+fn parse_siginfo(raw: &[u8], is_leader: bool) -> Result<i32, String> {
     if raw.len() != SIGINFO_BYTES {
         return Err(format!(
             "siginfo has {} bytes, not {SIGINFO_BYTES}",
@@ -206,8 +212,13 @@ fn parse_siginfo(raw: &[u8]) -> Result<i32, String> {
     if !(1..=LAST_SIGNAL).contains(&number) {
         return Err(format!("si_signo {number} is no signal"));
     }
-    // These cannot be blocked, or not while we set breakpoints: they would act at once.
-    if [libc::SIGKILL, libc::SIGSTOP, libc::SIGTRAP].contains(&number) {
+    // The first two cannot be blocked and would act at once.
+    let stays = match number {
+        libc::SIGKILL | libc::SIGSTOP => false,
+        libc::SIGTRAP => is_leader,
+        _ => true,
+    };
+    if !stays {
         return Err(format!("signal {number} cannot be left pending"));
     }
     Ok(number)
@@ -276,10 +287,12 @@ mod tests {
 
     #[test]
     fn siginfos_are_checked() {
-        assert_eq!(parse_siginfo(&siginfo(10)), Ok(10));
-        assert!(parse_siginfo(&siginfo(0)).is_err());
-        assert!(parse_siginfo(&siginfo(65)).is_err());
-        assert!(parse_siginfo(&siginfo(9)).is_err());
-        assert!(parse_siginfo(&[10, 0, 0]).is_err());
+        let parsed = |number, is_leader| parse_siginfo(&siginfo(number), is_leader);
+        assert_eq!(parsed(10, false), Ok(10));
+        assert_eq!(parsed(5, true), Ok(5));
+        for (number, is_leader) in [(0, true), (65, true), (9, true), (5, false)] {
+            assert!(parsed(number, is_leader).is_err());
+        }
+        assert!(parse_siginfo(&[10, 0, 0], true).is_err());
     }
 }
