@@ -565,8 +565,7 @@ fn collect_mapped(
         entry.shmid = match known.entry(file) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {
-                let Range { start, end } = vma.range;
-                let file = files.add_path(ctx, task, PathOf::Mapping { start, end })?;
+                let file = files.add_mapped(ctx, task, area)?;
                 *new.insert(file.map_or(0, |file| u64::from(file.id.0)))
             }
         };

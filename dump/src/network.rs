@@ -40,7 +40,8 @@ impl Locked {
             NetworkLock::Nftables => {
                 let held = hold(&format!("{table}-dump"), &connections);
                 let held = held.context(
-                    "lock the network (--network-lock iptables or skip needs no nf_tables)",
+                    "lock the network, which takes CAP_NET_ADMIN (--network-lock iptables or skip \
+                     needs no nf_tables)",
                 )?;
                 By::Table(held)
             }

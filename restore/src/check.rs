@@ -9,7 +9,9 @@ mod cpu;
 pub mod digest;
 mod holders;
 mod huge_pages;
+mod ids;
 mod needs;
+mod network;
 pub mod pids;
 mod ports;
 
@@ -50,6 +52,8 @@ type Check = fn(&Subject<'_>) -> Vec<Finding>;
 const CHECKS: &[Check] = &[
     cpu::check,
     huge_pages::check,
+    ids::check,
+    network::check,
     pids::check,
     ports::check,
     vdso,

@@ -103,6 +103,9 @@ pub struct Host {
     pub task_end: u64,
     /// The lowest address that may be mapped (vm.mmap_min_addr).
     pub mmap_min: u64,
+    /// The largest buffers that anybody may give a socket, to send and to receive
+    /// (net.core.wmem_max and rmem_max); 0 where the kernel does not tell.
+    pub socket_buffers: [u32; 2],
     /// Bytes of the vdso's code.
     pub vdso_code: u64,
     /// Bytes of its data areas together ([vvar] and [vvar_vclock]).
@@ -166,6 +169,8 @@ impl Host {
             page_size,
             task_end: (1 << 47) - page_size,
             mmap_min: number("/proc/sys/vm/mmap_min_addr")?,
+            socket_buffers: ["wmem_max", "rmem_max"]
+                .map(|name| number(&format!("/proc/sys/net/core/{name}")).unwrap_or_default()),
             vdso_code,
             vdso_data,
             xstate: (2..63)
@@ -411,6 +416,7 @@ pub mod tests {
             page_size: 4096,
             task_end: (1 << 47) - 4096,
             mmap_min: 65536,
+            socket_buffers: [0, 0],
             vdso_code: 0x2000,
             vdso_data: 0x6000,
             xstate: BTreeMap::from([

@@ -95,7 +95,8 @@ impl Sandbox {
 }
 
 impl Guest {
-    fn output(&self) -> Result<String> {
+    /// What it has written.
+    pub fn output(&self) -> Result<String> {
         let bytes = fs::read(&self.out).with_context(|| format!("read {}", self.out.display()))?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }

@@ -2,12 +2,15 @@
 //! checks of the kernel that are named).
 
 use crate::collect::{Collected, Subject};
-use crate::mm::vmas::Backing;
+use crate::files::by_name::open_mapped;
+use crate::mm::vmas::{Backing, Vma};
 use crust_cli::capabilities::{Cap, Needs};
 use crust_cli::options::Options;
 use crust_process::proc::ProcDir;
+use crust_process::proc::maps::MapsVma;
 use crust_process::proc::status::{Ids, Status};
 use nix::unistd::{Gid, Uid};
+use std::collections::HashSet;
 
 /// SUID_DUMP_USER of include/linux/sched/coredump.h: anybody with the same ids may trace.
 const DUMPABLE: i32 = 1;
@@ -17,6 +20,13 @@ pub fn of(collected: &Collected, options: &Options) -> Needs {
     let mut needs = Needs::default();
     for subject in &collected.subjects {
         add_task(&mut needs, subject);
+    }
+    if !collected.files.connections().is_empty() {
+        // tcp_can_repair_sock of net/ipv4/tcp.c, and nf_tables or iptables.
+        needs.add(
+            Cap::NET_ADMIN,
+            "TCP connections: repair mode and the network lock",
+        );
     }
     if options.link_remap {
         needs.add(Cap::DAC_READ_SEARCH, "linking deleted files (--link-remap)");
@@ -38,13 +48,24 @@ fn add_task(needs: &mut Needs, subject: &Subject) {
             needs.add(Cap::SYS_ADMIN, format!("the seccomp state of task {pid}"));
         }
     }
-    // proc_map_files_get_link of fs/proc/base.c.
-    let of_file =
-        |vma: &crate::mm::vmas::Vma| matches!(vma.backing, Backing::File | Backing::Memfd);
-    if subject.vmas.iter().any(of_file) {
-        let why = format!("the mapped files of task {pid}");
+    if let Some(area) = nameless(subject) {
+        let (start, end) = (area.start, area.end);
+        let why = format!("the file mapped at {start:x}-{end:x} in task {pid}, which has no name");
         needs.add(Cap::CHECKPOINT_RESTORE, why);
     }
+}
+
+/// A mapped file that can only be had by /proc/PID/map_files.
+fn nameless(subject: &Subject) -> Option<&MapsVma> {
+    let of_file = |vma: &&Vma| matches!(vma.backing, Backing::File | Backing::Memfd);
+    let starts = subject.vmas.iter().filter(of_file);
+    let starts: HashSet<u64> = starts.map(|vma| vma.range.start).collect();
+    let mut named = HashSet::new();
+    let areas = subject.facts.areas.iter().map(|area| &area.vma);
+    areas
+        .filter(|area| starts.contains(&area.start))
+        .filter(|area| named.insert((area.dev_major, area.dev_minor, area.inode)))
+        .find(|area| !matches!(open_mapped(area), Ok(Some(_))))
 }
 
 /// What makes the kernel refuse to trace without the capability (__ptrace_may_access of

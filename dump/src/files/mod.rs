@@ -10,6 +10,7 @@
 //! Collecting writes nothing; `write.rs` puts everything into images when no refusal stands.
 
 mod bpfmap;
+pub mod by_name;
 mod epoll;
 mod eventfd;
 mod fanotify;

@@ -8,17 +8,19 @@
 
 use super::kind::Kind;
 use super::look::look_at;
-use super::{FileTable, Holder, OpenFile, Problem, RoomResult, kind, memfd, regfile};
+use super::{FileTable, Holder, OpenFile, Problem, RoomResult, by_name, kind, memfd, regfile};
 use crate::context::{Context, Task};
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
 use crust_image::ids::FileId;
+use crust_process::proc::maps::MapsVma;
 use crust_proto::criu::{FdTypes, FileEntry};
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Which file of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +83,12 @@ pub struct Paths {
     shared: HashMap<(u64, u64, Vec<u8>), PathFile>,
 }
 
+fn follow(link: &str) -> nix::Result<OwnedFd> {
+    open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
 impl FileTable {
     /// The entry of a file that a task holds by a path; `None` when it was refused.
-    ///
-    /// This opens and looks, some ten microseconds each: a caller with thousands of mappings of
-    /// one file should remember the answer by the device and inode that maps tells.
     pub fn add_path(
         &mut self,
         ctx: &Context,
@@ -93,13 +96,46 @@ impl FileTable {
         which: PathOf,
     ) -> Result<Option<PathFile>> {
         let path = format!("/proc/{}/{}", task.pid, which.link());
+        let fd = follow(&path).with_context(|| format!("task {}: {which}: {path}", task.pid))?;
+        self.add_opened(ctx, task, which, (path, fd))
+    }
+
+    /// The entry of the file of a mapping; `None` when it was refused. Without the capability to
+    /// follow the link, the file is looked for by its name.
+    ///
+    /// This opens and looks, some ten microseconds each: a caller with thousands of mappings of
+    /// one file should remember the answer by the device and inode that maps tells.
+    pub fn add_mapped(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        area: &MapsVma,
+    ) -> Result<Option<PathFile>> {
+        let (start, end) = (area.start, area.end);
+        let which = PathOf::Mapping { start, end };
+        let path = format!("/proc/{}/{}", task.pid, which.link());
         let doing = || format!("task {}: {which}: {path}", task.pid);
-        let fd = open(
-            path.as_str(),
-            OFlag::O_PATH | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .with_context(doing)?;
+        let fd = match follow(&path) {
+            Err(Errno::EPERM) => by_name::open_mapped(area).with_context(doing)?,
+            fd => Some(fd.with_context(doing)?),
+        };
+        let Some(fd) = fd else {
+            let what = "cannot be opened without CAP_CHECKPOINT_RESTORE: no name leads to it";
+            let what = format!("{:?} {what}", area.name);
+            ctx.refuse(Refusal::new(task.pid, which.to_string(), what));
+            return Ok(None);
+        };
+        self.add_opened(ctx, task, which, (path, fd))
+    }
+
+    fn add_opened(
+        &mut self,
+        ctx: &Context,
+        task: &Task,
+        which: PathOf,
+        (path, fd): (String, OwnedFd),
+    ) -> Result<Option<PathFile>> {
+        let doing = || format!("task {}: {which}: {path}", task.pid);
         let holder = Holder::Link(path.clone());
         let namespace = self.mounts.of(task)?;
         let facts = match look_at(fd.as_fd(), (&self.devices, &self.own), &namespace) {

@@ -16,7 +16,7 @@
 //! restorer must be given the socket itself (`--inherit-fd fd[N]:socket:[INODE]`).
 
 use super::mounts::{Inode, Namespace, below};
-use super::{FileTable, OpenFile, Problem, RoomResult, file_entry, regfile, unix_queue};
+use super::{FileTable, OpenFile, Problem, RoomResult, by_name, file_entry, regfile, unix_queue};
 use crate::context::Context;
 use crate::refusal::Refusal;
 use anyhow::{Context as _, Result};
@@ -167,6 +167,14 @@ fn collect_binding(
                 deleted: true,
                 ..Binding::default()
             });
+        }
+        Err(Errno::EPERM) => {
+            let found = by_name::open_bound(file.task.pid, socket).context("open its file")?;
+            found.ok_or_else(|| {
+                let path = String::from_utf8_lossy(path);
+                let what = "whose file cannot be found without CAP_NET_ADMIN";
+                Problem::refused(format!("is bound to {path}, {what}"))
+            })?
         }
         Err(errno) => return Err(anyhow::Error::new(errno).context("SIOCUNIXFILE").into()),
     };

@@ -71,20 +71,33 @@ fn of_prctl(call: &Call) -> Option<Cap> {
 }
 
 fn of_socket_option(call: &Call) -> Option<Cap> {
+    power_of_option(call).map(|_| Cap::NET_ADMIN)
+}
+
+/// Whether a call needs CAP_NET_ADMIN in the first user namespace (true) or in that of the network
+/// namespace; `None` if in neither (sk_setsockopt of net/core/sock.c).
+fn power_of_option(call: &Call) -> Option<bool> {
     let (level, option) = (number(call, 1) as i32, number(call, 2) as i32);
-    let is_privileged = match level {
-        libc::SOL_SOCKET => [
-            libc::SO_SNDBUFFORCE,
-            libc::SO_RCVBUFFORCE,
-            libc::SO_MARK,
-            libc::SO_DEBUG,
-        ]
-        .contains(&option),
-        libc::IPPROTO_TCP => option == libc::TCP_REPAIR,
-        libc::SOL_IP => option == libc::IP_TRANSPARENT,
-        _ => false,
-    };
-    is_privileged.then_some(Cap::NET_ADMIN)
+    match (level, option) {
+        (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE | libc::SO_RCVBUFFORCE | libc::SO_DEBUG) => {
+            Some(true)
+        }
+        (libc::SOL_SOCKET, libc::SO_MARK)
+        | (libc::IPPROTO_TCP, libc::TCP_REPAIR)
+        | (libc::SOL_IP, libc::IP_TRANSPARENT) => Some(false),
+        _ => None,
+    }
+}
+
+/// The same of a step.
+pub fn of_network(step: &Step) -> Option<bool> {
+    match &step.op {
+        Op::Call(call) | Op::LastCall(call) if call.name == "setsockopt" => power_of_option(call),
+        // Their buffers are made as large as the queues.
+        Op::Routine(Routine::RepairTcp(_)) => Some(true),
+        Op::Routine(Routine::OpenTun { .. }) => Some(false),
+        _ => None,
+    }
 }
 
 fn of_socket(call: &Call) -> Option<Cap> {
@@ -110,6 +123,7 @@ fn of_routine(routine: &Routine) -> (Option<Cap>, &'static str) {
         // kernel.unprivileged_bpf_disabled is on nearly everywhere.
         Routine::MakeBpfMap(_) => (Some(Cap::BPF), "bpf maps"),
         Routine::OpenTun { .. } => (Some(Cap::NET_ADMIN), "tuns and taps"),
+        Routine::RepairTcp(_) => (Some(Cap::NET_ADMIN), "a TCP connection"),
         Routine::OpenBpfMap { .. } => (Some(Cap::SYS_ADMIN), "bpf maps opened twice"),
         Routine::Sysv { .. } => (Some(Cap::CHECKPOINT_RESTORE), "SysV objects"),
         Routine::MakeUts { .. } => (Some(Cap::SYS_ADMIN), "a uts namespace"),

@@ -1,11 +1,12 @@
 //! The options every socket has (socket(7)), set on a socket that is otherwise complete.
 //!
 //! Buffer sizes are stored doubled, as SO_SNDBUF shows them, and set without the limits of the
-//! host; SO_BUF_LOCK then says which of them a user had set (Linux 5.16). SO_PASSCRED comes after
+//! host, which takes CAP_NET_ADMIN, unless they are within them; SO_BUF_LOCK then says which of them a user had set (Linux 5.16). SO_PASSCRED comes after
 //! the queues are filled: packets sent again would otherwise carry the credentials of
 //! crust-restore; so they show nobody's, as for a sender the kernel does not know.
 
 use super::calls::set_option;
+use crate::host::Host;
 use crate::plan::step::{Arg, Call, Piece, SlotId};
 use crust_process::kept_options::{OF_ALL, SO_LOCK_FILTER};
 use crust_proto::criu::SkOptsEntry;
@@ -23,6 +24,28 @@ const LONGEST_FILTER: usize = 4096;
 /// A 32-bit value.
 pub fn word(value: u32) -> Vec<u8> {
     value.to_le_bytes().to_vec()
+}
+
+/// The same call as it needs no privilege, if it sets a buffer within the limits of the host.
+pub fn within_limits(mut call: Call, host: &Host) -> Call {
+    let [send, receive] = host.socket_buffers;
+    let forced =
+        |arg: &Arg, option: i32| matches!(arg, Arg::Named(_, value) if *value == option as u64);
+    let bytes = match call.args.get(3) {
+        Some(Arg::Data(pieces)) => match pieces.as_slice() {
+            [Piece::Bytes(bytes)] => bytes.as_slice().try_into().ok().map(u32::from_le_bytes),
+            _ => None,
+        },
+        _ => None,
+    };
+    if let (Some(size), Some(option)) = (bytes, call.args.get_mut(2)) {
+        if forced(option, libc::SO_SNDBUFFORCE) && size <= send {
+            *option = Arg::named("SO_SNDBUF", libc::SO_SNDBUF);
+        } else if forced(option, libc::SO_RCVBUFFORCE) && size <= receive {
+            *option = Arg::named("SO_RCVBUF", libc::SO_RCVBUF);
+        }
+    }
+    call
 }
 
 /// The calls that set what differs from a new socket. The restorer's own SO_REUSEADDR, which lets

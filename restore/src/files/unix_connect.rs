@@ -157,11 +157,14 @@ fn by_task(
 
 /// Calls of a task with its effective ids. Only these change, so there is a way back.
 fn as_user(planner: &Planner<'_>, pid: VirtPid, mut calls: Vec<Call>) -> Vec<Call> {
+    let [_, own_uid, ..] = planner.host.creds.uids;
+    let [_, own_gid, ..] = planner.host.creds.gids;
+    let own = (own_uid, own_gid);
     let core = planner.checkpoint.core(pid);
     let creds = core.and_then(|core| core.thread_core.as_ref()?.creds.as_ref());
     let ids = creds
         .map(|creds| (creds.euid, creds.egid))
-        .filter(|ids| *ids != (0, 0));
+        .filter(|ids| *ids != own);
     let Some((uid, gid)) = ids else { return calls };
     let set = |name, nr, id: u32| {
         Call::new(
@@ -172,8 +175,8 @@ fn as_user(planner: &Planner<'_>, pid: VirtPid, mut calls: Vec<Call>) -> Vec<Cal
     };
     calls.insert(0, set("setresuid", libc::SYS_setresuid, uid));
     calls.insert(0, set("setresgid", libc::SYS_setresgid, gid));
-    calls.push(set("setresuid", libc::SYS_setresuid, 0));
-    calls.push(set("setresgid", libc::SYS_setresgid, 0));
+    calls.push(set("setresuid", libc::SYS_setresuid, own_uid));
+    calls.push(set("setresgid", libc::SYS_setresgid, own_gid));
     calls
 }
 

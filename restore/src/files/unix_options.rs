@@ -30,6 +30,7 @@ fn plan_socket(planner: &mut Planner<'_>, sock: &Sock<'_>, slot: SlotId) {
     match sock_options::calls(&sock.usk.opts, slot, false) {
         Ok(calls) => {
             for call in calls {
+                let call = sock_options::within_limits(call, planner.host);
                 planner.call(Phase::Memory, Actor::Broker, call, origin.clone());
             }
         }

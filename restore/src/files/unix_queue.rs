@@ -7,6 +7,7 @@
 //! has its slot by then, for any may be in flight, and every connection is made.
 
 use super::calls::set_option;
+use super::sock_options::within_limits;
 use super::unix_socket::{Sock, all_sockets};
 use crate::plan::routine::Routine;
 use crate::plan::step::{Actor, Op, Origin, Phase, SlotId};
@@ -128,6 +129,7 @@ fn plan_room(planner: &mut Planner<'_>, via: SlotId, packets: &[SkPacket], origi
         let option = ("SO_SNDBUFFORCE", libc::SO_SNDBUFFORCE);
         let level = ("SOL_SOCKET", libc::SOL_SOCKET);
         let call = set_option(via, level, option, size.to_le_bytes().to_vec());
+        let call = within_limits(call, planner.host);
         planner.call(Phase::Memory, Actor::Broker, call, origin.clone());
     }
 }
