@@ -21,7 +21,7 @@ static struct answer { int len, error; unsigned char bytes[ROOM]; } before[KINDS
 /* What is no setting: the state of connections and queues, counters, errors, numbers that are new in each life. */
 static const struct { int level, name; } moving[] = {
 	{ SOL_SOCKET, SO_ERROR }, { SOL_SOCKET, 55 /* MEMINFO */ }, { SOL_SOCKET, 57 /* COOKIE */ }, { SOL_SOCKET, 56 /* NAPI_ID */ },
-	{ SOL_SOCKET, 71 /* NETNS_COOKIE */ }, { SOL_SOCKET, 77 /* PEERPIDFD */ }, { SOL_SOCKET, 49 /* INCOMING_CPU */ },
+	{ SOL_SOCKET, 71 /* NETNS_COOKIE */ }, { SOL_SOCKET, 77 /* PEERPIDFD */ },
 	{ IPPROTO_TCP, TCP_INFO }, { IPPROTO_TCP, 26 /* CC_INFO */ }, { IPPROTO_TCP, 24 /* TIMESTAMP */ }, { IPPROTO_TCP, 35 /* ZEROCOPY */ },
 	{ IPPROTO_TCP, TCP_QUICKACK }, { IPPROTO_IP, IP_MTU }, { IPPROTO_IPV6, IPV6_MTU }, { IPPROTO_IP, 9 /* PKTOPTIONS */ }, { SOL_PACKET, PACKET_STATISTICS },
 };
@@ -33,7 +33,7 @@ static const struct { int level, name, value; } unusual[] = {
 	{ SOL_SOCKET, SO_ZEROCOPY, 1 }, { SOL_SOCKET, 69 /* PREFER_BUSY_POLL */, 1 }, { SOL_SOCKET, 70 /* BUDGET */, 5 },
 	{ SOL_SOCKET, 74 /* TXREHASH */, 0 }, { SOL_SOCKET, 75 /* RCVMARK */, 1 }, { SOL_SOCKET, 76 /* PASSPIDFD */, 1 },
 	{ SOL_SOCKET, 82 /* RCVPRIORITY */, 1 }, { SOL_SOCKET, SO_DEBUG, 1 }, { SOL_SOCKET, SO_RCVBUF, 70000 }, { SOL_SOCKET, SO_SNDBUF, 60000 },
-	{ SOL_SOCKET, SO_NOFCS, 1 },
+	{ SOL_SOCKET, SO_NOFCS, 1 }, { SOL_SOCKET, SO_INCOMING_CPU, 0 },
 	{ IPPROTO_IP, IP_TOS, 16 }, { IPPROTO_IP, IP_TTL, 99 }, { IPPROTO_IP, IP_RECVOPTS, 1 }, { IPPROTO_IP, IP_RETOPTS, 1 },
 	{ IPPROTO_IP, IP_PKTINFO, 1 }, { IPPROTO_IP, IP_MTU_DISCOVER, 0 }, { IPPROTO_IP, IP_RECVERR, 1 }, { IPPROTO_IP, IP_RECVTTL, 1 },
 	{ IPPROTO_IP, IP_RECVTOS, 1 }, { IPPROTO_IP, IP_FREEBIND, 1 }, { IPPROTO_IP, IP_TRANSPARENT, 1 }, { IPPROTO_IP, 20, 1 },
@@ -69,6 +69,9 @@ static int moves(int kind, int level, int name)
 {
 	/* what was agreed for a connection, and the time to live of its first packet */
 	int agreed = level == IPPROTO_TCP && (name == TCP_MAXSEG || name == TCP_WINDOW_CLAMP);
+	/* the processor of its last packet */
+	if ((kind == CLIENT || kind == SERVER) && level == SOL_SOCKET && name == SO_INCOMING_CPU)
+		return 1;
 	if ((kind == CLIENT || kind == SERVER) && (agreed || (level == IPPROTO_IP && name == IP_MULTICAST_TTL)))
 		return 1;
 	for (unsigned i = 0; i < sizeof(moving) / sizeof(*moving); i++)
@@ -89,6 +92,8 @@ int main(int argc, char **argv)
 	struct sock_filter keep[] = { { BPF_RET | BPF_K, 0, 0, 0xffffffff } };
 	struct sock_fprog prog = { 1, keep };
 	socklen_t l = sizeof(at);
+	struct { int clock; unsigned flags; } txtime = { CLOCK_TAI, 3 };
+	unsigned char pad[8] = { 0, 0, 1, 4 }, route[24] = { 0, 2, 4 /* segments */ };
 	int pair[2], wrong = 0;
 	wl_start(argc, argv);
 	fd[TCP4] = socket(AF_INET, SOCK_STREAM, 0);
@@ -112,6 +117,15 @@ int main(int argc, char **argv)
 			continue; /* stays as accept(2) made it */
 		for (unsigned i = 0; i < sizeof(unusual) / sizeof(*unusual); i++)
 			(void)!set(fd[k], unusual[i].level, unusual[i].name, unusual[i].value); /* not every kind has it */
+		if (k == UDP4 || k == UDP6 || k == PACKET)
+			MUST(!setsockopt(fd[k], SOL_SOCKET, 61 /* TXTIME */, &txtime, sizeof(txtime)));
+		if (k == UDP6 || k == RAW6 || k == TCP6) {
+			MUST(!setsockopt(fd[k], IPPROTO_IPV6, IPV6_HOPOPTS, pad, sizeof(pad)));
+			MUST(!setsockopt(fd[k], IPPROTO_IPV6, IPV6_DSTOPTS, pad, sizeof(pad)));
+			MUST(!setsockopt(fd[k], IPPROTO_IPV6, IPV6_RTHDRDSTOPTS, pad, sizeof(pad)));
+			route[23] = 1; /* the last byte of its one address */
+			MUST(!setsockopt(fd[k], IPPROTO_IPV6, IPV6_RTHDR, route, sizeof(route)));
+		}
 		(void)!setsockopt(fd[k], SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof(prog));
 		if (k != LISTENER && k != CLIENT)
 			(void)!set(fd[k], SOL_SOCKET, SO_LOCK_FILTER, 1);

@@ -5,7 +5,8 @@
 use crate::descriptor::{sockopt_bytes, sockopt_int};
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use nix::sys::socket::{SockaddrStorage, getpeername};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// An option whose value is one int.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,50 @@ pub const OF_ALL: [(i32, &str, i32); 15] = [
 ];
 /// SO_LOCK_FILTER, which forbids every change of the filter.
 pub const SO_LOCK_FILTER: i32 = 44;
+
+/// The processor that a listener or a datagram socket prefers packets from; a new socket has -1. One
+/// that has a peer answers the processor of its last packet.
+pub const SO_INCOMING_CPU: i32 = 49;
+/// Options that are not one int: level, name, its text. A new socket answers zeros or nothing
+/// (include/uapi/linux/{in6,net_tstamp}.h).
+pub const RAW: [(i32, i32, (&str, &str)); 5] = [
+    (libc::SOL_SOCKET, 61, ("SOL_SOCKET", "SO_TXTIME")),
+    (libc::IPPROTO_IPV6, 54, ("IPPROTO_IPV6", "IPV6_HOPOPTS")),
+    (
+        libc::IPPROTO_IPV6,
+        55,
+        ("IPPROTO_IPV6", "IPV6_RTHDRDSTOPTS"),
+    ),
+    (libc::IPPROTO_IPV6, 57, ("IPPROTO_IPV6", "IPV6_RTHDR")),
+    (libc::IPPROTO_IPV6, 59, ("IPPROTO_IPV6", "IPV6_DSTOPTS")),
+];
+/// A header of extension has 256 times 8 bytes at most.
+pub const LONGEST_RAW: usize = 2048;
+
+/// Those of [`RAW`] that are not as on a new socket, by level, number and value.
+pub fn collect_raw(socket: BorrowedFd<'_>) -> Vec<(i32, i32, Vec<u8>)> {
+    let is_v6 = sockopt_int(socket, libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_INET6);
+    let asked = RAW
+        .iter()
+        .filter(|(level, ..)| is_v6 || *level != libc::IPPROTO_IPV6);
+    let set = asked.filter_map(|(level, name, _)| {
+        let mut value = [0; LONGEST_RAW];
+        let len = sockopt_bytes(socket, *level, *name, &mut value).ok()?;
+        let value = value.get(..len)?;
+        let is_new = value.iter().all(|byte| *byte == 0);
+        (!is_new).then(|| (*level, *name, value.to_vec()))
+    });
+    set.collect()
+}
+
+/// [`SO_INCOMING_CPU`] where it is a wish.
+pub fn wished_cpu(socket: BorrowedFd<'_>) -> Option<i32> {
+    let int = |name| sockopt_int(socket, libc::SOL_SOCKET, name).ok();
+    let cpu = int(SO_INCOMING_CPU).filter(|cpu| *cpu >= 0)?;
+    let is_of_inet = [libc::AF_INET, libc::AF_INET6].contains(&int(libc::SO_DOMAIN)?);
+    let has_peer = || getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
+    (!is_of_inet || !has_peer()).then_some(cpu)
+}
 
 /// Those of [`OF_ALL`] that are not as on a new socket, by number and value.
 pub fn collect_of_all(socket: BorrowedFd<'_>) -> Vec<(i32, i32)> {

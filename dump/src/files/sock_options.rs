@@ -4,8 +4,10 @@
 use super::{Problem, RoomResult};
 use anyhow::Context as _;
 use crust_process::descriptor::{socket_filter, sockopt_bytes, sockopt_int};
-use crust_process::kept_options::{SO_LOCK_FILTER, collect_of_all};
-use crust_proto::criu::{CrustOptionEntry, SkOptsEntry};
+use crust_process::kept_options::{
+    SO_INCOMING_CPU, SO_LOCK_FILTER, collect_of_all, collect_raw, wished_cpu,
+};
+use crust_proto::criu::{CrustOptionEntry, CrustRawOptionEntry, SkOptsEntry};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::BorrowedFd;
@@ -51,19 +53,28 @@ pub fn collect(socket: BorrowedFd) -> RoomResult<SkOptsEntry> {
         so_linger: linger(socket)?,
         so_buf_lock: Some(int(SO_BUF_LOCK)?),
         crust_options: kept(socket),
+        crust_raw_options: raw(socket),
         crust_filter_locked: flag(SO_LOCK_FILTER)?.filter(|locked| *locked),
         ..SkOptsEntry::default()
     })
 }
 
 fn kept(socket: BorrowedFd) -> Vec<CrustOptionEntry> {
-    let options = collect_of_all(socket).into_iter();
+    let cpu = wished_cpu(socket).map(|cpu| (SO_INCOMING_CPU, cpu));
+    let options = collect_of_all(socket).into_iter().chain(cpu);
     options
         .map(|(name, value)| CrustOptionEntry {
             level: libc::SOL_SOCKET,
             name,
             value,
         })
+        .collect()
+}
+
+fn raw(socket: BorrowedFd) -> Vec<CrustRawOptionEntry> {
+    let options = collect_raw(socket).into_iter();
+    options
+        .map(|(level, name, value)| CrustRawOptionEntry { level, name, value })
         .collect()
 }
 

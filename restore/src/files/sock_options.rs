@@ -8,8 +8,8 @@
 use super::calls::set_option;
 use crate::host::Host;
 use crate::plan::step::{Arg, Call, Piece, SlotId};
-use crust_process::kept_options::{OF_ALL, SO_LOCK_FILTER};
-use crust_proto::criu::SkOptsEntry;
+use crust_process::kept_options::{LONGEST_RAW, OF_ALL, RAW, SO_INCOMING_CPU, SO_LOCK_FILTER};
+use crust_proto::criu::{CrustOptionEntry, CrustRawOptionEntry, SkOptsEntry};
 use nix::libc;
 
 /// The level of all these.
@@ -128,13 +128,10 @@ pub fn calls(opts: &SkOptsEntry, slot: SlotId, had_reuse: bool) -> Result<Vec<Ca
         );
     }
     for option in &opts.crust_options {
-        let of_all = OF_ALL.iter().find(|(name, ..)| *name == option.name);
-        let known = of_all.filter(|_| option.level == libc::SOL_SOCKET);
-        let (name, text, _) = known.ok_or_else(|| {
-            let (level, name) = (option.level, option.name);
-            format!("opts.crust_options: option {name} of level {level} is not kept")
-        })?;
-        set((text, *name), word(option.value as u32));
+        set(known(option)?, word(option.value as u32));
+    }
+    for option in &opts.crust_raw_options {
+        calls.push(raw(option, slot)?);
     }
     calls.extend(filter(&opts.so_filter, slot)?);
     if opts.crust_filter_locked == Some(true) {
@@ -142,6 +139,28 @@ pub fn calls(opts: &SkOptsEntry, slot: SlotId, had_reuse: bool) -> Result<Vec<Ca
         calls.push(set_option(slot, SOL_SOCKET, name, word(1)));
     }
     Ok(calls)
+}
+
+/// The name of an option of every socket.
+fn known(option: &CrustOptionEntry) -> Result<(&'static str, i32), String> {
+    let of_all = OF_ALL.iter().map(|(name, text, _)| (*text, *name));
+    let mut all = of_all.chain([("SO_INCOMING_CPU", SO_INCOMING_CPU)]);
+    let (level, number) = (option.level, option.name);
+    let found = all.find(|(_, name)| level == libc::SOL_SOCKET && *name == number);
+    found.ok_or_else(|| format!("opts.crust_options: option {number} of level {level} is not kept"))
+}
+
+fn raw(option: &CrustRawOptionEntry, slot: SlotId) -> Result<Call, String> {
+    let (level, number, len) = (option.level, option.name, option.value.len());
+    let known = RAW
+        .iter()
+        .find(|known| (known.0, known.1) == (level, number))
+        .filter(|_| len <= LONGEST_RAW);
+    let (.., (level_text, text)) = known.ok_or_else(|| {
+        format!("opts.crust_raw_options: {len} bytes for option {number} of level {level}")
+    })?;
+    let value = option.value.clone();
+    Ok(set_option(slot, (level_text, level), (text, number), value))
 }
 
 /// A classic filter program; each 64-bit word is an instruction as the kernel has it.
@@ -193,5 +212,31 @@ mod tests {
         assert_eq!(count(&opts, false), Ok(6));
         opts.so_filter = vec![6; LONGEST_FILTER + 1];
         assert!(count(&opts, false).is_err());
+    }
+
+    #[test]
+    fn only_what_is_in_the_tables_is_set() {
+        let option = |name| CrustOptionEntry {
+            level: libc::SOL_SOCKET,
+            name,
+            value: 1,
+        };
+        let raw = |name, len| CrustRawOptionEntry {
+            level: libc::IPPROTO_IPV6,
+            name,
+            value: vec![0; len],
+        };
+        let with = |options: &[CrustOptionEntry], raw: &[CrustRawOptionEntry]| {
+            let opts = SkOptsEntry {
+                crust_options: options.to_vec(),
+                crust_raw_options: raw.to_vec(),
+                ..Default::default()
+            };
+            calls(&opts, SlotId(0), false).map(|calls| calls.len())
+        };
+        assert_eq!(with(&[option(SO_INCOMING_CPU)], &[raw(54, 8)]), Ok(4));
+        assert!(with(&[option(libc::SO_ATTACH_BPF)], &[]).is_err());
+        assert!(with(&[], &[raw(53, 8)]).is_err());
+        assert!(with(&[], &[raw(54, LONGEST_RAW + 1)]).is_err());
     }
 }
