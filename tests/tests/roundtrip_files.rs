@@ -44,6 +44,7 @@ crust_tests::workloads! {
     tcp_states: guest "tcp_states", dump &["--tcp-established"],
         restore &["--tcp-established"];
     udp: guest "udp";
+    udp_waiting: guest "udp_waiting";
     netlink: guest "netlink";
     sock_extra: guest "sock_extra";
     multicast: guest "multicast";

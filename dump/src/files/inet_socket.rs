@@ -6,11 +6,12 @@
 //! host order. The queues and numbers of a TCP connection are read later (`tcp.rs`), and only if
 //! `--tcp-established` asks for it. Connections that wait in a listener are lost, which needs
 //! `--skip-in-flight`; a corked UDP socket and other protocols are refused. Of raw sockets
-//! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait
-//! are lost, as UDP may lose them: the log says so.
+//! getpeername(2) tells no peer without a port; /proc/net/raw does. Datagrams that wait are kept of
+//! UDP (`datagram.rs`); of the others they are lost, as datagrams may be: the log says so.
 
 use super::{
-    FileTable, OpenFile, Problem, RoomResult, file_entry, kept_options, multicast, raw_socket, tcp,
+    FileTable, OpenFile, Problem, RoomResult, datagram, file_entry, kept_options, multicast,
+    raw_socket, tcp,
 };
 use crate::context::Context;
 use anyhow::Context as _;
@@ -24,7 +25,8 @@ use crust_process::descriptor::{
 use crust_process::netfilter::Ends;
 use crust_process::sockdiag::{collect_inet_sockets, open_sock_diag};
 use crust_proto::criu::{
-    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkOptsEntry, SkShutdown, TcpOptsEntry,
+    CrustDatagramEntry, FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkOptsEntry, SkShutdown,
+    TcpOptsEntry,
 };
 use nix::errno::Errno;
 use nix::libc;
@@ -46,8 +48,8 @@ pub fn dump(
         socket.find_peer(ino)?;
     }
     socket.refuse_unsupported(ctx.options)?;
-    warn_of_losses(ctx, file, &socket)?;
     let opts = file.socket_options()?;
+    let crust_datagrams = collect_datagrams(ctx, file, &socket, &opts)?;
     if socket.is_connection() && !ctx.options.tcp_close {
         if let Some(what) = tcp::obstacle(file.fd)? {
             return Err(Problem::refused(format!("is {socket}; {what}")));
@@ -84,6 +86,7 @@ pub fn dump(
         crust_options: kept_options::collect(table, file.fd, kind),
         crust_congestion: kept_options::collect_congestion(table, file.fd, kind),
         crust_groups,
+        crust_datagrams,
     };
     Ok(FileEntry {
         isk: Some(Box::new(entry)),
@@ -402,6 +405,24 @@ fn collect_tcp_options(fd: BorrowedFd, socket: &Socket) -> anyhow::Result<TcpOpt
 
 fn is_set(value: i32) -> Option<bool> {
     (value != 0).then_some(true)
+}
+
+/// What waits to be read and can be kept; what cannot is told.
+fn collect_datagrams(
+    ctx: &Context,
+    file: &OpenFile,
+    socket: &Socket,
+    opts: &SkOptsEntry,
+) -> anyhow::Result<Vec<CrustDatagramEntry>> {
+    let is_udp = socket.protocol == libc::IPPROTO_UDP && !socket.is_raw();
+    let kept = match is_udp {
+        true => datagram::collect(file, opts).context("peek what waits to be read")?,
+        false => None,
+    };
+    if kept.is_none() {
+        warn_of_losses(ctx, file, socket)?;
+    }
+    Ok(kept.unwrap_or_default())
 }
 
 fn warn_of_losses(ctx: &Context, file: &OpenFile, socket: &Socket) -> anyhow::Result<()> {

@@ -186,7 +186,9 @@ fn anonymous(link: &[u8]) -> Kind {
         b"anon_inode:inotify" => Kind::Inotify,
         b"anon_inode:[pidfd]" => Kind::Pidfd,
         b"anon_inode:[fanotify]" => Kind::Fanotify,
-        b"anon_inode:[io_uring]" => unsupported("an io_uring, which images have no entry for"),
+        b"anon_inode:[io_uring]" => {
+            unsupported("an io_uring, whose flags and requests under way the kernel does not tell")
+        }
         b"anon_inode:[userfaultfd]" => unsupported("a userfaultfd"),
         b"anon_inode:[perf_event]" => unsupported("a perf event"),
         b"anon_inode:bpf-map" => Kind::BpfMap,
@@ -293,7 +295,7 @@ mod tests {
         let ring = kind(0, 16, 0, 2, b"anon_inode:[io_uring]");
         assert_eq!(
             ring,
-            unsupported("an io_uring, which images have no entry for")
+            unsupported("an io_uring, whose flags and requests under way the kernel does not tell")
         );
         let program = kind(0, 16, 0, 2, b"anon_inode:bpf-prog");
         assert_eq!(program, Kind::BpfObject("program"));

@@ -11,6 +11,7 @@
 
 mod bpfmap;
 pub mod by_name;
+mod datagram;
 mod epoll;
 mod eventfd;
 mod fanotify;

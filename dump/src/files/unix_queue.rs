@@ -132,7 +132,7 @@ fn peek_plain_stream(file: &OpenFile, queued: usize) -> RoomResult<Option<Peeked
 }
 
 /// All messages of the queue, each whole. `empty_ends`: a message of no bytes is the end.
-fn peek_all(file: &OpenFile, room: usize, empty_ends: bool) -> Result<Vec<Peeked>> {
+pub(super) fn peek_all(file: &OpenFile, room: usize, empty_ends: bool) -> Result<Vec<Peeked>> {
     let offset = PeekOffset::rewind(file.fd).context("SO_PEEK_OFF")?;
     let mut messages: Vec<Peeked> = Vec::new();
     let mut goes_on = false;

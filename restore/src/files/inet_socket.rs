@@ -8,7 +8,7 @@
 //! link-local one is not in the images.
 
 use super::calls::{SETTABLE, set_flags, set_option};
-use super::{File, fown, kept_options, member, sock_options, tcp};
+use super::{File, datagram, fown, kept_options, member, sock_options, tcp};
 use crate::plan::routine::Routine;
 use crate::plan::step::{Actor, Arg, Call, Op, Origin, Phase, Ret, SlotId};
 use crate::plan::{Planner, Refusal};
@@ -229,6 +229,7 @@ impl Inet {
             None => ops.extend(self.names(isk, slot)),
         }
         ops.extend(self.after_bind(isk, slot)?.into_iter().map(Op::Call));
+        ops.extend(datagram::plan(isk, slot, self.local.as_ref())?);
         let open = ops.into_iter().map(|op| (Phase::Open, op));
         let live = connection.map(|connection| (Phase::Network, connection.live));
         Ok(open.chain(live).collect())
@@ -438,7 +439,12 @@ fn bind_to_device(isk: &InetSkEntry, slot: SlotId) -> Result<Option<Call>, Strin
 }
 
 /// A sockaddr_in or sockaddr_in6.
-fn sockaddr(family: i32, which: &str, port: u32, words: &[u32]) -> Result<Vec<u8>, String> {
+pub(super) fn sockaddr(
+    family: i32,
+    which: &str,
+    port: u32,
+    words: &[u32],
+) -> Result<Vec<u8>, String> {
     let port = u16::try_from(port).map_err(|_| format!("{which}_port {port} is no port"))?;
     let wanted = if family == libc::AF_INET { 1 } else { 4 };
     if words.len() != wanted {

@@ -11,6 +11,7 @@
 
 mod bpfmap;
 mod calls;
+mod datagram;
 mod epoll;
 mod eventfd;
 mod fanotify;

@@ -2,7 +2,7 @@
 //! run (`--plan`), the golden test and what a bug report needs. `--plan=json` is the plan itself.
 
 use super::object::{BpfMap, TunDevice, TunLink};
-use super::routine::{FileFacts, Routine, TcpRepair, Watched};
+use super::routine::{Datagrams, FileFacts, Routine, TcpRepair, Watched};
 use super::step::{Arg, Call, Op, PageLoad, Piece, Plan, Ret, SlotId, Step};
 use std::fmt::{self, Display, Formatter, Write};
 
@@ -365,6 +365,7 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
             write_address(out, address)
         }
         Routine::RepairTcp(tcp) => write_repair(out, tcp),
+        Routine::PutDatagrams(datagrams) => write_datagrams(out, datagrams),
         Routine::MakeBpfMap(map) => write_bpf_map(out, map),
         Routine::OpenTun {
             path,
@@ -561,6 +562,15 @@ fn write_address(out: &mut String, raw: &[u8]) -> fmt::Result {
         Some(address) => write!(out, "{address}"),
         None => write_hex(out, raw),
     }
+}
+
+fn write_datagrams(out: &mut String, datagrams: &Datagrams) -> fmt::Result {
+    write!(out, "put into {}", Slot(datagrams.slot))?;
+    for (from, data) in &datagrams.queue {
+        write!(out, " {} bytes from ", data.len())?;
+        write_address(out, from)?;
+    }
+    Ok(())
 }
 
 fn write_repair(out: &mut String, tcp: &TcpRepair) -> fmt::Result {

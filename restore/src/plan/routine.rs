@@ -220,6 +220,8 @@ pub enum Routine {
         /// sockaddr_in or sockaddr_in6.
         address: Vec<u8>,
     },
+    /// Datagrams that waited in a UDP socket are sent to it again.
+    PutDatagrams(Box<Datagrams>),
     /// A TCP socket in repair mode becomes the connection of an image.
     RepairTcp(Box<TcpRepair>),
     /// A TCP socket leaves repair mode: from here on its peer hears of it.
@@ -344,6 +346,17 @@ pub enum Ending {
     Acknowledged,
     /// The peer has sent one.
     Theirs,
+}
+
+/// What waits in a UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Datagrams {
+    /// The socket.
+    pub slot: SlotId,
+    /// Its address, as a sockaddr.
+    pub to: Vec<u8>,
+    /// Senders, as sockaddrs, and contents, the oldest first.
+    pub queue: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// The end of repair mode.

@@ -122,6 +122,7 @@ fn used_by_routine(routine: &Routine, visit: &mut impl FnMut(Use)) {
             on.open.iter().for_each(|open| visit(Needs(*open)));
         }
         Routine::RepairTcp(tcp) => visit(Needs(tcp.slot)),
+        Routine::PutDatagrams(datagrams) => visit(Needs(datagrams.slot)),
         Routine::GoLive(live) => visit(Needs(live.slot)),
         Routine::FeedMaster { master, slave, .. } | Routine::FeedSlave { master, slave, .. } => {
             visit(Needs(*master));

@@ -6,6 +6,7 @@
 
 mod bpf;
 mod cgroup;
+mod datagram;
 mod ghost;
 mod inet;
 mod namespace;
@@ -82,6 +83,8 @@ pub struct Ctx<'i> {
     ghosts: ghost::Ghosts,
     payloads: payload::Payloads,
     injector: tcp::Injector,
+    /// What could not be put back, for the log.
+    lost: Vec<String>,
     /// Segments made in the host's ipc namespace.
     segments: Vec<i32>,
 }
@@ -96,6 +99,7 @@ impl<'i> Ctx<'i> {
             ghosts: ghost::Ghosts::default(),
             payloads: payload::Payloads::default(),
             injector: tcp::Injector::default(),
+            lost: Vec::new(),
             segments: Vec::new(),
         }
     }
@@ -119,13 +123,16 @@ impl<'i> Ctx<'i> {
         noted.map_err(|error| error.to_string())
     }
 
-    /// The tree is restored and cannot fail any more. What could not be removed, and why.
+    /// The tree is restored and cannot fail any more. What could not be removed or put back, and why.
     pub fn commit(&mut self) -> Vec<String> {
         let left = self.undo.commit().into_iter();
         let told = |(path, errno): (Vec<u8>, nix::errno::Errno)| {
             format!("remove {}: {errno}", OsStr::from_bytes(&path).display())
         };
-        left.map(told).collect()
+        std::mem::take(&mut self.lost)
+            .into_iter()
+            .chain(left.map(told))
+            .collect()
     }
 
     /// After a failure: the same, and nobody wants to hear about what could not be removed.
@@ -234,6 +241,12 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
         Routine::RepairTcp(connection) => {
             let socket = slots.get(connection.slot)?;
             tcp::repair(ctx.images, &mut ctx.injector, socket, connection)
+        }
+        Routine::PutDatagrams(datagrams) => {
+            let socket = slots.get(datagrams.slot)?;
+            let lost = datagram::put(&mut ctx.injector, socket, datagrams)?;
+            ctx.lost.extend(lost);
+            Ok(())
         }
         Routine::OpenTun {
             path,

@@ -14,7 +14,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto,
     setsockopt, socket, sockopt,
 };
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 const TCP_HEADER: usize = 20;
@@ -51,30 +51,42 @@ impl Sender {
     pub fn send(&mut self, segment: &Segment<'_>) -> Result<()> {
         let from = socket_addr(segment.from).context("the peer's address")?;
         let to = socket_addr(segment.to).context("our address")?;
+        self.send_packet(from, to, libc::IPPROTO_TCP, |sum| {
+            encode_tcp(segment, from.port(), to.port(), sum)
+        })
+    }
+
+    /// Sends what `encode` makes, given the sum of the addresses, as a packet of a protocol.
+    pub fn send_packet(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        protocol: i32,
+        encode: impl FnOnce(Sum) -> Vec<u8>,
+    ) -> Result<()> {
+        let mut sum = Sum::default();
         let sent = match (from.ip().to_canonical(), to.ip().to_canonical()) {
             (IpAddr::V4(source), IpAddr::V4(target)) => {
-                let tcp = encode_tcp(segment, from.port(), to.port(), |sum| {
-                    sum.add(&source.octets());
-                    sum.add(&target.octets());
-                });
-                let packet = [&encode_v4(source, target)[..], &tcp].concat();
+                sum.add(&source.octets());
+                sum.add(&target.octets());
+                let packet = [encode_v4(source, target, protocol), encode(sum)].concat();
                 let raw = made(&mut self.four, AddressFamily::Inet)?;
                 let target = SockaddrIn::from(SocketAddrV4::new(target, 0));
                 sendto(raw.as_raw_fd(), &packet, &target, MsgFlags::empty())
             }
             (IpAddr::V6(source), IpAddr::V6(target)) => {
-                let tcp = encode_tcp(segment, from.port(), to.port(), |sum| {
-                    sum.add(&source.octets());
-                    sum.add(&target.octets());
-                });
-                let packet = [&encode_v6(source, target)[..], &tcp].concat();
+                sum.add(&source.octets());
+                sum.add(&target.octets());
+                let content = encode(sum);
+                let header = encode_v6(source, target, protocol, content.len() as u16);
+                let packet = [header, content].concat();
                 let raw = made(&mut self.six, AddressFamily::Inet6)?;
                 let target = SockaddrIn6::from(SocketAddrV6::new(target, 0, 0, 0));
                 sendto(raw.as_raw_fd(), &packet, &target, MsgFlags::empty())
             }
             _ => bail!("{from} and {to} are of two families"),
         };
-        sent.with_context(|| format!("send a segment of {from} to {to}"))?;
+        sent.with_context(|| format!("send in the name of {from} to {to}"))?;
         Ok(())
     }
 }
@@ -91,42 +103,24 @@ fn made(kept: &mut Option<OwnedFd>, family: AddressFamily) -> Result<&OwnedFd> {
 }
 
 /// The kernel fills in length, id and checksum.
-fn encode_v4(source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
-    let mut header = vec![
-        0x45,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        HOPS,
-        libc::IPPROTO_TCP as u8,
-        0,
-        0,
-    ];
+fn encode_v4(source: Ipv4Addr, target: Ipv4Addr, protocol: i32) -> Vec<u8> {
+    let mut header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, HOPS, protocol as u8, 0, 0];
     header.extend(source.octets());
     header.extend(target.octets());
     header
 }
 
-fn encode_v6(source: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+fn encode_v6(source: Ipv6Addr, target: Ipv6Addr, protocol: i32, len: u16) -> Vec<u8> {
     let mut header = vec![0x60, 0, 0, 0];
-    header.extend((TCP_HEADER as u16).to_be_bytes());
-    header.extend([libc::IPPROTO_TCP as u8, HOPS]);
+    header.extend(len.to_be_bytes());
+    header.extend([protocol as u8, HOPS]);
     header.extend(source.octets());
     header.extend(target.octets());
     header
 }
 
 /// The TCP header with its checksum, into which the addresses go too.
-fn encode_tcp(
-    segment: &Segment<'_>,
-    source: u16,
-    target: u16,
-    addresses: impl FnOnce(&mut Sum),
-) -> Vec<u8> {
+fn encode_tcp(segment: &Segment<'_>, source: u16, target: u16, mut sum: Sum) -> Vec<u8> {
     let mut header = Vec::with_capacity(TCP_HEADER);
     header.extend(source.to_be_bytes());
     header.extend(target.to_be_bytes());
@@ -136,8 +130,6 @@ fn encode_tcp(
     header.extend([(TCP_HEADER as u8 / 4) << 4, flags]);
     header.extend(segment.window.to_be_bytes());
     header.extend([0; 4]);
-    let mut sum = Sum::default();
-    addresses(&mut sum);
     sum.add(&[0, libc::IPPROTO_TCP as u8, 0, TCP_HEADER as u8]);
     sum.add(&header);
     let checksum = sum.folded().to_be_bytes();
@@ -148,12 +140,12 @@ fn encode_tcp(
 }
 
 /// The checksum of RFC 1071.
-#[derive(Default)]
-struct Sum(u32);
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum(u32);
 
 impl Sum {
-    /// An even number of bytes.
-    fn add(&mut self, bytes: &[u8]) {
+    /// Pairs of bytes; a last one alone is left out.
+    pub fn add(&mut self, bytes: &[u8]) {
         let (pairs, _) = bytes.as_chunks::<2>();
         self.0 += pairs
             .iter()
@@ -161,7 +153,8 @@ impl Sum {
             .sum::<u32>();
     }
 
-    fn folded(self) -> u16 {
+    /// What goes into a header.
+    pub fn folded(self) -> u16 {
         let mut sum = self.0;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
@@ -185,14 +178,11 @@ mod tests {
             window: 512,
         };
         let (source, target) = (Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::LOCALHOST);
-        let addresses = |sum: &mut Sum| {
-            sum.add(&source.octets());
-            sum.add(&target.octets());
-        };
-        let header = encode_tcp(&segment, 80, 4711, addresses);
-        assert_eq!((header.len(), header[13]), (20, ACK | FIN));
         let mut sum = Sum::default();
-        addresses(&mut sum);
+        sum.add(&source.octets());
+        sum.add(&target.octets());
+        let header = encode_tcp(&segment, 80, 4711, sum);
+        assert_eq!((header.len(), header[13]), (20, ACK | FIN));
         sum.add(&[0, 6, 0, 20]);
         sum.add(&header);
         assert_eq!(sum.folded(), 0);
