@@ -71,11 +71,11 @@ fn check_below(sandbox: &Sandbox, images: &Path, wrapper: &[&str]) -> Result<Out
 
 sandbox_test! {
     fn nothing_against_a_dump(sandbox) {
-        let guest = sandbox.start("threads")?;
+        let guest = sandbox.start("mem_shared")?;
         let images = sandbox.images("none")?;
         let told = check_dump(sandbox, &guest, &images, &[])?.succeeded()?;
         let said = String::from_utf8_lossy(&told.stdout).into_owned();
-        ensure!(said.contains("needs CAP_CHECKPOINT_RESTORE: the mapped files"), "{said}");
+        ensure!(said.contains("needs CAP_CHECKPOINT_RESTORE: the file mapped at"), "{said}");
         ensure!(said.contains("crust-dump: nothing stands against it"), "{said}");
         let report = report(&check_dump(sandbox, &guest, &images, &["--json"])?.succeeded()?)?;
         ensure!(report["ok"] == true && report["frozen_us"].is_u64(), "{report:#}");
