@@ -48,12 +48,13 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     let progress = Progress::new(options).stage(Code::GivenFd)?;
     progress.stage("read", None);
     let images = ImageDir::open(&options.images_dir).stage(Code::ImagesDir)?;
-    start_workers(&images).stage(Code::ImagesDir)?;
-    if options.plan.is_none() {
-        check::expect_nothing(check::digest::check(options, &images))?;
-    }
+    reserve_own(DESCRIPTORS);
     // What ends with the process is not taken apart piece by piece.
-    let checkpoint = ManuallyDrop::new(Checkpoint::load(&images).stage(Code::Image)?);
+    let checkpoint = match are_many(&images).stage(Code::ImagesDir)? {
+        true => workers::during(|| load(options, &images)),
+        false => load(options, &images),
+    };
+    let checkpoint = ManuallyDrop::new(checkpoint?);
     let host = Host::probe(options).stage(Code::Host)?;
     log.debug(format_args!("Images read in {:?}", start.elapsed()));
     progress.stage("plan", None);
@@ -110,17 +111,19 @@ pub fn restore(options: &Options, log: &Log) -> Result<Option<u8>> {
     wait_for(restored.root).map(Some).stage(Code::Afterwards)
 }
 
-/// Threads, for images that are worth them: they take pids that the tree may need, and make every
-/// use of a descriptor dearer.
-fn start_workers(images: &ImageDir) -> Result<()> {
+/// Whether the images are worth threads.
+fn are_many(images: &ImageDir) -> Result<bool> {
     const MANY_TASKS: usize = 32;
-    reserve_own(DESCRIPTORS);
     let list = images.list()?;
     let cores = list.iter().filter(|(kind, _)| *kind == Kind::Core).count();
-    if cores >= MANY_TASKS || list.iter().any(|(kind, _)| *kind == Kind::Digest) {
-        workers::start();
+    Ok(cores >= MANY_TASKS || list.iter().any(|(kind, _)| *kind == Kind::Digest))
+}
+
+fn load(options: &Options, images: &ImageDir) -> Result<Checkpoint> {
+    if options.plan.is_none() {
+        check::expect_nothing(check::digest::check(options, images))?;
     }
-    Ok(())
+    Checkpoint::load(images).stage(Code::Image)
 }
 
 /// The plan, if the images fit together and the planner refuses nothing. All reasons against it

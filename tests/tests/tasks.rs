@@ -169,6 +169,21 @@ sandbox_test! {
         guest.expect_ok(sandbox)
     }
 
+    /// crust-restore stands right before the tree, so that its own threads and its survivor get the
+    /// numbers that the tree needs: they are gone before, or are given up for others.
+    fn pids_that_the_restore_itself_would_take(sandbox) {
+        let last_pid = "/proc/sys/kernel/ns_last_pid";
+        fs::write(last_pid, "3000")?;
+        let guest = sandbox.start_with("many", &["children", "40"])?;
+        for before in 1..=3 {
+            let images = sandbox.images(&format!("before-{before}"))?;
+            sandbox.dump_and_kill(&guest, &images, &[])?;
+            fs::write(last_pid, (guest.pid - 1 - before).to_string())?;
+            sandbox.restore(&images, &[])?.succeeded()?;
+        }
+        guest.expect_ok(sandbox)
+    }
+
     /// A program of the other word size: refused before anything of ours runs in it.
     fn a_32_bit_program_is_refused_and_runs_on(sandbox) {
         let dir = sandbox.dir("ia32")?;

@@ -9,10 +9,10 @@
 use super::open;
 use crate::plan::routine::Routine;
 use crate::plan::step::{Op, Origin, Phase, SlotId, Step};
+use crust_cli::workers::wait_until_free;
 use nix::libc;
-use nix::unistd::{Pid, gettid};
+use nix::unistd::gettid;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::thread;
 
 /// So many opens take a millisecond, a thread is started in a tenth of that.
@@ -57,15 +57,6 @@ pub fn open_files(steps: &[Step]) -> (Vec<Problem<'_>>, Opened) {
     problems.extend(other.0);
     opened.extend(other.1);
     (problems, opened)
-}
-
-/// A thread that was joined may have its id for some microseconds more, and a task of the tree may
-/// need just that one.
-fn wait_until_free(tid: Pid) {
-    let directory = format!("/proc/self/task/{tid}");
-    while Path::new(&directory).exists() {
-        thread::yield_now();
-    }
 }
 
 fn open_some<'s>(routines: &[(&'s Origin, &'s Routine)]) -> (Vec<Problem<'s>>, Opened) {
