@@ -2,15 +2,23 @@
 //! for the time of the test (vm.nr_overcommit_hugepages), none are reserved.
 
 use anyhow::{Context, Result, ensure};
-use crust_tests::{round_trip, sandbox::Sandbox, sandbox_test, tools::text};
-use std::fs;
+use crust_tests::{
+    round_trip,
+    sandbox::{GOLDEN, Sandbox},
+    sandbox_test,
+    tools::text,
+};
+use nix::mount::{MsFlags, mount};
+use std::{fs, path::Path};
 
 const OVERCOMMIT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
-/// 48 MiB: each guest has at most ten pages at a time, and its image loads a few more.
-const PAGES: u64 = 24;
+/// 96 MiB: each guest has at most ten pages at a time, its image loads a few more, and the tests run
+/// at the same time.
+const PAGES: u64 = 48;
 
 fn with_huge_pages(
     sandbox: &Sandbox,
+    guest: &'static str,
     test: impl Fn(&Sandbox, &round_trip::Case) -> Result<()>,
 ) -> Result<()> {
     let allowed = || -> Result<u64> { Ok(fs::read_to_string(OVERCOMMIT)?.trim().parse()?) };
@@ -24,7 +32,7 @@ fn with_huge_pages(
         Ok(_) => {}
     }
     let case = round_trip::Case {
-        guest: "hugetlb",
+        guest,
         ..Default::default()
     };
     test(sandbox, &case)
@@ -33,7 +41,7 @@ fn with_huge_pages(
 sandbox_test! {
     /// Too few of them are found before anything is made.
     fn too_few_are_told(sandbox) {
-        with_huge_pages(sandbox, |sandbox, case| {
+        with_huge_pages(sandbox, "hugetlb", |sandbox, case| {
             let guest = sandbox.start(case.guest)?;
             let images = sandbox.images("first")?;
             sandbox.dump_and_kill(&guest, &images, &[])?;
@@ -53,8 +61,18 @@ sandbox_test! {
         })
     }
 
+    fn files_of_hugetlbfs(sandbox) {
+        let directory = Path::new(GOLDEN).join("huge");
+        fs::create_dir_all(&directory)?;
+        let (kind, size) = (Some("hugetlbfs"), Some("pagesize=2M"));
+        mount(kind, &directory, kind, MsFlags::empty(), size).context("mount a hugetlbfs")?;
+        with_huge_pages(sandbox, "hugetlbfs", round_trip::restored)?;
+        with_huge_pages(sandbox, "hugetlbfs", round_trip::left_running)?;
+        with_huge_pages(sandbox, "hugetlbfs", round_trip::restored_twice)
+    }
+
     fn private_and_shared_pages(sandbox) {
-        with_huge_pages(sandbox, round_trip::restored)?;
-        with_huge_pages(sandbox, round_trip::left_running)
+        with_huge_pages(sandbox, "hugetlb", round_trip::restored)?;
+        with_huge_pages(sandbox, "hugetlb", round_trip::left_running)
     }
 }

@@ -15,6 +15,7 @@ use crust_image::ghost;
 use crust_image::kind::Kind;
 use crust_image::sink::ImageSink;
 use crust_process::descriptor;
+use crust_process::huge_pages::huge_page_of;
 use crust_proto::criu::{GhostFileEntry, RemapType, Timeval};
 use nix::libc;
 use nix::sys::stat::FileStat;
@@ -47,6 +48,14 @@ pub fn settle(ctx: &Context, table: &mut FileTable, file: &OpenFile, id: FileId)
         Some(ghost_id) => ghost_id,
         None => {
             check_limit(ctx, &stat)?;
+            if huge_page_of(file.fd)
+                .context("fstatfs of a deleted file")?
+                .is_some()
+            {
+                return Err(Problem::refused(
+                    "is a deleted file of hugetlbfs, which lets nothing be written into a new one",
+                ));
+            }
             let ghost_id = table.ghosts.list.len() as u32 + 1;
             let ghost = Ghost {
                 id: ghost_id,

@@ -256,7 +256,7 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     const REFUSED: [(VmFlag, &str); 8] = [
         (
             VmFlag::HugeTlb,
-            "is a file of hugetlbfs or a SysV segment in huge pages, which is not supported yet",
+            "is a SysV segment in huge pages, and the kernel tells of no segment how large its pages are",
         ),
         (
             VmFlag::ShadowStack,
@@ -273,7 +273,13 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
         // Memory that we know how to make again, with its pages or without.
         let is_known = match flag {
             VmFlag::MixedMap => matches!(backing_of(area), Ok(Backing::Socket | Backing::BpfMap)),
-            VmFlag::HugeTlb => matches!(backing_of(area), Ok(Backing::Anonymous | Backing::Memfd)),
+            VmFlag::HugeTlb => {
+                let backing = backing_of(area);
+                matches!(
+                    backing,
+                    Ok(Backing::Anonymous | Backing::Memfd | Backing::File)
+                )
+            }
             _ => false,
         };
         area.flags.has(*flag) && !is_known

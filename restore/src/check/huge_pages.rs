@@ -60,7 +60,7 @@ fn needed_pages(checkpoint: &Checkpoint) -> BTreeMap<u32, u64> {
 
 fn is_reserving(vma: &VmaEntry) -> bool {
     let has = |flag: i32| vma.flags & flag as u32 != 0;
-    let is_private = vma.status & status::ANON_PRIVATE != 0;
+    let is_private = vma.status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0;
     is_private && has(libc::MAP_HUGETLB) && !has(libc::MAP_NORESERVE)
 }
 
