@@ -192,21 +192,17 @@ fn before_release(
     survivor: Option<&Survivor>,
     locked: Locked,
 ) -> Result<Unlocked, ExecError> {
-    let failed = |what: &str, why: String| ExecError {
-        what: what.to_owned(),
-        why,
-    };
     if let Some(pidfile) = &options.pidfile {
         let written = fs::write(pidfile, root.to_string());
-        written.map_err(|why| failed(&format!("write {}", pidfile.display()), why.to_string()))?;
+        written.map_err(|why| ExecError::new(format!("write {}", pidfile.display()), why))?;
     }
     let script = |stage: Stage| {
         let run = scripts::run(options, log, stage, Some(root.get()));
-        run.map_err(|why| failed("run an action script", format!("{why:#}")))
+        run.map_err(|why| ExecError::new("run an action script", why))
     };
     script(Stage::PostRestore)?;
     let unlocked = locked.unlock(survivor, log);
-    let unlocked = unlocked.map_err(|why| failed("unlock the network", format!("{why:#}")))?;
+    let unlocked = unlocked.map_err(|why| ExecError::new("unlock the network", why))?;
     script(Stage::NetworkUnlock)?;
     script(Stage::PreResume)?;
     Ok(unlocked)

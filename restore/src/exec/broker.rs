@@ -1,7 +1,7 @@
 //! What the broker does itself: calls of its own, descriptors fetched from tasks, files below
 //! /proc, pages of shared objects. The root is forked here too, for it is our child.
 
-use super::{ExecError, Executor, routines};
+use super::{ExecError, Executor, Why, routines};
 use crate::check::pids::holder;
 use crate::plan::routine::Routine;
 use crate::plan::step::{Arg, Call, Op, PageLoad, Phase, Piece, Ret, SlotId, Step};
@@ -85,7 +85,7 @@ impl<'p> Executor<'p> {
     }
 
     /// Makes the call.
-    fn own_call(&self, call: &Call) -> Result<Answer, String> {
+    fn own_call(&self, call: &Call) -> Result<Answer, Why> {
         let mut flat = Flat::default();
         let mut values = Vec::new();
         for arg in &call.args {
@@ -125,7 +125,7 @@ impl<'p> Executor<'p> {
         }
         match broker::call(call.nr, &mut args, &mut inner) {
             Err(_) if call.ret == Ret::Any => Ok(Answer::Value(0)),
-            answer => answer.map_err(|errno| errno.to_string()),
+            answer => Ok(answer?),
         }
     }
 

@@ -5,7 +5,7 @@
 //! timers: these are armed behind the scripts, which may take any time, and so the scratch memory
 //! stays in their tasks until then.
 
-use super::{AREA, Actor, ExecError, Executor, Task, compile, host_pid, vdso};
+use super::{AREA, Actor, ExecError, Executor, Task, Why, compile, host_pid, vdso};
 use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
 use crust_image::ids::VirtPid;
 use crust_process::error::Error as TaskError;
@@ -348,16 +348,16 @@ impl<'p> Executor<'p> {
                 let Some((what, nr, args)) = nth.and_then(|nth| task.calls.get(nth)) else {
                     continue;
                 };
-                let error = |why: String| ExecError::new(format!("{what} in {}", task.pid), why);
+                let error = |why: Why| ExecError::new(format!("{what} in {}", task.pid), why);
                 let Some(made) = self.tasks.get_mut(&task.pid) else {
                     continue;
                 };
                 let answer = part(&mut made.leader, task.gadget, *nr, *args);
-                let answer = answer.map_err(|why| error(why.to_string()))?;
+                let answer = answer.map_err(|why| error(why.into()))?;
                 // The table may be shared, and closed by the first of its users.
                 let closed_before = *nr == libc::SYS_close && answer == -i64::from(libc::EBADF);
                 if answer < 0 && !closed_before {
-                    return Err(error(Errno::from_raw(-answer as i32).to_string()));
+                    return Err(error(Errno::from_raw(-answer as i32).into()));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Steps of a task as entries of a table of system calls.
 
-use super::{Actor, ExecError, Executor, host_pid};
+use super::{Actor, ExecError, Executor, Why, host_pid};
 use crate::plan::step::{Arg, Call, Op, PageLoad, Piece, Ret, SlotId, Step, VdsoArea};
 use crust_process::making::CloneArgs;
 use crust_process::scratch::{Check, Table};
@@ -120,11 +120,11 @@ impl<'p> Compiled<'p> {
         let why = match ret {
             -4095..=-1 => match (step.map(|step| &step.op), Errno::from_raw(-ret as i32)) {
                 (Some(Op::Fork { pid: busy, .. } | Op::Thread { tid: busy }), Errno::EEXIST) => {
-                    super::broker::busy(*busy)
+                    Why::from(super::broker::busy(*busy))
                 }
-                (_, errno) => errno.to_string(),
+                (_, errno) => errno.into(),
             },
-            _ => format!("answered {ret} ({ret:#x})"),
+            _ => format!("answered {ret} ({ret:#x})").into(),
         };
         match step {
             Some(step) => ExecError::step(step, &crate::plan::print::op(&step.op), why),

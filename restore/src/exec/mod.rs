@@ -10,6 +10,7 @@ mod aio;
 mod broker;
 mod commit;
 mod compile;
+mod error;
 mod load;
 pub mod routines;
 mod vdso;
@@ -27,11 +28,12 @@ use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::scratch::{Area, Scratch, Table};
 use crust_process::survivor::Survivor;
+pub use error::ExecError;
+use error::Why;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use routines::preflight::Opened;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use vdso::HostVdso;
@@ -40,44 +42,6 @@ use vdso::HostVdso;
 const AREA: usize = 128 << 10;
 /// Where areas begin: behind the stub and the parked vdso.
 const AREAS_AT: usize = vdso::PARKING_AT + vdso::PARKING;
-
-/// A step that failed.
-#[derive(Debug)]
-pub struct ExecError {
-    /// What failed: `restore pipe 0x1a (files.img entry 7): broker: pipe2()`.
-    pub what: String,
-    /// The kernel's word or ours.
-    pub why: String,
-}
-
-impl fmt::Display for ExecError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.why)
-    }
-}
-
-impl std::error::Error for ExecError {}
-
-impl ExecError {
-    fn step(step: &Step, doing: &str, why: impl fmt::Display) -> ExecError {
-        let doing = if doing.is_empty() {
-            String::new()
-        } else {
-            format!(": {doing}")
-        };
-        ExecError {
-            what: format!("restore {} in {}{doing}", step.origin, step.actor),
-            why: why.to_string(),
-        }
-    }
-
-    fn new(what: impl Into<String>, why: impl fmt::Display) -> ExecError {
-        ExecError {
-            what: what.into(),
-            why: why.to_string(),
-        }
-    }
-}
 
 /// What came of a plan.
 #[derive(Debug)]

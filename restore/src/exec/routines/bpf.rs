@@ -65,6 +65,6 @@ pub fn open(map: BorrowedFd<'_>, flags: u32) -> Result<OwnedFd> {
     let info = bpf::map_info(map).context("BPF_OBJ_GET_INFO_BY_FD")?;
     bpf::map_by_id(info.id, flags).map_err(|errno| match errno {
         Errno::EPERM => anyhow::anyhow!("BPF_MAP_GET_FD_BY_ID: {errno} (needs CAP_SYS_ADMIN)"),
-        errno => anyhow::anyhow!("BPF_MAP_GET_FD_BY_ID: {errno}"),
+        errno => anyhow::anyhow!(errno).context("BPF_MAP_GET_FD_BY_ID"),
     })
 }

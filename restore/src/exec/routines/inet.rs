@@ -49,7 +49,7 @@ pub fn bind_or_tell(fd: BorrowedFd<'_>, local: &[u8]) -> Result<()> {
             "bind to {address}: EADDRNOTAVAIL: this host has no such address \
              (give it the address, or change the images with crit)"
         )),
-        Err(errno) => Err(anyhow!("bind to {address}: {errno}")),
+        Err(errno) => Err(anyhow!(errno).context(format!("bind to {address}"))),
     }
 }
 
@@ -71,7 +71,7 @@ pub fn connect_or_tell(fd: BorrowedFd<'_>, local: &[u8], remote: &[u8]) -> Resul
                 .context("end what is left of the connection")?;
             connect(fd, remote).with_context(|| format!("connect {from} to {to}"))
         }
-        Err(errno) => Err(anyhow!("connect {from} to {to}: {errno}")),
+        Err(errno) => Err(anyhow!(errno).context(format!("connect {from} to {to}"))),
     }
 }
 

@@ -118,9 +118,8 @@ impl<'i> Ctx<'i> {
     }
 
     /// A file that the images need goes at the very end.
-    pub fn remove_at_commit(&mut self, path: &[u8]) -> Result<(), String> {
-        let noted = self.undo.remove_at_commit(path);
-        noted.map_err(|error| error.to_string())
+    pub fn remove_at_commit(&mut self, path: &[u8]) -> crust_process::error::Result<()> {
+        self.undo.remove_at_commit(path)
     }
 
     /// The tree is restored and cannot fail any more. What could not be removed or put back, and why.
@@ -143,8 +142,8 @@ impl<'i> Ctx<'i> {
 }
 
 /// Runs one routine. An error is the whole story: what was being done, and the kernel's word.
-pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<(), String> {
-    dispatch(routine, ctx, slots).map_err(|error| format!("{error:#}"))
+pub fn run(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {
+    dispatch(routine, ctx, slots)
 }
 
 fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Result<()> {

@@ -137,7 +137,8 @@ fn open_place_at(place: Place<'_>, flags: i32, expect: &FileFacts, pos: u64) -> 
         .and_then(|pos| lseek(&fd, pos, Whence::SeekSet));
     match sought {
         Err(errno) if !is_device => {
-            bail!("seek to {pos} in {}: {errno}", place.whole.display())
+            let what = format!("seek to {pos} in {}", place.whole.display());
+            Err(anyhow::anyhow!(errno).context(what))
         }
         _ => Ok(fd),
     }
@@ -172,7 +173,7 @@ fn look_at(place: Place<'_>, flags: i32, expect: &FileFacts) -> Result<FileStat>
         Errno::ENOENT | Errno::ENOTDIR => {
             anyhow::anyhow!("{} is gone: {}", name.display(), errno.desc())
         }
-        _ => anyhow::anyhow!("look at {}: {errno}", name.display()),
+        errno => anyhow::anyhow!(errno).context(format!("look at {}", name.display())),
     };
     let nofollow = if as_it_is {
         AtFlags::AT_SYMLINK_NOFOLLOW

@@ -56,7 +56,7 @@ fn attach(tun: BorrowedFd<'_>, device: &TunDevice) -> Result<()> {
                 Errno::EEXIST | Errno::EBUSY => {
                     anyhow::anyhow!("TUNSETIFF: {errno}: another interface has number {index}")
                 }
-                errno => anyhow::anyhow!("TUNSETIFF: {errno}"),
+                errno => anyhow::anyhow!(errno).context("TUNSETIFF"),
             })?;
             configure(tun, &route, device, wanted)
         }
