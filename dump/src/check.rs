@@ -12,6 +12,7 @@ use crate::freezing::freeze;
 use crate::interrupt::Interrupt;
 use crate::mm::foresee::Foreseen;
 use crate::refusal::Refusals;
+use crate::task::refuse_foreign_code;
 use anyhow::Result;
 use crust_cli::capabilities::{Needs, own_effective};
 use crust_cli::code::Code;
@@ -71,6 +72,19 @@ fn look(options: &Options, log: &Log, frozen: &mut Frozen) -> Result<Seen> {
         foreseen: Foreseen::default(),
         refusals: Refusals::default(),
     };
+    let foreign: Vec<_> = frozen
+        .tasks
+        .iter()
+        .filter_map(refuse_foreign_code)
+        .collect();
+    if !foreign.is_empty() {
+        // Nothing may run in these, so nothing else can be asked.
+        return Ok(Seen {
+            refusals: foreign.iter().map(reason_of).collect(),
+            needs: Needs::default(),
+            bytes: 0,
+        });
+    }
     let collected = collect_all(&ctx, frozen).stage(Code::Collect);
     let mut refusals: Vec<Finding> = ctx.refusals.take().iter().map(reason_of).collect();
     let collected = noted(&mut refusals, collected);

@@ -125,13 +125,56 @@ impl Sandbox {
         stdout_read.read_to_end(&mut out)?;
         stderr_read.read_to_end(&mut err)?;
         let stderr = String::from_utf8_lossy(&err).into_owned();
-        Ok(Outcome {
+        let outcome = Outcome {
             command: text,
             status,
             stdout: out,
             stderr,
             log: String::new(),
-        })
+        };
+        self.expect_told_by_check(&command, &outcome)?;
+        Ok(outcome)
+    }
+
+    /// Whatever a run refuses, `--check` of the same command line refuses too, in the same words.
+    /// It is asked behind the run, since a refusal leaves everything as it was.
+    fn expect_told_by_check(&self, command: &Command, outcome: &Outcome) -> Result<()> {
+        let program = Path::new(command.get_program());
+        let tools = ["crust-dump", "crust-restore"];
+        let name = tools.into_iter().find(|name| program == self.binary(name));
+        let is_check = command.get_args().any(|word| word == "--check");
+        let (Some(name), false) = (name, is_check) else {
+            return Ok(());
+        };
+        let start = format!("{name}: cannot {}", name.trim_start_matches("crust-"));
+        let refusal = outcome.last_line().strip_prefix(&start);
+        // One reason behind a colon, or several behind their number and semicolons.
+        let Some((_, reasons)) = refusal.and_then(|text| text.split_once(": ")) else {
+            return Ok(());
+        };
+        let mut check = Command::new(program);
+        check.args(command.get_args()).arg("--check");
+        for (variable, value) in command.get_envs() {
+            match value {
+                Some(value) => check.env(variable, value),
+                None => check.env_remove(variable),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            check.current_dir(dir);
+        }
+        let told = self.run_with(check, Stdio::null())?.exited_with(1)?;
+        let said = String::from_utf8_lossy(&told.stdout) + told.stderr.as_str();
+        let untold: Vec<_> = reasons
+            .split("; ")
+            .filter(|why| !said.contains(*why))
+            .collect();
+        ensure!(
+            untold.is_empty(),
+            "--check does not say {untold:?}\n{said}\n{}",
+            outcome.report()
+        );
+        Ok(())
     }
 
     /// crust-dump of the tree below `pid`.
