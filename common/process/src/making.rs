@@ -108,9 +108,9 @@ impl Made {
     /// signals blocked but SIGTRAP. `flags` are further bits of clone3(2); with CLONE_PARENT the
     /// root is our sibling. The kernel's EEXIST means that the pid is busy. `own` is our pidfd.
     ///
-    /// The root shares our descriptor table: its first call must leave that (close_range(2) with
-    /// CLOSE_RANGE_UNSHARE copies no more of it than what stays). A copy made by the fork would be of
-    /// ten thousand files of a tree, only to be closed.
+    /// The root shares our descriptor table, and must leave it before anything is done to its
+    /// descriptors (close_range(2) with CLOSE_RANGE_UNSHARE copies no more than what stays). A copy
+    /// made by the fork would be of ten thousand files of a tree, only to be closed.
     pub fn root(pid: HostPid, flags: u64, own: BorrowedFd<'_>) -> Result<Made> {
         let set_tid = pid.get();
         let args = CloneArgs {
