@@ -161,8 +161,8 @@ pub fn what_is_left(sandbox: &Sandbox, guest: &Guest) -> Result<Left> {
 
 /// Everything in the world of a test that a run could leave something in: files with their inodes
 /// and sizes (ghost files and link remaps among them), mounts, cgroups, sysctls, SysV objects, what
-/// the sockets of others listen on, and the rules of the firewall, as far as there is a program
-/// that tells them.
+/// the sockets of others listen on, and the rules of the firewall: network locks of nf_tables, the
+/// rest as far as there is a program that tells it.
 pub fn world() -> Result<Vec<String>> {
     let mut world = Vec::new();
     list(Path::new(GOLDEN), &mut world)?;
@@ -235,6 +235,10 @@ fn list_sysctls(dir: &Path, into: &mut Vec<String>) {
 
 /// Our own locks of the network need no program to be told.
 fn list_firewall(into: &mut Vec<String>) {
+    // The locks that dumps make, by netlink: nft(8) is hardly ever installed.
+    for (table, is_owned) in crust_process::netfilter::left::tables().unwrap_or_default() {
+        into.push(format!("nf_tables: {table}, owned: {is_owned}"));
+    }
     let locks = netfilter::left::tables().unwrap_or_default();
     into.extend(locks.into_iter().map(|(lock, _)| format!("lock: {lock}")));
     for (program, arguments) in [("nft", &["list", "ruleset"][..]), ("iptables-save", &[])] {
