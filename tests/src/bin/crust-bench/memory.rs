@@ -5,7 +5,7 @@
 use super::{
     MIB, end, fresh, median, own, quiet_dump, quiet_restore, range, statistic, touch_memory,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use crust_tests::{
     cost::{bytes_below, proportional_kib},
     guest::Guest,
@@ -13,6 +13,7 @@ use crust_tests::{
     sandbox::Sandbox,
     tools::text,
 };
+use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
 
@@ -49,13 +50,27 @@ fn dump_and_kill(sandbox: &Sandbox, guest: &Guest, images: &Path) -> Result<f64>
     Ok(took)
 }
 
-/// The freeze of 1 GiB: as a whole, when most was copied before, and when it is copied after.
+/// How long the guest itself takes to fork, in milliseconds; `nth` counts from 1.
+fn own_fork(sandbox: &Sandbox, guest: &Guest, nth: usize) -> Result<f64> {
+    guest.signal(Signal::SIGUSR1)?;
+    let start = format!("fork {nth}: ");
+    let told = |text: &str| text.ends_with('\n') && text.contains(&start);
+    guest.wait_until(sandbox, "how long it took to fork", told)?;
+    let lines = guest.lines()?;
+    let line = lines.iter().find_map(|line| line.strip_prefix(&start));
+    Ok(line.context("no line of the fork")?.parse::<f64>()? / 1e3)
+}
+
+/// The freeze of 1 GiB: as a whole, when most was copied before, and when it is copied after; beside
+/// fork(2) of the same memory, which a copy-on-write copy is at least.
 fn short_freezes(sandbox: &Sandbox) -> Result<()> {
     const WAYS: [&[&str]; 3] = [&[], &["--pre-copy", "3"], &["--snapshot"]];
     let guest = sandbox.start_with("bigmem", &["1024"])?;
     let mut times: [(Vec<f64>, Vec<f64>); WAYS.len()] = Default::default();
+    let mut forks = Vec::new();
     // In turn: the machine changes while it is measured.
-    for _ in 0..5 {
+    for nth in 1..=5 {
+        forks.push(own_fork(sandbox, &guest, nth)?);
         for (way, (frozen, walls)) in WAYS.iter().zip(&mut times) {
             let images = fresh(sandbox, "rounds")?;
             let options = [&["--leave-running"], *way].concat();
@@ -64,11 +79,14 @@ fn short_freezes(sandbox: &Sandbox) -> Result<()> {
             fs::remove_dir_all(&images)?;
         }
     }
+    let fork = median(&mut forks);
+    println!("1 GiB, fork(2) alone: {fork:.1} ms {}", range(&forks));
     for (way, (frozen, walls)) in WAYS.iter().zip(&mut times) {
         println!(
-            "1 GiB left running {}: frozen {:.1} ms {}, wall {:.0} ms {}",
+            "1 GiB left running {}: frozen {:.1} ms, {:.1} forks {}, wall {:.0} ms {}",
             way.join(" "),
             median(frozen),
+            median(frozen) / fork,
             range(frozen),
             median(walls),
             range(walls)
