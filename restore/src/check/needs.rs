@@ -71,7 +71,18 @@ fn of_prctl(call: &Call) -> Option<Cap> {
 }
 
 fn of_socket_option(call: &Call) -> Option<Cap> {
-    power_of_option(call).map(|_| Cap::NET_ADMIN)
+    let (level, option) = (number(call, 1) as i32, number(call, 2) as i32);
+    // ipv6_set_opt_hdr of net/ipv6/ipv6_sockglue.c.
+    let is_header = [
+        libc::IPV6_HOPOPTS,
+        libc::IPV6_RTHDRDSTOPTS,
+        libc::IPV6_DSTOPTS,
+    ]
+    .contains(&option);
+    match level == libc::IPPROTO_IPV6 && is_header {
+        true => Some(Cap::NET_RAW),
+        false => power_of_option(call).map(|_| Cap::NET_ADMIN),
+    }
 }
 
 /// Whether a call needs CAP_NET_ADMIN in the first user namespace (true) or in that of the network
@@ -82,7 +93,7 @@ fn power_of_option(call: &Call) -> Option<bool> {
         (libc::SOL_SOCKET, libc::SO_SNDBUFFORCE | libc::SO_RCVBUFFORCE | libc::SO_DEBUG) => {
             Some(true)
         }
-        (libc::SOL_SOCKET, libc::SO_MARK)
+        (libc::SOL_SOCKET, libc::SO_MARK | libc::SO_TXTIME)
         | (libc::IPPROTO_TCP, libc::TCP_REPAIR)
         | (libc::SOL_IP, libc::IP_TRANSPARENT) => Some(false),
         _ => None,
@@ -203,5 +214,23 @@ mod tests {
         let told: Vec<String> = needs.iter().map(|need| need.capability.name()).collect();
         assert_eq!(told, ["CAP_NET_BIND_SERVICE", "CAP_NET_RAW"]);
         assert_eq!(needs[0].reason, "bind, of tcp socket (files.img entry 3)");
+    }
+
+    #[test]
+    fn options_tell_what_they_need() {
+        let option = |level: i32, name: i32| {
+            let args = vec![
+                Arg::Fd(SlotId(0)),
+                Arg::Int(level.into()),
+                Arg::Int(name.into()),
+            ];
+            let set = Call::new("setsockopt", libc::SYS_setsockopt, args);
+            of_socket_option(&set).map(Cap::name)
+        };
+        let raw = Some("CAP_NET_RAW".to_owned());
+        assert_eq!(option(libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS), raw);
+        assert_eq!(option(libc::IPPROTO_IPV6, libc::IPV6_RTHDR), None);
+        let admin = Some("CAP_NET_ADMIN".to_owned());
+        assert_eq!(option(libc::SOL_SOCKET, libc::SO_TXTIME), admin);
     }
 }
