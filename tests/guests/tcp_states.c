@@ -2,6 +2,7 @@
  * received in each order, the peer closed for good, addresses of v4 in v6; with the options of sockets. */
 #include "wl.h"
 #include "sockopt.h"
+#include "tcpstate.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -12,18 +13,6 @@ static int c[PAIRS], s[PAIRS], ls, dead, reset_of;
 static struct sockaddr_storage at;
 static socklen_t at_len = sizeof(at);
 static unsigned char big[BIG], got[BIG];
-static int state(int fd)
-{
-	struct tcp_info i;
-	socklen_t l = sizeof(i);
-	MUST(!getsockopt(fd, IPPROTO_TCP, TCP_INFO, &i, &l));
-	return i.tcpi_state;
-}
-static void until(int fd, int wanted)
-{
-	while (state(fd) != wanted)
-		usleep(1000);
-}
 static void pair(int fam, int *client, int *server)
 {
 	struct sockaddr_in6 to = { .sin6_family = AF_INET6 };

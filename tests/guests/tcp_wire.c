@@ -1,6 +1,7 @@
 /* Connections to a peer that is another program: the `program` listens and is dumped, the `peer`, which is told the port, is not and
  * must hear nothing of it. In states where both keep quiet, and, with `busy`, in those where an end waits to be acknowledged. */
 #include "wl.h"
+#include "tcpstate.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
@@ -10,18 +11,6 @@
 enum { DATA, OURS, THEIRS, LATE, QUIET, CLOSING = QUIET, LAST, BUSY };
 static unsigned char big[BIG], got[BIG];
 static int c[BUSY], pairs;
-static int state(int fd)
-{
-	struct tcp_info i;
-	socklen_t l = sizeof(i);
-	MUST(!getsockopt(fd, IPPROTO_TCP, TCP_INFO, &i, &l));
-	return i.tcpi_state;
-}
-static void until(int fd, int wanted)
-{
-	while (state(fd) != wanted)
-		usleep(1000);
-}
 static int rd(int fd, int n)
 {
 	int o = 0, r;

@@ -148,6 +148,17 @@ pub fn split_attribute(attributes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     ))
 }
 
+/// The value of the first attribute of a kind.
+pub fn find_attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let (kind, value, rest) = split_attribute(attributes)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = rest;
+    }
+}
+
 /// A 16-bit number of the host's byte order.
 pub fn half(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..)?.first_chunk()?;

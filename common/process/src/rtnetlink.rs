@@ -5,7 +5,7 @@
 //! to make one. A message is only sent for the one interface it belongs to. Numbers are those of
 //! include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
 
-use crate::netlink::{self, Writer, half, split_attribute, split_message, word};
+use crate::netlink::{self, Writer, find_attribute as attribute, half, split_message, word};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockProtocol;
@@ -235,17 +235,6 @@ impl Rtnetlink {
         let message = split_message(buffer.get(..len).unwrap_or_default());
         message.ok_or(Errno::EBADMSG)?.0.status()
     }
-}
-
-/// The value of an attribute of a list.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while let Some((kind, value, rest)) = split_attribute(attributes) {
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = rest;
-    }
-    None
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {

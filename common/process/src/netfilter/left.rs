@@ -8,7 +8,7 @@ use super::{
     DELETE_TABLE, Ends, Family, GET_TABLE, INET, LIST_ELEMENT, NEW_ELEMENTS, NEW_SET, NEW_TABLE,
     NetfilterError, SUBSYSTEM, TABLE_OWNER, apply,
 };
-use crate::netlink::{self, Writer, split_attribute, split_message};
+use crate::netlink::{self, Writer, find_attribute, split_attribute, split_message};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use std::collections::BTreeSet;
@@ -134,7 +134,7 @@ fn elements(table: &str, set: &str) -> Result<Vec<Vec<u8>>, NetfilterError> {
         let mut list = attribute(body, 3).unwrap_or_default();
         while let Some((_, element, rest)) = split_attribute(list) {
             list = rest;
-            let key = inside(element, 1).and_then(|data| inside(data, 1));
+            let key = find_attribute(element, 1).and_then(|data| find_attribute(data, 1));
             keys.extend(key.map(<[u8]>::to_vec));
         }
     }
@@ -183,17 +183,7 @@ fn ask(
 
 /// The value of the first attribute of a kind, behind the header of a body.
 fn attribute(body: &[u8], wanted: u16) -> Option<&[u8]> {
-    inside(body.get(HEADER..)?, wanted)
-}
-
-fn inside(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    while let Some((kind, value, rest)) = split_attribute(attributes) {
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = rest;
-    }
-    None
+    find_attribute(body.get(HEADER..)?, wanted)
 }
 
 fn text(value: &[u8]) -> Option<String> {

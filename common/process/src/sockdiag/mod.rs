@@ -16,7 +16,8 @@ pub use netlink::{NetlinkSocket, collect_netlink_sockets};
 pub use packet::{Membership, PacketSocket, Ring, collect_packet_sockets};
 
 use crate::netlink::{
-    self as messages, Message, Writer, split_attribute, split_message, word, words,
+    self as messages, Message, Writer, find_attribute as attribute, split_attribute, split_message,
+    word, words,
 };
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -245,17 +246,6 @@ fn parse_socket(body: &[u8]) -> Result<UnixSocket, SockDiagError> {
         set_attribute(&mut socket, kind, value).ok_or(SockDiagError::Malformed("attribute"))?;
     }
     Ok(socket)
-}
-
-/// The value of the first attribute of a kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let (kind, value, rest) = split_attribute(attributes)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = rest;
-    }
 }
 
 /// UNIX_DIAG_* of include/uapi/linux/unix_diag.h; later ones are skipped. `None` for a short one.
