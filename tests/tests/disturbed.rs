@@ -72,6 +72,25 @@ fn dumps_again(sandbox: &Sandbox, guest: &Guest, before: &Snapshot) -> Result<()
     guest.expect_ok(sandbox)
 }
 
+/// Runs as the leader of a session whose terminal is closed meanwhile.
+fn on_a_closing_terminal(
+    sandbox: &Sandbox,
+    name: &str,
+    arguments: &[&str],
+) -> Result<std::process::ExitStatus> {
+    let pty = nix::pty::openpty(None, None)?;
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "--wait"]).arg(sandbox.binary(name));
+    let mut run = command
+        .args(arguments)
+        .stdin(pty.slave.try_clone()?)
+        .stdout(pty.slave.try_clone()?)
+        .stderr(pty.slave)
+        .spawn()?;
+    drop(pty.master);
+    Ok(run.wait()?)
+}
+
 sandbox_test! {
     /// The kernel kills the dumper for want of memory: the images of 64 MiB are charged to it.
     fn out_of_memory(sandbox) {
@@ -227,18 +246,27 @@ sandbox_test! {
         let images = sandbox.images("hup")?;
         let body = "test $CRTOOLS_SCRIPT_ACTION != post-dump || kill -HUP $PPID";
         let script = script(sandbox, body)?;
-        let pty = nix::pty::openpty(None, None)?;
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(sandbox.binary("crust-dump"));
         let pid = guest.pid.to_string();
-        command.args(["-R", "-t", &pid, "-D", text(&images)?, "--action-script", text(&script)?]);
-        let mut dump = command
-            .stdin(pty.slave.try_clone()?)
-            .stdout(pty.slave.try_clone()?)
-            .stderr(pty.slave)
-            .spawn()?;
-        drop(pty.master);
-        dump.wait()?;
+        let arguments = ["-R", "-t", &pid, "-D", text(&images)?, "--action-script", text(&script)?];
+        on_a_closing_terminal(sandbox, "crust-dump", &arguments)?;
         dumps_again(sandbox, &guest, &before)
+    }
+
+    /// The same of a restore in the foreground: nothing of the tree stays.
+    fn a_closed_terminal_of_a_restore(sandbox) {
+        let guest = sandbox.start("threads")?;
+        let before = Snapshot::of_tree(guest.pid)?;
+        let images = sandbox.images("hup")?;
+        sandbox.dump_and_kill(&guest, &images, &[])?;
+        let body = "test $CRTOOLS_SCRIPT_ACTION != pre-resume || kill -HUP $PPID";
+        let script = script(sandbox, body)?;
+        let arguments = ["-D", text(&images)?, "--action-script", text(&script)?];
+        let status = on_a_closing_terminal(sandbox, "crust-restore", &arguments)?;
+        ensure!(!status.success(), "it was told to end: {status}");
+        while crust_tests::kills::what_is_left(sandbox, &guest)?
+            != crust_tests::kills::Left::Nothing {}
+        sandbox.restore(&images, &[])?.succeeded()?;
+        before.expect_same(&Snapshot::of_tree(guest.pid)?, &[])?;
+        guest.expect_ok(sandbox)
     }
 }
