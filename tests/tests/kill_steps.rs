@@ -247,6 +247,7 @@ sandbox_test! {
     fn pre_dump(sandbox) { dumped(sandbox, "threads", &[], &["--pre-dump"]) }
     fn dump_that_tracks(sandbox) { dumped(sandbox, "mem_private", &[], &["--track-mem"]) }
     fn dump_with_pre_copy(sandbox) { dumped(sandbox, "bigmem", &["8"], &["--pre-copy", "2"]) }
+    fn dump_with_snapshots(sandbox) { dumped(sandbox, "tree", &[], &["--snapshot"]) }
     fn dump_that_lasts(sandbox) { dumped(sandbox, "files", &[], &["--sync", "--digest"]) }
 
     /// Killed while they kill, after which there is a whole tree or none of it.
