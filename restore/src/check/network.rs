@@ -26,7 +26,7 @@ pub fn check(subject: &Subject<'_>) -> Vec<Finding> {
         steps.find(|step| needs::of_network(step) == Some(global))
     };
     let lacks = |step: &Step, what: &str, remedy: &str| {
-        let what = format!("{what}, of {}", step.origin);
+        let what = format!("{what}, of {} (EPERM)", step.origin);
         Finding::error(Code::Capability, Cap::NET_ADMIN.name(), what).remedy(remedy)
     };
     let mut findings = Vec::new();
