@@ -183,15 +183,32 @@ pub fn session(pid: i32) -> Option<i32> {
     stat.rsplit_once(") ")?.1.split(' ').nth(3)?.parse().ok()
 }
 
-/// The thread ids of a task, ascending.
+/// The thread ids of a task, ascending, without workers of the kernel (of an io_uring), which come
+/// and go as it needs them.
 pub fn threads(pid: i32) -> Result<Vec<i32>> {
     let path = format!("/proc/{pid}/task");
     let mut tids: Vec<i32> = fs::read_dir(&path)
         .with_context(|| format!("list {path}"))?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
+    tids.retain(|tid| !is_worker(&format!("{path}/{tid}/stat")));
     tids.sort_unstable();
     Ok(tids)
+}
+
+/// By PF_IO_WORKER of include/linux/sched.h in field 9 of stat.
+fn is_worker(stat: &str) -> bool {
+    let stat = fs::read_to_string(stat).unwrap_or_default();
+    let flags = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & 0x10 != 0)
+}
+
+/// How many threads a process has by what a status file says of it, without workers.
+fn own_threads(status: &str) -> Result<usize> {
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    Ok(threads(tgid.context("status has no Tgid")?.trim().parse()?)?.len())
 }
 
 fn is_zombie(pid: i32) -> bool {
@@ -327,13 +344,23 @@ impl Taken {
         let status = read_text(&format!("{dir}/status"))?;
         for line in status.lines() {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = match name {
+                "Threads" => own_threads(&status)?.to_string(),
+                _ => value.trim().to_owned(),
+            };
             if lines.contains(&name) {
-                self.fact(format!("{key} status {name}"), value.trim());
+                self.fact(format!("{key} status {name}"), value);
             }
         }
         // The first field behind the name is number 3.
         for (number, name) in STAT {
-            let value = fields.get(number - 3).copied().unwrap_or("(missing)");
+            let value = match *name {
+                "num_threads" => own_threads(&status)?.to_string(),
+                _ => fields
+                    .get(number - 3)
+                    .map_or("(missing)", |it| it)
+                    .to_owned(),
+            };
             self.fact(format!("{key} stat {name}"), value);
         }
         // A live task naps and runs by turns.
@@ -417,7 +444,7 @@ impl Taken {
         let mut field = || fields.next().unwrap_or_default();
         let (perms, offset, device, inode) = (field(), field(), field(), field());
         let path = fields.collect::<Vec<_>>().join(" ");
-        if path.ends_with(" (deleted)") {
+        if path.ends_with(" (deleted)") || path.starts_with("anon_inode:") {
             let object = self.objects.name(&format!("map {device} {inode}"));
             return format!("{perms} {offset} {object} {path}");
         }

@@ -375,9 +375,11 @@ impl Freezer {
         if let Stop::Group(signal) = stop {
             self.frozen.tasks[index].state = TaskState::Stopped(signal);
         }
-        match Reader::of(reader, pid, tid)
-            .and_then(|reader| FrozenThread::read(reader, Stopped::new(tid, stop)))
-        {
+        let stopped = Stopped::new(tid, stop);
+        if is_worker(pid, &stopped)? {
+            return Ok(stopped.detach()?);
+        }
+        match Reader::of(reader, pid, tid).and_then(|reader| FrozenThread::read(reader, stopped)) {
             Ok(thread) => self.frozen.tasks[index].threads.push(thread),
             Err(error) if error.is_gone() => self.deaths += 1,
             Err(error) => return Err(error.into()),
@@ -617,6 +619,24 @@ fn wait_for_exit(tid: HostPid) -> OsResult<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a thread is one of the kernel's own in a process: a worker of an io_uring or of vhost,
+/// which stops and is listed as others are but has no user code, so no registers for any
+/// (copy_thread of arch/x86/kernel/process.c). The kernel makes it when it needs it, and a request
+/// that it is working on is found with the ring.
+fn is_worker(pid: HostPid, stopped: &Stopped) -> OsResult<bool> {
+    /// PF_IO_WORKER and PF_USER_WORKER of include/linux/sched.h.
+    const WORKER: u32 = 0x10 | 0x4000;
+    let regs = match stopped.regs() {
+        Err(error) if error.is_gone() => return Ok(false),
+        regs => regs?.0,
+    };
+    if (regs.rip, regs.rsp) != (0, 0) {
+        return Ok(false);
+    }
+    let stat = stat_of(pid, stopped.tid())?;
+    Ok(stat.is_some_and(|stat| stat.flags & WORKER != 0))
 }
 
 /// The ids of a task's threads; none if it is gone.
