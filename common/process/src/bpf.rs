@@ -100,22 +100,22 @@ const MAPS_OF_PROGRAM: usize = 256;
 
 /// The part of union bpf_attr that is used here; the kernel takes what is behind as zeros.
 #[repr(C, align(8))]
-struct Attr([u32; 18]);
+pub(crate) struct Attr([u32; 18]);
 
 impl Attr {
-    fn new() -> Attr {
+    pub(crate) fn new() -> Attr {
         Attr([0; 18])
     }
 
     /// `at` counts words.
-    fn word(mut self, at: usize, value: u32) -> Attr {
+    pub(crate) fn word(mut self, at: usize, value: u32) -> Attr {
         if let Some(place) = self.0.get_mut(at) {
             *place = value;
         }
         self
     }
 
-    fn long(self, at: usize, value: u64) -> Attr {
+    pub(crate) fn long(self, at: usize, value: u64) -> Attr {
         let [a, b, c, d, e, f, g, h] = value.to_ne_bytes();
         self.word(at, u32::from_ne_bytes([a, b, c, d]))
             .word(at + 1, u32::from_ne_bytes([e, f, g, h]))
@@ -124,7 +124,7 @@ impl Attr {
 
 /// # Safety
 /// Addresses in `attr` are those of buffers as long as the command takes them to be.
-unsafe fn bpf(command: u32, attr: &mut Attr) -> nix::Result<libc::c_long> {
+pub(crate) unsafe fn bpf(command: u32, attr: &mut Attr) -> nix::Result<libc::c_long> {
     let len = size_of::<Attr>();
     // SAFETY: attr lives here; what it points to is the caller's promise.
     let got = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), len) };
