@@ -573,7 +573,7 @@ fn collect_mapped(
     Ok(())
 }
 
-/// Gives each mapping of a socket or a bpf map the id of a descriptor of it.
+/// Gives each mapping of a socket, a bpf map or an io_uring the id of a descriptor of it.
 fn collect_mapped_descriptors(
     ctx: &Context,
     task: &Task,
@@ -584,6 +584,7 @@ fn collect_mapped_descriptors(
         let found = match vma.backing {
             Backing::Socket => files.mapped_socket(task, &vma.range),
             Backing::BpfMap => files.mapped_bpf_map(ctx, task, &vma.range, entry.pgoff),
+            Backing::Ring => files.mapped_ring(task, &vma.range),
             _ => continue,
         };
         match found {

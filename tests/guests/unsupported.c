@@ -7,7 +7,7 @@
 #include <linux/perf_event.h>
 int main(int argc, char **argv)
 {
-	struct io_uring_params p = { 0 };
+	struct io_uring_params p = { .flags = 1U << 12 /* IORING_SETUP_SINGLE_ISSUER */ };
 	wl_start(argc, argv);
 	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	int ring = syscall(SYS_io_uring_setup, 4, &p);

@@ -267,6 +267,24 @@ sandbox_test! {
         Ok(())
     }
 
+    /// Each ring with its own reason.
+    fn rings_that_are_not_idle_are_refused(sandbox) {
+        let guest = sandbox.start("uring_busy")?;
+        let lines = guest.lines()?;
+        let wanted: Vec<String> = lines
+            .iter()
+            .filter_map(|line| {
+                let (fd, why) = line.split_once(' ')?;
+                fd.parse::<i32>().ok()?;
+                Some(format!("fd {fd} (anon_inode:[io_uring]): is an io_uring; {why}"))
+            })
+            .collect();
+        ensure!(wanted.len() == 5, "{lines:?}");
+        let wanted: Vec<_> = wanted.iter().map(String::as_str).collect();
+        let images = sandbox.images("rings")?;
+        refused_dump(sandbox, &guest, guest.pid, &images, &[])?.says(&wanted)
+    }
+
     fn options_unknown_are_usage_errors(sandbox) {
         for tool in ["crust-dump", "crust-restore"] {
             let outcome = sandbox.run(tool, &["--no-such-option"], None)?.exited_with(2)?;

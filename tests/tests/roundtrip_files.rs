@@ -23,6 +23,7 @@ crust_tests::workloads! {
     pidfd: guest "pidfd";
     pidfd_thread: guest "pidfd_thread";
     epoll_odd: guest "epoll_odd";
+    uring: guest "uring";
     locks: guest "locks", dump &["--file-locks"];
     lock_inherited: guest "lock_inherited", dump &["--file-locks"];
     inotify: guest "inotify";

@@ -86,6 +86,8 @@ pub enum Kind {
     Fanotify,
     /// pidfd_open(2).
     Pidfd,
+    /// io_uring_setup(2).
+    Uring,
     /// A map of the bpf machine.
     BpfMap,
     /// Another object of it, by its name.
@@ -186,9 +188,7 @@ fn anonymous(link: &[u8]) -> Kind {
         b"anon_inode:inotify" => Kind::Inotify,
         b"anon_inode:[pidfd]" => Kind::Pidfd,
         b"anon_inode:[fanotify]" => Kind::Fanotify,
-        b"anon_inode:[io_uring]" => {
-            unsupported("an io_uring, whose flags and requests under way the kernel does not tell")
-        }
+        b"anon_inode:[io_uring]" => Kind::Uring,
         b"anon_inode:[userfaultfd]" => unsupported("a userfaultfd"),
         b"anon_inode:[perf_event]" => unsupported("a perf event"),
         b"anon_inode:bpf-map" => Kind::BpfMap,
@@ -293,10 +293,7 @@ mod tests {
             Kind::Namespace
         );
         let ring = kind(0, 16, 0, 2, b"anon_inode:[io_uring]");
-        assert_eq!(
-            ring,
-            unsupported("an io_uring, whose flags and requests under way the kernel does not tell")
-        );
+        assert_eq!(ring, Kind::Uring);
         let program = kind(0, 16, 0, 2, b"anon_inode:bpf-prog");
         assert_eq!(program, Kind::BpfObject("program"));
         let unknown = kind(0, 16, 0, 2, b"anon_inode:[new thing]");

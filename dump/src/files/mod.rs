@@ -47,6 +47,7 @@ mod tty_queue;
 mod tunfile;
 mod unix_queue;
 mod unix_socket;
+mod uring;
 mod write;
 
 pub use crust_image::ids::FileId;
@@ -137,6 +138,7 @@ pub struct FileTable {
     ringed: packet_socket::Ringed,
     new_sockets: kept_options::News,
     bpf_maps: bpfmap::Maps,
+    rings: uring::Rings,
     tuns: tunfile::Interfaces,
     ttys: tty::Ttys,
     locks: Locks,
@@ -357,6 +359,7 @@ impl FileTable {
             ringed: packet_socket::Ringed::default(),
             new_sockets: kept_options::News::default(),
             bpf_maps: bpfmap::Maps::default(),
+            rings: uring::Rings::default(),
             tuns: tunfile::Interfaces::default(),
             ttys: tty::Ttys::default(),
             locks,
@@ -536,6 +539,7 @@ impl FileTable {
             Kind::Namespace => namespace::dump(self, file, id),
             Kind::Tun => tunfile::dump(ctx, self, file, id),
             Kind::BpfMap => bpfmap::dump(ctx, self, file, id),
+            Kind::Uring => uring::dump(ctx, self, file, id),
             Kind::BpfObject(name) => Err(bpfmap::refuse_object(file, name)?),
             Kind::Tty => tty::dump(ctx, self, file, id),
             Kind::Unsupported(name) => Err(Problem::refused(format!("is {name}"))),
@@ -593,6 +597,7 @@ fn fd_type(kind: &Kind, file: &OpenFile) -> FdTypes {
         Kind::Tty => FdTypes::Tty,
         Kind::Tun => FdTypes::Tunf,
         Kind::BpfMap => FdTypes::Bpfmap,
+        Kind::Uring => FdTypes::CrustUring,
         Kind::BpfObject(_) | Kind::Unsupported(_) => FdTypes::Und,
     }
 }

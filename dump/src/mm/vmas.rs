@@ -46,6 +46,8 @@ pub mod status {
 const MAP_DROPPABLE: u32 = 8;
 /// What maps shows of every map of the bpf machine.
 const BPF_MAP: &[u8] = b"anon_inode:bpf-map";
+/// And of every io_uring.
+const RING: &[u8] = b"anon_inode:[io_uring]";
 /// MAP_TYPE of include/uapi/linux/mman.h.
 const MAP_KIND: u32 = 0xf;
 
@@ -66,6 +68,8 @@ pub enum Backing {
     Socket,
     /// A map of the bpf machine.
     BpfMap,
+    /// The memory of an io_uring.
+    Ring,
     /// The vdso.
     Vdso,
     /// Its data, [vvar] and [vvar_vclock] as one.
@@ -182,7 +186,12 @@ fn plan_vma(area: &SmapsVma) -> Result<Vma, String> {
     let vma = &area.vma;
     let file = matches!(
         backing,
-        Backing::File | Backing::Memfd | Backing::Aio | Backing::Socket | Backing::BpfMap
+        Backing::File
+            | Backing::Memfd
+            | Backing::Aio
+            | Backing::Socket
+            | Backing::BpfMap
+            | Backing::Ring
     );
     let entry = VmaEntry {
         start: vma.start,
@@ -242,6 +251,7 @@ fn backing_of(area: &SmapsVma) -> Result<Backing, String> {
             Backing::Socket
         }
         VmaName::Path { path, .. } if vma.perms.shared && path == BPF_MAP => Backing::BpfMap,
+        VmaName::Path { path, .. } if vma.perms.shared && path == RING => Backing::Ring,
         VmaName::Path { path, .. } => {
             return Err(format!(
                 "maps {}, which is not supported",
@@ -272,7 +282,10 @@ fn refuse_flags(area: &SmapsVma) -> Result<(), String> {
     let refused = |(flag, _): &&(VmFlag, &str)| {
         // Memory that we know how to make again, with its pages or without.
         let is_known = match flag {
-            VmFlag::MixedMap => matches!(backing_of(area), Ok(Backing::Socket | Backing::BpfMap)),
+            VmFlag::MixedMap => matches!(
+                backing_of(area),
+                Ok(Backing::Socket | Backing::BpfMap | Backing::Ring)
+            ),
             VmFlag::HugeTlb => {
                 let backing = backing_of(area);
                 matches!(
@@ -338,7 +351,7 @@ fn status_of(backing: Backing, vma: &MapsVma) -> u32 {
             status::REGULAR | status::ANON_PRIVATE | status::HEAP
         }
         Backing::Anonymous => status::REGULAR | status::ANON_PRIVATE,
-        Backing::File | Backing::BpfMap => status::REGULAR | file,
+        Backing::File | Backing::BpfMap | Backing::Ring => status::REGULAR | file,
         Backing::Socket => status::REGULAR | status::SOCKET,
         Backing::Memfd => status::REGULAR | file | status::MEMFD,
         Backing::Aio => status::AIO_RING,
@@ -500,7 +513,7 @@ VmFlags: rd wr mm
     #[test]
     fn every_area_that_cannot_be_held_is_told() {
         let text = "\
-7f00000000-7f00002000 rw-s 00000000 00:0d 5 anon_inode:[io_uring]
+7f00000000-7f00002000 rw-s 00000000 00:0d 5 anon_inode:[perf_event]
 VmFlags: rd wr
 7f00020000-7f00022000 rw-p 00000000 00:00 0 
 VmFlags: rd wr uw
@@ -515,7 +528,7 @@ VmFlags: rd wr zz
         let told: Vec<&str> = unsupported.iter().map(|area| area.what.as_str()).collect();
         for (what, word) in told
             .iter()
-            .zip(["io_uring", "userfaultfd", "key 3", "'zz'"])
+            .zip(["perf_event", "userfaultfd", "key 3", "'zz'"])
         {
             assert!(what.contains(word), "{what}");
         }

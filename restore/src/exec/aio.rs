@@ -81,7 +81,7 @@ impl<'p> Executor<'p> {
     }
 
     /// Runs some calls in the task, all of which must answer as they should.
-    fn run_table(
+    pub(super) fn run_table(
         &mut self,
         step: &'p Step,
         pid: VirtPid,

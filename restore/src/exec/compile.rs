@@ -44,6 +44,7 @@ pub fn is_batched(op: &Op) -> bool {
         Op::Fetch { .. }
         | Op::ClearMemory
         | Op::AioRing { .. }
+        | Op::MapRing { .. }
         | Op::CopyPages { .. }
         | Op::WriteProc { .. }
         | Op::Die { .. }

@@ -12,6 +12,7 @@ mod commit;
 mod compile;
 mod error;
 mod load;
+mod ring;
 pub mod routines;
 mod vdso;
 
@@ -315,6 +316,7 @@ impl<'p> Executor<'p> {
         match &step.op {
             Op::ClearMemory => self.clear_memory(step, pid)?,
             Op::AioRing { .. } => self.make_aio_ring(step, pid)?,
+            Op::MapRing { .. } => self.map_ring(step, pid)?,
             large if load::is_large(large) && tid.is_none() => self.load_by_two(step, pid)?,
             Op::Die { status } => self.let_die(step, pid, *status)?,
             Op::Stop { signal } => {

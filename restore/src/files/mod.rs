@@ -45,6 +45,7 @@ mod unix_name;
 mod unix_options;
 mod unix_queue;
 mod unix_socket;
+mod uring;
 
 pub use pidfd::{dead_pidfd_pids, pidfd_threads};
 pub use remap::is_nameless;
@@ -203,6 +204,7 @@ fn plan_single(planner: &mut Planner<'_>, file: File<'_>) {
         Some(FdTypes::Bpfmap) => bpfmap::plan(planner, file),
         Some(FdTypes::Inotify) => inotify::plan(planner, file),
         Some(FdTypes::Fanotify) => fanotify::plan(planner, file),
+        Some(FdTypes::CrustUring) => uring::plan(planner, file),
         // Opened when asked for, or planned with their other ends, or refused before.
         _ => return,
     };
@@ -230,6 +232,7 @@ fn refuse_unsupported(planner: &mut Planner<'_>, file: File<'_>) {
             | FdTypes::Timerfd
             | FdTypes::Memfd
             | FdTypes::Pidfd
+            | FdTypes::CrustUring
             | FdTypes::Ns,
         ) => return,
         Some(FdTypes::CtlTty) => ("terminals of old images", ""),
@@ -324,7 +327,9 @@ impl Planner<'_> {
             Some(FdTypes::Reg) => regfile::plan_mapped(self, file, access),
             Some(FdTypes::Memfd) => memfd::plan_mapped(self, file, access),
             Some(FdTypes::Bpfmap) => bpfmap::plan_mapped(self, file),
-            Some(FdTypes::Packetsk) => self.files.slots.get(&id).copied().flatten(),
+            Some(FdTypes::Packetsk | FdTypes::CrustUring) => {
+                self.files.slots.get(&id).copied().flatten()
+            }
             _ => None,
         };
         self.files.mapped.insert((id, access), slot);

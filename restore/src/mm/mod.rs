@@ -250,6 +250,13 @@ fn plan_map(planner: &mut Planner<'_>, room: &mut Room<'_>, vma: &Vma) {
         },
     };
     hold(planner, room, slot, &origin);
+    let is_ring = match vma.kind {
+        Kind::File { id, .. } => {
+            let file = planner.checkpoint.file(FileId(id));
+            file.is_some_and(|file| file.crust_uring.is_some())
+        }
+        _ => false,
+    };
     let loaded = pages::any_in(&room.runs, vma);
     // What the task has inherited, or mapped for its children, is there.
     let missing = inherit::without(vma.start..vma.end, &room.early.mapped);
@@ -260,6 +267,16 @@ fn plan_map(planner: &mut Planner<'_>, room: &mut Room<'_>, vma: &Vma) {
             pgoff: vma.pgoff + (range.start - vma.start),
             ..*vma
         };
+        if is_ring {
+            let map = Op::MapRing {
+                at: part.start,
+                len: part.len(),
+                prot: part.prot,
+                offset: part.pgoff,
+            };
+            planner.push(Phase::Memory, room.actor, map, origin.clone());
+            continue;
+        }
         let call = map_call(&part, loaded, slot.is_some());
         planner.call(Phase::Memory, room.actor, call, origin.clone());
     }

@@ -92,6 +92,7 @@ golden_plans! {
     requests_of_threads: "own" "treatment",
     memory_changed_for_good: "own" "mem_for_good",
     overruns_of_timers: "own" "timer_overrun",
+    rings: "own" "uring",
 }
 
 #[test]

@@ -93,6 +93,15 @@ fn write_op(out: &mut String, op: &Op) -> fmt::Result {
              {offset:#x}",
             Slot(*pages)
         ),
+        Op::MapRing {
+            at,
+            len,
+            prot,
+            offset,
+        } => write!(
+            out,
+            "map {len} bytes of io_uring 0 at {at:#x}, prot {prot}, offset {offset:#x}"
+        ),
         Op::MoveVdso { areas } => {
             out.push_str("move vdso");
             for area in areas {
@@ -367,6 +376,16 @@ fn write_routine(out: &mut String, routine: &Routine) -> fmt::Result {
         Routine::RepairTcp(tcp) => write_repair(out, tcp),
         Routine::PutDatagrams(datagrams) => write_datagrams(out, datagrams),
         Routine::MakeBpfMap(map) => write_bpf_map(out, map),
+        Routine::MakeUring { ring, slot } => write!(
+            out,
+            "make io_uring of {} and {} entries, flags {:#x}, {} taken, {} completed -> {}",
+            ring.sq_entries,
+            ring.cq_entries,
+            ring.setup,
+            ring.sq_head,
+            ring.cq_tail,
+            Slot(*slot)
+        ),
         Routine::OpenTun {
             path,
             flags,

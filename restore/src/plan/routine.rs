@@ -6,6 +6,7 @@ use super::object::{BpfMap, TunDevice};
 use super::step::SlotId;
 use crate::ipc::Object;
 use crust_image::ids::VirtPid;
+use crust_process::io_uring::Ring;
 use serde::Serialize;
 
 /// What the broker does in more than one call.
@@ -250,6 +251,13 @@ pub enum Routine {
     },
     /// A map of the bpf machine is made, filled and frozen.
     MakeBpfMap(Box<BpfMap>),
+    /// Makes a ring of io_uring_setup(2), brings it to its counts and writes its memory.
+    MakeUring {
+        /// What it was.
+        ring: Box<Ring>,
+        /// Where its descriptor goes.
+        slot: SlotId,
+    },
     /// Opens the device of tuns and attaches to an interface.
     OpenTun {
         /// Absolute path of the device.

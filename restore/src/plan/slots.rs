@@ -68,6 +68,7 @@ fn used_by_op(op: &Op, visit: &mut impl FnMut(Use)) {
         Op::Routine(routine) => used_by_routine(routine, visit),
         Op::Fork { .. }
         | Op::ClearMemory
+        | Op::MapRing { .. }
         | Op::MoveVdso { .. }
         | Op::WriteProc { .. }
         | Op::Thread { .. }
@@ -97,6 +98,7 @@ fn used_by_routine(routine: &Routine, visit: &mut impl FnMut(Use)) {
         | Routine::OpenLink { slot, .. }
         | Routine::OpenPages { slot, .. }
         | Routine::OwnTerminal { slot, .. }
+        | Routine::MakeUring { slot, .. }
         | Routine::Inherit { slot, .. }
         | Routine::OpenTun { slot, .. }
         | Routine::MakeUts { slot, .. }

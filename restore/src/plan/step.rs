@@ -191,6 +191,19 @@ pub enum Op {
         /// Where the ring is in it.
         offset: u64,
     },
+    /// Task: memory of the io_uring that is number 0 comes to this address. The kernel chooses where
+    /// to map a ring and takes no wish (io_uring/memmap.c, io_uring_get_unmapped_area), so everything
+    /// else of the address space is taken for the time of the call.
+    MapRing {
+        /// First address.
+        at: u64,
+        /// Bytes.
+        len: u64,
+        /// PROT_* bits.
+        prot: u32,
+        /// Which memory of it: an offset of mmap(2).
+        offset: u64,
+    },
     /// Broker: pages are copied from a pages file into a file (a memfd, a SysV segment's file).
     CopyPages {
         /// The pages file.

@@ -109,6 +109,7 @@ fn has_member(file: &FileEntry) -> bool {
         Ok(FdTypes::Memfd) => file.memfd.is_some(),
         Ok(FdTypes::Bpfmap) => file.bpf.is_some(),
         Ok(FdTypes::Pidfd) => file.pidfd.is_some(),
+        Ok(FdTypes::CrustUring) => file.crust_uring.is_some(),
         Ok(FdTypes::Und) | Err(_) => false,
     }
 }

@@ -75,7 +75,9 @@ fn resolve_object(findings: &Findings<'_>, vma: &VmaEntry) -> Result<(), String>
     } else if has(VMA_AREA_SOCKET) {
         file.is_some_and(|file| file.psk.is_some())
     } else if has(VMA_FILE_PRIVATE | VMA_FILE_SHARED) {
-        file.is_some_and(|file| file.reg.is_some() || file.bpf.is_some())
+        file.is_some_and(|file| {
+            file.reg.is_some() || file.bpf.is_some() || file.crust_uring.is_some()
+        })
     } else if has(VMA_AREA_SYSVIPC) {
         let mut segments = checkpoint.namespaces.ipc_shm.values().flatten();
         segments.any(|segment| u64::from(segment.entry.desc.id) == vma.shmid)

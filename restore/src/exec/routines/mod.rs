@@ -29,6 +29,7 @@ use crate::plan::step::SlotId;
 use anyhow::{Context, Result, bail};
 use crust_image::dir::ImageDir;
 use crust_image::kind::Kind;
+use crust_process::io_uring;
 use crust_process::steps::step;
 use crust_process::survivor::Survivor;
 use std::ffi::OsStr;
@@ -256,6 +257,10 @@ fn dispatch(routine: &Routine, ctx: &mut Ctx<'_>, slots: &mut Slots<'_>) -> Resu
         Routine::MakeBpfMap(map) => {
             let made = bpf::make(ctx.images, &mut ctx.payloads, map)?;
             slots.put(map.slot, made)
+        }
+        Routine::MakeUring { ring, slot } => {
+            let made = io_uring::make(ring).map_err(anyhow::Error::msg)?;
+            slots.put(*slot, made)
         }
         Routine::OpenBpfMap { map, flags, slot } => {
             let opened = bpf::open(slots.get(*map)?, *flags)?;
