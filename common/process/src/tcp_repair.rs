@@ -5,9 +5,10 @@
 //! socket in repair mode is broken for its program: read(2) answers EPERM. If we set the mode and
 //! were killed, it would stay. The task itself cannot switch it off, for that needs CAP_NET_ADMIN.
 //! So a child of ours, the reader, does it: it survives our death, has one socket in repair mode
-//! at a time, for the few microseconds that reading takes, and when it learns that we are dead
-//! (PR_SET_PDEATHSIG) it touches no further one. It makes system calls only and writes into memory
-//! shared with us. Only a SIGKILL to the reader itself, within such a moment, would harm.
+//! at a time, for the few microseconds that reading takes, before all others on its processor
+//! (SCHED_FIFO), and it touches no further one from the moment when the kernel begins to take our
+//! thread apart ([`Alive`]), before it lets our tasks run. It makes system calls only and writes into
+//! memory shared with us. Only a SIGKILL to the reader itself, within such a moment, would harm.
 //!
 //! TCP_REPAIR sets SO_REUSEADDR as a side effect and clears it at the end; the reader puts it back.
 
@@ -257,14 +258,55 @@ fn result(shared: &Shared, record: Record) -> Result<Connection, RepairError> {
     })
 }
 
+/// A lock that the calling thread holds as long as it lives. The kernel marks it when the thread
+/// dies, in exit_mm of kernel/exit.c, which is before it lets go of the tasks that the thread traces
+/// (exit_notify): who finds it held knows that they stand still.
+struct Alive {
+    shared: Shared,
+}
+
+impl Alive {
+    fn hold() -> nix::Result<Alive> {
+        let shared = Shared::map(size_of::<libc::pthread_mutex_t>())?;
+        let told = |code: i32| match code {
+            0 => Ok(()),
+            code => Err(Errno::from_raw(code)),
+        };
+        // SAFETY: the attributes live here, the lock in the mapping, which begins at a page; it is
+        // made before anybody has it.
+        unsafe {
+            let mut how: libc::pthread_mutexattr_t = std::mem::zeroed();
+            told(libc::pthread_mutexattr_init(&mut how))?;
+            libc::pthread_mutexattr_setpshared(&mut how, libc::PTHREAD_PROCESS_SHARED);
+            libc::pthread_mutexattr_setrobust(&mut how, libc::PTHREAD_MUTEX_ROBUST);
+            let lock = shared.base.as_ptr().cast();
+            told(libc::pthread_mutex_init(lock, &how))?;
+            told(libc::pthread_mutex_lock(lock))?;
+        }
+        Ok(Alive { shared })
+    }
+
+    /// For the reader: whether the thread that holds it lives.
+    fn is_held(&self) -> bool {
+        // SAFETY: the lock was made in the mapping; trying takes no other lock and no memory.
+        unsafe { libc::pthread_mutex_trylock(self.shared.base.as_ptr().cast()) == libc::EBUSY }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        // SAFETY: this thread holds the lock, and the reader, the only other one, is dead.
+        unsafe { libc::pthread_mutex_unlock(self.shared.base.as_ptr().cast()) };
+    }
+}
+
 /// Forks the reader and waits for its end.
 fn run_reader(shared: &Shared, count: usize) -> nix::Result<()> {
-    // SAFETY: plain numbers.
-    let parent = unsafe { libc::getpid() };
+    let alive = Alive::hold()?;
     // SAFETY: the child makes system calls only, on memory of ours that it has a copy of and on
     // the shared mapping, so that locks held by our other threads do not matter; it never returns.
     match Errno::result(unsafe { libc::fork() })? {
-        0 => unsafe { read_as_child(shared, count, parent) },
+        0 => unsafe { read_as_child(shared, count, &alive) },
         reader => loop {
             let mut status = 0;
             // SAFETY: fills one int, which outlives the call.
@@ -282,7 +324,7 @@ fn run_reader(shared: &Shared, count: usize) -> nix::Result<()> {
 ///
 /// # Safety
 /// In a child just forked, with the mapping of the parent and its descriptors.
-unsafe fn read_as_child(shared: &Shared, count: usize, parent: i32) -> ! {
+unsafe fn read_as_child(shared: &Shared, count: usize, alive: &Alive) -> ! {
     let all = u64::MAX;
     // SAFETY: system calls with buffers of ours that outlive them; records are inside the mapping.
     unsafe {
@@ -298,8 +340,12 @@ unsafe fn read_as_child(shared: &Shared, count: usize, parent: i32) -> ! {
         libc::prctl(libc::PR_SET_PDEATHSIG, DEATH);
         // Not with the group of our parent, should a terminal or a shell kill that.
         libc::setsid();
+        // A reader that waits for a processor leaves a socket as it is meanwhile. Where we may not
+        // ask for it, it is as it was.
+        let first = libc::sched_param { sched_priority: 1 };
+        libc::sched_setscheduler(0, libc::SCHED_FIFO, &first);
         for index in 0..count {
-            if libc::getppid() != parent || is_told_of_death() {
+            if !alive.is_held() || is_told_of_death() {
                 break;
             }
             read_one(shared, &mut *shared.record(index));
