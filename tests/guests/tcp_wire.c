@@ -52,6 +52,8 @@ static void program(void)
 		say(c[DATA], "end");
 		until(c[CLOSING], TCP_CLOSING);
 	}
+	for (int i = 0; i < QUIET; i++)
+		until_heard(c[i]);
 	wl_wait();
 	if (pairs == BUSY) {
 		MUST(state(c[CLOSING]) == TCP_CLOSING && state(c[LAST]) == TCP_LAST_ACK);
@@ -91,6 +93,8 @@ static void peer(int port)
 		hear(c[DATA], "end");
 		MUST(!shutdown(c[CLOSING], SHUT_WR));
 	}
+	for (int i = 0; i < QUIET; i++)
+		until_heard(c[i]);
 	wl_wait();
 	hear(c[DATA], "read"); /* the program has looked at its states */
 	for (int i = CLOSING; i < pairs; i++)

@@ -216,6 +216,8 @@ fn enums_equal_the_table() {
     {
         enum_rows(&values, &mut rows);
     }
+    // Values of our own, as fields of our own.
+    rows.retain(|row| !row.contains("\tCRUST_"));
     assert_same(&table("enums.tsv"), &rows, "enums");
 }
 

@@ -557,14 +557,18 @@ impl Frozen {
 
     /// Stops every task with SIGSTOP and lets go: each is found stopped.
     pub fn leave_stopped(mut self) -> OsResult<()> {
+        let mut told = Vec::new();
         for task in &self.tasks {
             if task.state == TaskState::Alive {
                 step();
                 let sent = nix::sys::signal::kill(task.pid.into(), nix::sys::signal::SIGSTOP);
                 sent.map_err(|errno| Error::new(task.pid, "kill(SIGSTOP)", errno))?;
+                told.push(task.pid);
             }
         }
-        self.detach_all()
+        let detached = self.detach_all();
+        told.into_iter().for_each(wait_until_stopped_again);
+        detached
     }
 
     fn detach_all(&mut self) -> OsResult<()> {
@@ -588,7 +592,8 @@ impl Frozen {
 }
 
 /// A stopped task that is detached runs for a moment inside the kernel before it stops again
-/// (ptrace(2), "the transition is visible"); we are done when it has. Nobody but its parent is
+/// (ptrace(2), "the transition is visible"), and so does one that finds its SIGSTOP then; we are done
+/// when it has. Nobody but its parent is
 /// told, so /proc is asked. It may have been continued or killed meanwhile: that is not awaited.
 fn wait_until_stopped_again(pid: HostPid) {
     const MOMENT: Duration = Duration::from_millis(100);
