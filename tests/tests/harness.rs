@@ -28,6 +28,7 @@ const NOT_ALONE: &[&str] = &[
     "consoles",
     // Never at rest.
     "tcp_busy",
+    "once",
     // It goes on only when it has been restored: timers.rs.
     "time_left",
     // A signal ends what it waits for: failures.rs sends it.

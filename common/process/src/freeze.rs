@@ -595,7 +595,7 @@ impl Frozen {
 /// (ptrace(2), "the transition is visible"), and so does one that finds its SIGSTOP then; we are done
 /// when it has. Nobody but its parent is
 /// told, so /proc is asked. It may have been continued or killed meanwhile: that is not awaited.
-fn wait_until_stopped_again(pid: HostPid) {
+pub fn wait_until_stopped_again(pid: HostPid) {
     const MOMENT: Duration = Duration::from_millis(100);
     let end = Instant::now() + MOMENT;
     let runs = || {

@@ -10,6 +10,7 @@ use crate::plan::step::{Op, Phase, Plan, Step, ThreadState};
 use crust_image::ids::VirtPid;
 use crust_process::error::Error as TaskError;
 use crust_process::fds::{PidFd, close_all};
+use crust_process::freeze::wait_until_stopped_again;
 use crust_process::making::{Made, Outcome};
 use crust_process::pid::HostPid;
 use crust_process::regs::Regs;
@@ -407,6 +408,13 @@ impl<'p> Executor<'p> {
                 {
                     unreleased = unreleased.or(Some(error));
                 }
+            }
+        }
+        for step in &self.plan.steps {
+            if let (Op::Stop { .. }, Actor::Task(pid)) = (&step.op, step.actor)
+                && let Some(pid) = HostPid::new(pid.get() as i32)
+            {
+                wait_until_stopped_again(pid);
             }
         }
         Ok((left, unreleased))
